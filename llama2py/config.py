@@ -1,0 +1,104 @@
+"""ModelConfig: the numbers of a checkpoint, validated in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .errors import ConfigError
+
+# Far above any real model (llama-2-70b: dim 8192, hidden_dim 28672), low enough that every product
+# of two of them stays an exact 64-bit integer in the engine.
+MAX_WIDTH = 1 << 20
+MAX_LAYERS = 1 << 12
+MAX_VOCAB = 1 << 24
+MAX_SEQ_LEN = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of one transformer.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the residual stream.
+    hidden_dim : int
+        Width of the feed-forward layer.
+    n_layers, n_heads, n_kv_heads : int
+        Transformer blocks, query heads, and key/value heads (fewer than ``n_heads`` with
+        grouped-query attention).
+    vocab_size : int
+        Number of token ids.
+    seq_len : int
+        Longest context, in tokens.
+    shared_classifier : bool
+        Whether the output matrix is the token embedding.
+    norm_eps : float
+        Added to the mean square in RMSNorm.
+    rope_theta : float
+        Base of the rotary position frequencies.
+
+    Raises
+    ------
+    ConfigError
+        If the numbers contradict each other or are out of range.
+    """
+
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    seq_len: int
+    shared_classifier: bool = True
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "dim": MAX_WIDTH,
+            "hidden_dim": MAX_WIDTH,
+            "n_layers": MAX_LAYERS,
+            "n_heads": MAX_WIDTH,
+            "n_kv_heads": MAX_WIDTH,
+            "vocab_size": MAX_VOCAB,
+            "seq_len": MAX_SEQ_LEN,
+        }
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not 1 <= value <= limit:
+                raise ConfigError(f"{name} is {value}, expected 1 to {limit}")
+        if self.dim % self.n_heads:
+            raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"the head size dim / n_heads = {self.head_dim} is odd, expected an even one"
+                " (rotary embeddings turn pairs)"
+            )
+        if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
+            raise ConfigError(f"norm_eps is {self.norm_eps}, expected a finite number from 0 up")
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
+            raise ConfigError(f"rope_theta is {self.rope_theta}, expected a finite number above 0")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.n_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys (and of the values) of one token: ``n_kv_heads * head_dim``."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights, the embedding counted once when the classifier shares it."""
+        dim, hidden = self.dim, self.hidden_dim
+        attention = dim * (2 * dim + 2 * self.kv_dim)
+        layer = 2 * dim + attention + 3 * dim * hidden
+        tables = 1 if self.shared_classifier else 2
+        return tables * self.vocab_size * dim + self.n_layers * layer + dim

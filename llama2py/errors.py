@@ -1,0 +1,41 @@
+"""What can go wrong, one class per kind of trouble.
+
+Every message is one sentence that says which file (where there is one), what is wrong, and what
+was expected. The library raises; it never prints.
+"""
+
+
+class Llama2pyError(Exception):
+    """The parent of every error that llama2py raises on purpose."""
+
+
+class ConfigError(Llama2pyError):
+    """The numbers of a model contradict each other or lie outside what the engine computes."""
+
+
+class CheckpointError(Llama2pyError):
+    """A checkpoint file is missing, malformed, cut short, or of a kind that is not read."""
+
+
+class TokenizerError(Llama2pyError):
+    """A tokenizer file is missing, malformed, or of another vocabulary than the model's."""
+
+
+class PromptError(Llama2pyError):
+    """A prompt or a token sequence cannot be run: not text, out of the vocabulary, too long."""
+
+
+class ParameterError(Llama2pyError, ValueError):
+    """An argument lies outside its range (a temperature of nan, a top_p of 1.5)."""
+
+
+class EngineError(Llama2pyError):
+    """The engine cannot do what was asked: no such instruction set, no memory."""
+
+
+class ClosedError(Llama2pyError):
+    """A model or a session was used after ``close()``."""
+
+
+class Cancelled(Llama2pyError):
+    """A forward pass was stopped half-way because somebody asked for it."""
