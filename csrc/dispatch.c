@@ -1,0 +1,35 @@
+/* Which instruction sets this build has, and which of them this CPU can run. */
+#include "kernels.h"
+
+static int always(void) { return 1; }
+
+#if defined(__x86_64__)
+/* The compiler's own check, which also asks whether the system saves the wide registers. */
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+
+static const struct {
+    const Kernels *kernels;
+    int (*supported)(void);
+} sets[] = {
+#if defined(__x86_64__)
+    {&kernels_avx512vnni, has_avx512vnni},
+    {&kernels_avx512, has_avx512},
+    {&kernels_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&kernels_neon, always}, /* every 64-bit ARM has it */
+#endif
+    {&kernels_portable, always},
+};
+enum { N_SETS = sizeof sets / sizeof sets[0] };
+
+const char *l2p_isa_name(int index) { return index >= 0 && index < N_SETS ? sets[index].kernels->name : 0; }
+
+int l2p_isa_supported(int index) { return index >= 0 && index < N_SETS && sets[index].supported(); }
+
+const Kernels *kernels_of_isa(int index) { return l2p_isa_supported(index) ? sets[index].kernels : 0; }

@@ -1,0 +1,93 @@
+/* Private to the engine: packed weights, the KV cache, the workspace of one forward pass. */
+#ifndef LLAMA2PY_ENGINE_H
+#define LLAMA2PY_ENGINE_H
+#include <stddef.h>
+
+#include "llama2py.h"
+
+/* Output rows in a block: one vector lane is one output row, whatever the vector's width. */
+#define LANES 16
+
+static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/* A packed matrix W (rows, cols), its rows in blocks of LANES; the rows that fill the last block are zero.
+ *   float32: block[cols][LANES]
+ *   int8:    block[groups] of { int8 [group_quads][LANES][4], float32 scale[LANES] }
+ * A group is padded with zeros to whole quads (four values, the width of the CPUs' integer dot products).
+ * `group` divides `cols`: where the file's group size does not, it is their greatest common divisor, and the
+ * file's scale stands once for each part of its group, so that no value changes. */
+typedef struct {
+    int type; /* L2P_FLOAT32 or L2P_INT8 */
+    int rows, cols, blocks;
+    int group, groups, group_quads; /* of L2P_INT8 */
+    size_t block_bytes;
+    unsigned char *data; /* [blocks][block_bytes] */
+} Matrix;
+
+/* What a matrix is multiplied with: n vectors x (cols,), as the matrix's type wants them.
+ *   float32: f[n][ld]
+ *   int8:    q[n][groups * group_quads * 4], scale[n][groups] and bias[n][groups], each group's sum times
+ *            -Kernels.int8_offset, where its integer sum starts */
+typedef struct {
+    const float *f;
+    size_t ld;
+    int8_t *q;
+    float *scale;
+    int32_t *bias;
+} Vectors;
+
+typedef struct {
+    float *att_norm, *ffn_norm; /* (dim,) */
+    Matrix qkv;                 /* wq, wk, wv below each other, each padded to whole blocks */
+    Matrix wo;                  /* (dim, n_heads * head_dim) */
+    Matrix w13;                 /* w1 and w3, a block of each in turn */
+    Matrix w2;                  /* (dim, hidden_dim) */
+} Layer;
+
+struct Kernels;
+
+struct l2p_model {
+    l2p_config config;
+    const struct Kernels *kernels;
+    unsigned char *arena; /* everything packed, on huge pages where the system has them */
+    size_t arena_bytes;
+    Matrix embedding, classifier;
+    float *final_norm;  /* (dim,) */
+    float *rope_freqs;  /* (head_dim / 2,) radians per position */
+    Layer *layers;      /* (n_layers,) */
+};
+
+/* A session's keys and values. Both are packed as the matrices that attention multiplies with:
+ *   keys[n_layers][n_kv_heads][seq_len / LANES][head_dim][LANES]     scores = K q: a lane is a position
+ *   values[n_layers][n_kv_heads][head_dim / LANES][seq_len][LANES]   output = V p: a lane is a channel */
+struct l2p_session {
+    const l2p_model *model;
+    int seq_len;                      /* rounded up to LANES */
+    size_t key_stride, value_stride;  /* floats from one head to the next */
+    float *keys, *values;
+    size_t bytes;
+};
+
+/* Memory of whole pages, zeroed, on huge pages where asked for and possible. NULL: none left. */
+void *pages_alloc(size_t bytes, int huge);
+void pages_free(void *memory, size_t bytes);
+
+/* threads.c. One caller at a time has the turn: it may use the pool and the workspace, the others wait. */
+typedef void (*Work)(void *context, int thread, int n_threads);
+void threads_take_turn(void);
+void threads_end_turn(void);
+/* Run work on n_threads threads (fewer if the system gives no more), the caller being thread 0, and wait for all. */
+void threads_run(int n_threads, Work work, void *context);
+/* Within work: return when all of its threads have come here. */
+void threads_barrier(int n_threads);
+void threads_stop(void);
+
+/* The part of [0, n) that belongs to a thread, in whole multiples of `unit`. */
+static inline void threads_share(int n, int unit, int thread, int n_threads, int *begin, int *end) {
+    int64_t units = (n + unit - 1) / unit;
+    int64_t first = units * thread / n_threads * unit, last = units * (thread + 1) / n_threads * unit;
+    *begin = (int)(first < n ? first : n);
+    *end = (int)(last < n ? last : n);
+}
+
+#endif

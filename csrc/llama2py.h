@@ -1,0 +1,89 @@
+/* llama2py's engine: the one public header. cffi reads it as its cdef, so it is plain C declarations.
+ *
+ * Numbers that come from a file are checked in Python before they get here; what a caller could still get
+ * wrong (a token id, a position) comes back as an error code. Nothing here prints or exits. */
+#ifndef LLAMA2PY_H
+#define LLAMA2PY_H
+#include <stdint.h>
+
+/* Error codes of the functions that return int: 0 is success. */
+enum {
+    L2P_OK = 0,
+    L2P_NO_MEMORY = 1,
+    L2P_BAD_ARGUMENT = 2,
+    L2P_CANCELLED = 3
+};
+
+/* How a model's matrices are stored. */
+enum {
+    L2P_FLOAT32 = 0,
+    L2P_INT8 = 1 /* groups of int8 with one float32 scale each */
+};
+
+/* The tensors of a checkpoint, by llama2.c's names. */
+enum {
+    L2P_TOKEN_EMBEDDING_TABLE, /* (vocab_size, dim) */
+    L2P_RMS_ATT_WEIGHT,        /* (dim,), a layer */
+    L2P_WQ,                    /* (n_heads * head_dim, dim), a layer */
+    L2P_WK,                    /* (n_kv_heads * head_dim, dim), a layer */
+    L2P_WV,                    /* (n_kv_heads * head_dim, dim), a layer */
+    L2P_WO,                    /* (dim, n_heads * head_dim), a layer */
+    L2P_RMS_FFN_WEIGHT,        /* (dim,), a layer */
+    L2P_W1,                    /* (hidden_dim, dim), a layer */
+    L2P_W2,                    /* (dim, hidden_dim), a layer */
+    L2P_W3,                    /* (hidden_dim, dim), a layer */
+    L2P_RMS_FINAL_WEIGHT,      /* (dim,) */
+    L2P_WCLS                   /* (vocab_size, dim), where it is not the token embedding */
+};
+
+typedef struct {
+    int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, seq_len;
+    int32_t shared_classifier; /* 1: the output matrix is the token embedding */
+    int32_t weight_type;       /* L2P_FLOAT32 or L2P_INT8 */
+    int32_t group_size;        /* of L2P_INT8: values that share a scale, along the flattened tensor */
+    float norm_eps, rope_theta;
+} l2p_config;
+
+typedef struct l2p_model l2p_model;     /* packed weights; read-only once filled, shared by threads */
+typedef struct l2p_session l2p_session; /* one conversation's keys and values */
+
+/* The instruction sets compiled in, best first, and whether this CPU has each; NULL behind the last one. */
+const char *l2p_isa_name(int index);
+int l2p_isa_supported(int index);
+
+/* An empty model for the instruction set l2p_isa_name(isa). NULL: no memory. */
+l2p_model *l2p_model_new(const l2p_config *config, int isa);
+void l2p_model_free(l2p_model *model);
+int64_t l2p_model_bytes(const l2p_model *model);
+
+/* Pack one tensor of one layer (0 where a tensor has none). values: float32, or int8 with its float32 scales
+ * of the whole tensor behind `scales`; norms are always float32. Any alignment. *non_finite grows by the number
+ * of values that are NaN or infinite. */
+int l2p_model_set(l2p_model *model, int tensor, int layer, const void *values, const void *scales, int n_threads,
+                  int64_t *non_finite);
+
+/* The cache of seq_len positions; memory is taken page by page as positions are used. NULL: no memory. */
+l2p_session *l2p_session_new(const l2p_model *model);
+void l2p_session_free(l2p_session *session);
+
+/* The transformer over a batch of n tokens: token i is tokens[i] at positions[i] of sessions[i]. Tokens of one session
+ * stand in order of position, and every earlier position of it has been computed, in this call or before.
+ * out (n_logits, vocab_size) receives the logits of the tokens logits_rows[0..n_logits). cancel, if not NULL, is
+ * looked at once a layer; when it is not 0 the call ends with L2P_CANCELLED. Results do not depend on n_threads
+ * or on how tokens are gathered into calls. Calls from several threads take turns. */
+int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
+                const int32_t *positions, int n_logits, const int32_t *logits_rows, float *out, int n_threads,
+                const int32_t *cancel);
+
+/* The first index of the largest of n logits. */
+int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
+
+/* Draw an index from softmax(logits / temperature), cut to the smallest set whose probability exceeds top_p
+ * (0 or 1: no cut), with a coin in [0, 1). Overwrites logits (n,) with the probabilities; scratch is (n,). */
+int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
+                   int32_t *scratch);
+
+/* End the pool's threads and free the workspace; the next call that needs them makes new ones. */
+void l2p_release(void);
+
+#endif

@@ -1,0 +1,66 @@
+/* Choosing the next token. The policy (which temperature, whose coin) is Python's. */
+#include "kernels.h"
+
+int32_t l2p_argmax(const l2p_model *model, const float *logits, int n) { return model->kernels->argmax(logits, n); }
+
+/* the first index whose running sum exceeds the coin, else the last */
+static int32_t draw(const float *p, int n, float coin) {
+    float sum = 0.0f;
+    for (int i = 0; i < n; i++) {
+        sum += p[i];
+        if (coin < sum) return i;
+    }
+    return n - 1;
+}
+
+/* Order of the candidates: the more probable first, of equals the lower index. */
+static int before(const float *p, int32_t a, int32_t b) { return p[a] > p[b] || (p[a] == p[b] && a < b); }
+
+/* heap[0..n) is a heap but for heap[at]: let it sink to its place */
+static void sink(const float *p, int32_t *heap, int n, int at) {
+    const int32_t moved = heap[at];
+    for (int child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && before(p, heap[child + 1], heap[child])) child++;
+        if (!before(p, heap[child], moved)) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = moved;
+}
+
+/* The smallest set of most probable tokens whose sum exceeds top_p, then one of them. A heap gives them in order without
+ * sorting the rest: most often a handful of 32000 is taken. */
+static int32_t draw_top_p(const float *p, int n, float top_p, float coin, int32_t *heap) {
+    /* What is below this cannot be among them: the n - 1 others would sum up to less than 1 - top_p. */
+    const float cutoff = (1.0f - top_p) / (float)(n - 1);
+    int size = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (p[i] >= cutoff) heap[size++] = i;
+    if (size == 0) return n - 1; /* nothing but NaN */
+    for (int at = size / 2 - 1; at >= 0; at--) sink(p, heap, size, at);
+
+    /* Taken candidates go to the end of the array, where the shrinking heap leaves room: most probable last. */
+    const int last = size - 1;
+    float sum = 0.0f;
+    while (size > 0) {
+        const int32_t best = heap[0];
+        heap[0] = heap[--size];
+        sink(p, heap, size, 0);
+        heap[size] = best;
+        sum += p[best];
+        if (sum > top_p) break;
+    }
+    const float target = coin * sum;
+    float running = 0.0f;
+    for (int i = last; i >= size; i--) {
+        running += p[heap[i]];
+        if (target < running) return heap[i];
+    }
+    return heap[size];
+}
+
+int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
+                   int32_t *scratch) {
+    model->kernels->softmax(logits, n, temperature);
+    if (top_p <= 0.0f || top_p >= 1.0f || n == 1) return draw(logits, n, coin);
+    return draw_top_p(logits, n, top_p, coin, scratch);
+}

@@ -1,0 +1,145 @@
+/* The thread pool: one per process, made on first use, workers added as a call asks for more of them.
+ *
+ * A token is 20 to 40 barriers, so waiting threads spin for some tens of microseconds before they sleep (between
+ * tokens) or give up their time slice (within one). */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "engine.h"
+
+#if defined(__x86_64__)
+#define spin_pause() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define spin_pause() __asm__ __volatile__("yield")
+#else
+#define spin_pause() ((void)0)
+#endif
+
+enum { MAX_THREADS = 256, SPINS = 2000 };
+
+typedef struct {
+    _Alignas(64) atomic_uint round; /* grows by one when there is something to do */
+    atomic_int asleep;              /* needs `wake` to notice */
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    pthread_t thread;
+} Worker;
+
+static struct {
+    pthread_mutex_t turn; /* held by whoever runs work or changes the pool */
+    int watches_fork;
+    int n_workers;
+    Worker workers[MAX_THREADS]; /* worker i is thread i + 1 of a run; thread 0 is the caller */
+
+    Work work; /* of this run; written before any round grows. NULL: end */
+    void *context;
+    int n_threads;
+    _Alignas(64) atomic_int finished; /* workers that are through with this run */
+    _Alignas(64) atomic_int arrived;  /* threads that have come to the current barrier */
+    _Alignas(64) atomic_uint barriers; /* barriers passed */
+} pool = {.turn = PTHREAD_MUTEX_INITIALIZER};
+
+/* One more turn of a waiting loop: spin at first, then let others run (there may be more threads than cores). */
+static inline void wait_a_little(int *spins) {
+    if (++*spins < SPINS)
+        spin_pause();
+    else
+        sched_yield();
+}
+
+static void wait_for_round(Worker *self, unsigned seen) {
+    for (int spins = 0; spins < SPINS; spins++) {
+        if (atomic_load_explicit(&self->round, memory_order_acquire) != seen) return;
+        spin_pause();
+    }
+    pthread_mutex_lock(&self->mutex);
+    atomic_store(&self->asleep, 1); /* before the look at round: the caller writes round, then looks at asleep */
+    while (atomic_load(&self->round) == seen) pthread_cond_wait(&self->wake, &self->mutex);
+    atomic_store(&self->asleep, 0);
+    pthread_mutex_unlock(&self->mutex);
+}
+
+static void *worker_main(void *argument) {
+    Worker *self = argument;
+    for (unsigned seen = 0;; seen++) {
+        wait_for_round(self, seen);
+        if (!pool.work) return NULL;
+        pool.work(pool.context, (int)(self - pool.workers) + 1, pool.n_threads);
+        atomic_fetch_add_explicit(&pool.finished, 1, memory_order_release);
+    }
+}
+
+static void start_round(Worker *worker) {
+    atomic_fetch_add(&worker->round, 1);
+    if (!atomic_load(&worker->asleep)) return;
+    pthread_mutex_lock(&worker->mutex);
+    pthread_cond_signal(&worker->wake);
+    pthread_mutex_unlock(&worker->mutex);
+}
+
+/* fork() copies only the thread that called it. No run may be half-way then, and the child starts its own workers. */
+static void before_fork(void) { pthread_mutex_lock(&pool.turn); }
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&pool.turn); }
+static void after_fork_in_child(void) {
+    pool.n_workers = 0;
+    pthread_mutex_init(&pool.turn, NULL);
+}
+
+static void add_workers(int wanted) {
+    if (!pool.watches_fork)
+        pool.watches_fork = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
+    while (pool.n_workers < wanted) {
+        Worker *worker = &pool.workers[pool.n_workers];
+        atomic_init(&worker->round, 0);
+        atomic_init(&worker->asleep, 0);
+        pthread_mutex_init(&worker->mutex, NULL);
+        pthread_cond_init(&worker->wake, NULL);
+        if (pthread_create(&worker->thread, NULL, worker_main, worker) != 0) return; /* fewer, then */
+        pool.n_workers++;
+    }
+}
+
+void threads_take_turn(void) { pthread_mutex_lock(&pool.turn); }
+void threads_end_turn(void) { pthread_mutex_unlock(&pool.turn); }
+
+void threads_run(int n_threads, Work work, void *context) {
+    if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
+    if (n_threads > 1) add_workers(n_threads - 1);
+    if (n_threads > pool.n_workers + 1) n_threads = pool.n_workers + 1;
+    if (n_threads < 1) n_threads = 1;
+
+    pool.work = work;
+    pool.context = context;
+    pool.n_threads = n_threads;
+    atomic_store(&pool.finished, 0);
+    for (int i = 0; i < n_threads - 1; i++) start_round(&pool.workers[i]);
+    work(context, 0, n_threads);
+    for (int spins = 0; atomic_load_explicit(&pool.finished, memory_order_acquire) < n_threads - 1;)
+        wait_a_little(&spins);
+}
+
+void threads_barrier(int n_threads) {
+    if (n_threads == 1) return;
+    const unsigned passed = atomic_load_explicit(&pool.barriers, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) + 1 == n_threads) {
+        atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
+        atomic_fetch_add_explicit(&pool.barriers, 1, memory_order_release);
+    } else {
+        for (int spins = 0; atomic_load_explicit(&pool.barriers, memory_order_acquire) == passed;)
+            wait_a_little(&spins);
+    }
+}
+
+void threads_stop(void) {
+    pool.work = NULL;
+    for (int i = 0; i < pool.n_workers; i++) start_round(&pool.workers[i]);
+    for (int i = 0; i < pool.n_workers; i++) {
+        pthread_join(pool.workers[i].thread, NULL);
+        pthread_mutex_destroy(&pool.workers[i].mutex);
+        pthread_cond_destroy(&pool.workers[i].wake);
+    }
+    pool.n_workers = 0;
+}

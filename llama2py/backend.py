@@ -1,0 +1,81 @@
+"""What computes logits: the interface that the C engine and the NumPy reference share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+
+Logits = NDArray[np.float32]
+
+
+class Cache(Protocol):
+    """The keys and values of one session, in the backend's own form."""
+
+    def close(self) -> None:
+        """Free the memory. Twice does no harm."""
+
+
+class Backend(Protocol):
+    """Packed weights, and the operations on them.
+
+    Attributes
+    ----------
+    config : ModelConfig
+        The shape.
+    dtype : str
+        What the matrices are made of: 'float32' or 'int8'.
+    isa : str
+        The instruction set in use.
+    threads : int
+        Threads of a forward pass.
+    nbytes : int
+        Memory of the weights.
+    non_finite : int
+        Weights (for int8: scales) that are NaN or infinite.
+    """
+
+    config: ModelConfig
+    dtype: str
+    isa: str
+    threads: int
+    nbytes: int
+    non_finite: int
+
+    def new_cache(self) -> Cache:
+        """An empty cache of ``config.seq_len`` positions."""
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[Cache],
+        positions: Sequence[int],
+        logits_rows: Sequence[int],
+    ) -> Logits:
+        """Run a batch of tokens: token i at ``positions[i]`` of ``caches[i]``.
+
+        Tokens of one cache stand in order of position, and all earlier positions of it have been
+        run, in this call or before.
+
+        Returns
+        -------
+        ndarray, float32, shape (len(logits_rows), vocab_size)
+            The logits behind those tokens of the batch.
+        """
+
+    def argmax(self, logits: Logits) -> int:
+        """The first index of the largest of logits (vocab_size,)."""
+
+    def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
+        """Draw a token from logits (vocab_size,), which may be overwritten.
+
+        From ``softmax(logits / temperature)``, cut to the smallest set of most probable tokens
+        whose sum exceeds ``top_p`` (0 or 1: not cut), by a coin in [0, 1).
+        """
+
+    def close(self) -> None:
+        """Free the weights. Twice does no harm; caches must not be used after."""

@@ -1,0 +1,153 @@
+"""Byte pair encoding: which pieces a text is made of, in O(n log n).
+
+From single characters, join the two neighbours whose union is the best scored piece, the leftmost
+of equals, until no two neighbours make a piece. A character that is no piece becomes its UTF-8
+bytes and joins nothing.
+
+Source: karpathy/llama2.c, ``run.c``, which does the same in quadratic time; after sentencepiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+FIRST_BYTE = 3  # byte b is token b + 3
+FIRST_PIECE = FIRST_BYTE + 256  # ids below this one are never the reading of a text
+
+# The short stretches of text whose encoding is kept: enough for the words of a language.
+CACHED_CHUNKS = 1 << 16
+CACHED_LENGTH = 32  # characters
+# A text of so many characters is encoded in one go, sooner than the table that cuts it is built.
+UNCUT_LENGTH = 1024
+
+
+class PairEncoder:
+    """The text pieces of a vocabulary, ready to be found in texts.
+
+    Parameters
+    ----------
+    pieces : sequence of bytes
+        The piece of every token id. Those below 259 are not looked at.
+    scores : sequence of float
+        One finite score a piece, the best the highest.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
+        # A join only ever sees characters that are pieces themselves, so a piece that holds another
+        # one can never come about. Bytes that are no UTF-8 become surrogates, which no text holds.
+        texts = [piece.decode(errors="surrogateescape") for piece in pieces[FIRST_PIECE:]]
+        characters = {text for text in texts if len(text) == 1}
+        # Downwards, so that of equal pieces the lowest id stays.
+        ids = dict(zip(reversed(texts), range(len(pieces) - 1, FIRST_PIECE - 1, -1), strict=True))
+        if not characters.issuperset("".join(texts)):
+            ids = {text: token for text, token in ids.items() if characters.issuperset(text)}
+        self._ids = ids
+        # The place of each id's score from the highest down, equals sharing one. fromkeys keeps
+        # their order, which in most files is the sorted one: quick to sort again.
+        ordered = sorted(dict.fromkeys(scores), reverse=True)
+        places = {score: place for place, score in enumerate(ordered)}
+        self._ranks = [places[score] for score in scores]
+        self._chunk_ids: dict[str, list[int]] = {}
+
+    def character(self, character: str) -> list[int]:
+        """The ids of a single character: one, or those of its bytes."""
+        token = self._ids.get(character)
+        if token is not None:
+            return [token]
+        return [byte + FIRST_BYTE for byte in character.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text that UTF-8 can hold; nothing is put before or behind it."""
+        if len(text) <= UNCUT_LENGTH:
+            return self._merge(text)
+        tokens: list[int] = []
+        for chunk in self._chunks(text):
+            tokens += self._merge_cached(chunk)
+        return tokens
+
+    @cached_property
+    def _neighbours(self) -> set[tuple[str, str]]:
+        """Every two characters that stand side by side in some piece, and a few more."""
+        # One long string is quicker than many short ones. The pairs made with the mark between the
+        # pieces are too many, which only means that a text is not cut there.
+        return set(pairwise("\uffff".join(self._ids)))
+
+    def _chunks(self, text: str) -> Iterator[str]:
+        """Cut a text wherever no join can ever cross, for any vocabulary.
+
+        A join turns neighbouring text into a piece. So a join across the border between characters
+        a and b needs a piece with b right behind a: where the vocabulary has none, it stays.
+        Then each side goes its own way: which joins a side offers does not depend on the other, and
+        the best of all, when it lies on this side, is the best of this side.
+        In a usual vocabulary such borders lie before the space of each word, between many letters
+        and signs, and around every character that falls back to bytes.
+        """
+        neighbours = self._neighbours
+        start = 0
+        for end, pair in enumerate(pairwise(text), 1):
+            if pair not in neighbours:
+                yield text[start:end]
+                start = end
+        yield text[start:]
+
+    def _merge_cached(self, chunk: str) -> list[int]:
+        if len(chunk) > CACHED_LENGTH:
+            return self._merge(chunk)
+        tokens = self._chunk_ids.get(chunk)
+        if tokens is None:
+            tokens = self._merge(chunk)
+            if len(self._chunk_ids) >= CACHED_CHUNKS:
+                self._chunk_ids.clear()
+            self._chunk_ids[chunk] = tokens
+        return tokens
+
+    def _merge(self, text: str) -> list[int]:
+        """Join until nothing is left to join.
+
+        The text is a linked list of symbols, each known by the position where it starts. A heap
+        holds a key, rank * n + position, for each symbol that can be joined with the next one: the
+        smallest is the best join, the leftmost of equals. A join outdates the keys around it; those
+        stay in the heap and are skipped when they come up.
+        """
+        ids, ranks = self._ids, self._ranks
+        n = len(text)
+        ends = list(range(1, n + 1))  # ends[i]: where symbol i ends, and the next one starts
+        befores = list(range(-1, n))  # befores[i]: where the symbol before i starts
+        keys = [-1] * n  # keys[i]: the key that counts for symbol i, -1: it joins nothing
+        for i, (a, b) in enumerate(pairwise(text)):
+            token = ids.get(a + b)
+            if token is not None:
+                keys[i] = ranks[token] * n + i
+        heap = [key for key in keys if key >= 0]
+        heapify(heap)
+        while heap:
+            key = heappop(heap)
+            left = key % n
+            if keys[left] != key:
+                continue
+            right = ends[left]
+            end = ends[left] = ends[right]
+            befores[end] = left
+            keys[right] = -1
+            # The new symbol has another one on its right, and is another one to the one before it.
+            for start, following in ((left, end), (befores[left], left)):
+                if start < 0:
+                    continue
+                token = ids.get(text[start : ends[following]]) if following < n else None
+                if token is None:
+                    keys[start] = -1
+                else:
+                    keys[start] = ranks[token] * n + start
+                    heappush(heap, keys[start])
+        tokens: list[int] = []
+        start = 0
+        while start < n:
+            symbol = text[start : ends[start]]
+            token = ids.get(symbol)
+            # Only a single character can be no piece.
+            tokens += self.character(symbol) if token is None else (token,)
+            start = ends[start]
+        return tokens

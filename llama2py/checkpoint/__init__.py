@@ -1,0 +1,67 @@
+"""Checkpoints: from a file to a model's numbers and its tensors.
+
+Needs NumPy and nothing else; the engine is not involved. A new format adds one file with a reader
+``(MappedFile) -> Checkpoint`` and one line to `_READERS`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import llama2c
+from .base import Checkpoint
+from .mapped_file import MappedFile
+from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
+from .writer import quantize_checkpoint, write_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "DenseTensor",
+    "QuantizedTensor",
+    "Tensor",
+    "open_checkpoint",
+    "quantize",
+    "quantize_checkpoint",
+    "tensor_shapes",
+    "write_checkpoint",
+]
+
+# Is a file that begins with these bytes of this format, and who reads it.
+_READERS = ((llama2c.has_magic, llama2c.read_versioned),)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint of any format llama2py reads, going by its first bytes, not its name.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A llama2.c checkpoint: v0 (``stories15M.bin``), v1, or v2 (int8).
+
+    Returns
+    -------
+    Checkpoint
+        To be closed, best by ``with``. Opening reads the header only; tensors are read on use.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, malformed, cut short, or of a kind that is not read. The message is
+        one sentence: the path, what is wrong, what was expected.
+
+    Examples
+    --------
+    >>> with open_checkpoint("stories15M.bin") as checkpoint:  # doctest: +SKIP
+    ...     checkpoint.config.dim, checkpoint.tensors["wq"][0].shape
+    (288, (288, 288))
+    """
+    file = MappedFile(path)
+    try:
+        head = file.read(0, 64)
+        for belongs, read in _READERS:
+            if belongs(head):
+                return read(file)
+        return llama2c.read_legacy(file)  # has no magic: whatever nobody else knows
+    except BaseException:
+        file.close()
+        raise

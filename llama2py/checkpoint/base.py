@@ -1,0 +1,120 @@
+"""Checkpoint: what every format's reader returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Literal
+
+from ..config import ModelConfig
+from ..errors import ClosedError
+from .mapped_file import MappedFile
+from .tensors import DenseTensor, Tensor
+
+
+class Checkpoint:
+    """An open checkpoint: the model's numbers, and its tensors where the file has them.
+
+    Made by `open_checkpoint`; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+        What was opened.
+    format : str
+        For people: ``'llama2.c v0'``, ``'llama2.c v1'``, ``'llama2.c v2 (int8)'``.
+    config : ModelConfig
+        The numbers of the model.
+    tensors : mapping of str to tuple of DenseTensor or QuantizedTensor
+        As in the property `tensors`.
+    files : sequence of MappedFile
+        What the tensors are views of; closed with the checkpoint.
+    group_size : int, optional
+        Values per scale where the matrices are int8.
+    tokenizer_path : Path, optional
+        The tokenizer that belongs to the checkpoint, where the format says which.
+
+    Attributes
+    ----------
+    path, format, config, group_size, tokenizer_path
+        As above.
+    dtype : {'float32', 'int8'}
+        What the matrices are made of (norms are always float32).
+    file_size : int
+        Bytes of all the files together.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        config: ModelConfig,
+        tensors: Mapping[str, tuple[Tensor, ...]],
+        files: Sequence[MappedFile],
+        group_size: int | None = None,
+        tokenizer_path: Path | None = None,
+    ) -> None:
+        self.path = path
+        self.format = format
+        self.config = config
+        self.group_size = group_size
+        self.tokenizer_path = tokenizer_path
+        self.dtype: Literal["float32", "int8"] = "float32" if group_size is None else "int8"
+        self.file_size = sum(file.size for file in files)
+        self._tensors: Mapping[str, tuple[Tensor, ...]] | None = MappingProxyType(dict(tensors))
+        self._files = tuple(files)
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[Tensor, ...]]:
+        """The tensors by llama2.c's names: one per layer, or a tuple of one.
+
+        Names, counts and shapes are those of `tensor_shapes`; the order is the file's, so that
+        going through them reads the file from front to back. Read-only views, not copies.
+
+        Raises
+        ------
+        ClosedError
+            After `close`.
+        """
+        if self._tensors is None:
+            raise ClosedError(f"{self.path}: the checkpoint is closed, expected an open one")
+        return self._tensors
+
+    def release(self, tensor: Tensor) -> None:
+        """Tell the system that the pages of a tensor may be dropped from memory.
+
+        For one who copies a checkpoint tensor by tensor and wants to hold one at a time. The tensor
+        stays valid, its next use reads the file again. Never raises; does nothing for a tensor from
+        elsewhere.
+        """
+        for file in self._files:
+            if isinstance(tensor, DenseTensor):
+                file.release(tensor.data)
+            else:
+                file.release(tensor.values)
+                file.release(tensor.scales)
+
+    def close(self) -> None:
+        """Give up the tensors and unmap the files. Never raises, and twice does no harm.
+
+        Tensors that somebody still holds stay valid and keep their file mapped.
+        """
+        self._tensors = None  # first: a mapping with views cannot be unmapped
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " (closed)" if self._tensors is None else ""
+        return f"<Checkpoint {str(self.path)!r}: {self.format}, {self.file_size} bytes{state}>"

@@ -1,0 +1,177 @@
+"""Writes llama2.c's own checkpoints, v0, v1 and v2, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..errors import CheckpointError, ParameterError
+from .base import Checkpoint
+from .llama2c_layout import header_config, header_numbers, lay_out, pack_header
+from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
+
+
+def quantize_checkpoint(checkpoint: Checkpoint, group_size: int) -> dict[str, tuple[Tensor, ...]]:
+    """Quantize every matrix of a checkpoint, for a v2 file.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        An open one, of any format. Each tensor's pages are released once it is done.
+    group_size : int
+        Values per scale, a divisor of ``dim``.
+
+    Returns
+    -------
+    dict of str to tuple of DenseTensor (norms) or QuantizedTensor (matrices)
+        In memory, independent of the checkpoint: about ``1 + 4 / group_size`` bytes a weight.
+
+    Raises
+    ------
+    ParameterError
+        If ``group_size`` does not divide ``dim``, or a weight is not finite.
+    """
+    _check_group_size(checkpoint.config, group_size)
+
+    def convert(tensor: Tensor) -> Tensor:
+        if len(tensor.shape) == 1:
+            return DenseTensor(tensor.dequantize().copy())
+        quantized = quantize(tensor.dequantize(), group_size)
+        checkpoint.release(tensor)
+        return quantized
+
+    return {name: tuple(map(convert, layers)) for name, layers in checkpoint.tensors.items()}
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    tensors: Mapping[str, tuple[Tensor, ...]],
+    version: Literal[0, 1, 2] = 0,
+    group_size: int | None = None,
+) -> None:
+    """Write a llama2.c checkpoint.
+
+    The file appears, or takes an older one's place, only once it is complete and on disk; where
+    anything goes wrong the older one stays. Writing over the very file the tensors are views of is
+    fine.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Where to. A symbolic link is followed.
+    config : ModelConfig
+        The numbers of the model.
+    tensors : mapping of str to tuple of DenseTensor or QuantizedTensor
+        Names, counts and shapes as `tensor_shapes` has them. For v0 and v1 quantized tensors are
+        written as the float32 they stand for; for v2 matrices must be quantized already, and norms
+        dense.
+    version : {0, 1, 2}
+        Of the file. v0's two unused RoPE tables are written as zeros.
+    group_size : int, optional
+        For v2: values per scale, a divisor of ``dim``. By default, the tensors'.
+
+    Raises
+    ------
+    ParameterError
+        If the tensors are not those of the model or not what the version holds.
+    CheckpointError
+        If the format has no place for one of the model's numbers, or the file cannot be written.
+    """
+    path = Path(path)
+    _check_config(path, config)
+    _check_tensors(config, tensors)
+    if version == 2:
+        group_size = _check_quantized(config, tensors, group_size)
+    elif version not in (0, 1) or group_size is not None:
+        raise ParameterError(
+            f"version {version} with group_size {group_size},"
+            " expected version 0 or 1 without one, or version 2"
+        )
+    sections, file_size = lay_out(config, version, group_size)
+    with _replacing(path) as out:
+        out.write(pack_header(config, version, group_size))
+        for section in sections:
+            out.write(bytes(section.offset - out.tell()))  # the RoPE tables of v0
+            for tensor in tensors[section.name]:
+                if section.quantized and isinstance(tensor, QuantizedTensor):
+                    out.write(np.ascontiguousarray(tensor.values).data)
+                    out.write(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
+                else:
+                    out.write(np.ascontiguousarray(tensor.dequantize(), dtype="<f4").data)
+        out.write(bytes(file_size - out.tell()))  # the RoPE tables, with no classifier behind
+
+
+def _check_config(path: Path, config: ModelConfig) -> None:
+    """Refuse a model of which the header would say less than it needs (another RoPE base, say)."""
+    implied = header_config(header_numbers(config), config.shared_classifier)
+    for name in (field.name for field in fields(config)):
+        value, expected = getattr(config, name), getattr(implied, name)
+        if value != expected:
+            raise CheckpointError(
+                f"{path}: a llama2.c file cannot say that {name} is {value},"
+                f" expected the {expected} that llama2.c means"
+            )
+
+
+def _check_tensors(config: ModelConfig, tensors: Mapping[str, tuple[Tensor, ...]]) -> None:
+    shapes = tensor_shapes(config)
+    if tensors.keys() != shapes.keys():
+        raise ParameterError(f"the tensors are {sorted(tensors)}, expected {sorted(shapes)}")
+    for name, (count, shape) in shapes.items():
+        found = [tensor.shape for tensor in tensors[name]]
+        if found != [shape] * count:
+            raise ParameterError(f"{name} has shapes {found}, expected {count} of {shape}")
+
+
+def _check_group_size(config: ModelConfig, group_size: int) -> None:
+    if group_size < 1 or config.dim % group_size:
+        raise ParameterError(
+            f"group_size is {group_size}, expected a positive divisor of dim {config.dim}"
+        )
+
+
+def _check_quantized(
+    config: ModelConfig, tensors: Mapping[str, tuple[Tensor, ...]], group_size: int | None
+) -> int:
+    """Check that norms are dense and matrices in groups of one size, and return that size."""
+    if group_size is None:
+        group_size = getattr(tensors["token_embedding_table"][0], "group_size", 0)
+    _check_group_size(config, group_size)
+    for name, layers in tensors.items():
+        for tensor in layers:
+            found = tensor.group_size if isinstance(tensor, QuantizedTensor) else None
+            expected = group_size if len(tensor.shape) == 2 else None
+            if found != expected:
+                raise ParameterError(f"{name} has group size {found}, expected {expected}")
+    return group_size
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file in the folder of ``path`` that takes its place if the block ends well."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: this is no regular file, expected one or a new name")
+    target = Path(os.path.realpath(path))  # a link stays a link
+    temporary = target.parent / f".llama2py-{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())  # or a crash could leave the new name without its data
+        os.replace(temporary, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}), expected a writable folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it is gone where all went well
+            temporary.unlink()

@@ -1,0 +1,52 @@
+"""How many threads are worth starting here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def allowed_cpus() -> set[int]:
+    """The logical CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(cpus: set[int]) -> int:
+    """The cores behind some logical CPUs: two CPUs of one core share its arithmetic units."""
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text(encoding="ascii"))
+        except (OSError, UnicodeError):
+            cores.add(str(cpu))
+    return len(cores)
+
+
+def _cgroup_quota() -> float:
+    """CPUs' worth of time that a container may use; infinite where nothing limits it."""
+    try:  # cgroup v2: "200000 100000" (microseconds of time per period), or "max 100000"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return float("inf") if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:  # cgroup v1: -1 for no limit
+        folder = Path("/sys/fs/cgroup/cpu")
+        micros = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        return micros / period_us if micros > 0 else float("inf")
+    except (OSError, ValueError, ZeroDivisionError):
+        return float("inf")
+
+
+def default_threads() -> int:
+    """The physical cores that this process may use; affinity and a container's quota count.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    return max(1, int(min(_physical_cores(allowed_cpus()), _cgroup_quota())))

@@ -1,0 +1,237 @@
+"""The C engine behind the `Backend` interface. The only importer of the C extension."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ._engine import ffi, lib
+from .backend import Logits
+from .checkpoint import Checkpoint, DenseTensor, QuantizedTensor, Tensor
+from .config import ModelConfig
+from .cpu import default_threads
+from .errors import Cancelled, ClosedError, EngineError
+
+_TENSORS = {
+    "token_embedding_table": lib.L2P_TOKEN_EMBEDDING_TABLE,
+    "rms_att_weight": lib.L2P_RMS_ATT_WEIGHT,
+    "wq": lib.L2P_WQ,
+    "wk": lib.L2P_WK,
+    "wv": lib.L2P_WV,
+    "wo": lib.L2P_WO,
+    "rms_ffn_weight": lib.L2P_RMS_FFN_WEIGHT,
+    "w1": lib.L2P_W1,
+    "w2": lib.L2P_W2,
+    "w3": lib.L2P_W3,
+    "rms_final_weight": lib.L2P_RMS_FINAL_WEIGHT,
+    "wcls": lib.L2P_WCLS,
+}
+
+atexit.register(lib.l2p_release)  # no thread is left to the interpreter's exit
+
+
+def isa_names() -> list[str]:
+    """The instruction sets of this build that this CPU has, best first."""
+    return [name for name, supported in _all_isas() if supported]
+
+
+def _all_isas() -> list[tuple[str, bool]]:
+    isas = []
+    while (name := lib.l2p_isa_name(len(isas))) != ffi.NULL:
+        supported = bool(lib.l2p_isa_supported(len(isas)))
+        isas.append((ffi.string(name).decode("ascii"), supported))
+    return isas
+
+
+def choose_isa() -> int:
+    """The index of the best instruction set, or of the one that ``LLAMA2PY_ISA`` forces.
+
+    Raises
+    ------
+    EngineError
+        If the one asked for is unknown, not in this build, or not in this CPU.
+    """
+    isas = _all_isas()
+    here = [name for name, supported in isas if supported]
+    wanted = os.environ.get("LLAMA2PY_ISA") or here[0]
+    for index, (name, supported) in enumerate(isas):
+        if name == wanted:
+            if supported:
+                return index
+            raise EngineError(
+                f"LLAMA2PY_ISA={wanted}: this CPU lacks it, expected one of {', '.join(here)}"
+            )
+    raise EngineError(
+        f"LLAMA2PY_ISA={wanted}: no such instruction set in this build,"
+        f" expected one of {', '.join(here)}"
+    )
+
+
+class EngineCache:
+    """A session's keys and values in the engine's memory."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine  # the weights outlive the cache
+        session = lib.l2p_session_new(engine.handle)
+        if session == ffi.NULL:
+            config = engine.config
+            size = 8 * config.n_layers * config.kv_dim * config.seq_len
+            raise EngineError(
+                f"no memory for a session: {size / 2**20:.0f} MiB of keys and values"
+                f" for {config.seq_len} positions, expected that much free"
+            )
+        self._session: Any = ffi.gc(session, lib.l2p_session_free)
+
+    @property
+    def handle(self) -> Any:
+        """The C pointer."""
+        if self._session is None:
+            raise ClosedError("the session is closed, expected an open one")
+        return self._session
+
+    def close(self) -> None:
+        """Free the memory."""
+        if self._session is not None:
+            ffi.release(self._session)
+            self._session = None
+
+
+class Engine:
+    """Weights packed for one instruction set. See `Backend` for the methods.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Where the weights come from; its pages are given back tensor by tensor, so that memory
+        peaks at the packed model plus one tensor. May be closed afterwards.
+    threads : int, optional
+        Threads of a forward pass; by default the physical cores.
+
+    Raises
+    ------
+    EngineError
+        If the instruction set forced by ``LLAMA2PY_ISA`` is not to be had, or memory is short.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, threads: int | None = None) -> None:
+        self.config = checkpoint.config
+        self.dtype = checkpoint.dtype
+        self.threads = threads or default_threads()
+        isa = choose_isa()
+        self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
+        model = lib.l2p_model_new(_c_config(checkpoint), isa)
+        if model == ffi.NULL:
+            raise EngineError(
+                f"{checkpoint.path}: no memory for the weights, expected about"
+                f" {checkpoint.file_size / 2**20:.0f} MiB free"
+            )
+        self._model: Any = ffi.gc(model, lib.l2p_model_free)
+        self.nbytes = int(lib.l2p_model_bytes(model))
+        self.non_finite = 0
+        for name, tensors in checkpoint.tensors.items():
+            for layer, tensor in enumerate(tensors):
+                self._pack(name, layer, tensor)
+                checkpoint.release(tensor)
+
+    def _pack(self, name: str, layer: int, tensor: Tensor) -> None:
+        scales = ffi.NULL
+        if isinstance(tensor, QuantizedTensor):
+            values = _address(tensor.values)
+            scales = _address(tensor.scales)
+        else:
+            values = _address(tensor.data)
+        bad = ffi.new("int64_t *")
+        error = lib.l2p_model_set(
+            self.handle, _TENSORS[name], layer, values, scales, self.threads, bad
+        )
+        _check(error, f"tensor {name}")
+        self.non_finite += bad[0]
+
+    @property
+    def handle(self) -> Any:
+        """The C pointer."""
+        if self._model is None:
+            raise ClosedError("the model is closed, expected an open one")
+        return self._model
+
+    def new_cache(self) -> EngineCache:
+        return EngineCache(self)
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[EngineCache],
+        positions: Sequence[int],
+        logits_rows: Sequence[int],
+    ) -> Logits:
+        out = np.empty((len(logits_rows), self.config.vocab_size), np.float32)
+        error = lib.l2p_forward(
+            self.handle,
+            len(tokens),
+            ffi.new("int32_t[]", tokens),
+            ffi.new("l2p_session *[]", [cache.handle for cache in caches]),
+            ffi.new("int32_t[]", positions),
+            len(logits_rows),
+            ffi.new("int32_t[]", logits_rows),
+            ffi.from_buffer("float[]", out, require_writable=True),
+            self.threads,
+            ffi.NULL,
+        )
+        _check(error, "a forward pass")
+        return out
+
+    def argmax(self, logits: Logits) -> int:
+        values = ffi.from_buffer("float[]", logits)
+        return int(lib.l2p_argmax(self.handle, values, len(values)))
+
+    def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
+        values = ffi.from_buffer("float[]", logits, require_writable=True)
+        scratch = ffi.new("int32_t[]", len(values))
+        return int(
+            lib.l2p_sample(self.handle, values, len(values), temperature, top_p, coin, scratch)
+        )
+
+    def close(self) -> None:
+        if self._model is not None:
+            ffi.release(self._model)
+            self._model = None
+
+
+def _address(array: np.ndarray[Any, Any]) -> Any:
+    """Where a C-contiguous array's bytes are; the caller keeps the array alive."""
+    return ffi.cast("void *", array.ctypes.data)
+
+
+def _c_config(checkpoint: Checkpoint) -> Any:
+    config: ModelConfig = checkpoint.config
+    return ffi.new(
+        "l2p_config *",
+        {
+            "dim": config.dim,
+            "hidden_dim": config.hidden_dim,
+            "n_layers": config.n_layers,
+            "n_heads": config.n_heads,
+            "n_kv_heads": config.n_kv_heads,
+            "head_dim": config.head_dim,
+            "vocab_size": config.vocab_size,
+            "seq_len": config.seq_len,
+            "shared_classifier": config.shared_classifier,
+            "weight_type": lib.L2P_INT8 if checkpoint.dtype == "int8" else lib.L2P_FLOAT32,
+            "group_size": checkpoint.group_size or 0,
+            "norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+        },
+    )
+
+
+def _check(error: int, what: str) -> None:
+    if error == lib.L2P_NO_MEMORY:
+        raise EngineError(f"no memory left for {what}")
+    if error == lib.L2P_CANCELLED:
+        raise Cancelled(f"{what} was cancelled")
+    if error != lib.L2P_OK:
+        raise EngineError(f"{what} got an argument that the engine refuses (error {error})")

@@ -1,0 +1,213 @@
+"""The tokenizer: text to token ids and back, exactly as llama2.c does it.
+
+A vocabulary is a list of pieces (bytes), each with a score. Ids 0, 1 and 2 are unknown, BOS and
+EOS, ids 3 to 258 stand for the 256 bytes, and everything from 259 up is text.
+
+Source: karpathy/llama2.c, ``run.c``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from .bpe import FIRST_BYTE, FIRST_PIECE, PairEncoder
+from .errors import PromptError, TokenizerError
+
+UNK, BOS, EOS = 0, 1, 2
+
+
+class Tokenizer:
+    """A vocabulary, and the two directions through it. Threads may share one.
+
+    Parameters
+    ----------
+    pieces : sequence of bytes
+        The piece of every token id, spaces as plain spaces. Ids 3 to 258 must be ``<0x00>`` to
+        ``<0xFF>``.
+    scores : sequence of float
+        One finite float32 a piece: of all joins that are possible, the highest scored comes first.
+
+    Raises
+    ------
+    TokenizerError
+        If the two do not make a vocabulary.
+
+    Notes
+    -----
+    Ids below 259 are never matched from text: a user who types ``<s>`` or ``<0x41>`` means these
+    characters. A piece that stands at several ids is encoded as the lowest of them.
+    """
+
+    unk_id = UNK
+    bos_id = BOS
+    eos_id = EOS
+
+    def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
+        if len(pieces) != len(scores):
+            raise TokenizerError(
+                f"{len(pieces)} tokens have {len(scores)} scores, expected one each"
+            )
+        if len(pieces) < FIRST_PIECE:
+            raise TokenizerError(
+                f"the vocabulary has {len(pieces)} tokens, expected at least {FIRST_PIECE}"
+                " (unknown, BOS, EOS and the 256 bytes)"
+            )
+        for byte, piece in enumerate(pieces[FIRST_BYTE:FIRST_PIECE]):
+            if piece != b"<0x%02X>" % byte:
+                raise TokenizerError(
+                    f"token {byte + FIRST_BYTE} is {piece[:40]!r}, expected the byte <0x{byte:02X}>"
+                )
+        self._pieces = tuple(pieces)
+        self._scores = array("f", scores)
+        # Finite float32 numbers cannot add up to anything else in double precision.
+        if not math.isfinite(sum(self._scores)):
+            token = next(i for i, score in enumerate(self._scores) if not math.isfinite(score))
+            raise TokenizerError(
+                f"the score of token {token} is {self._scores[token]}, expected a finite float32"
+            )
+        # What each id prints.
+        self._outputs = list(pieces)
+        self._outputs[BOS] = b""
+        self._outputs[FIRST_BYTE:FIRST_PIECE] = [bytes([byte]) for byte in range(256)]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return len(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer: {len(self)} tokens>"
+
+    def piece(self, token: int) -> bytes:
+        """The vocabulary's own entry for one id: ``<0x41>`` for a byte, ``\\n<s>\\n`` for BOS.
+
+        Raises
+        ------
+        PromptError
+            If there is no such id.
+        """
+        self._check(token)
+        return self._pieces[token]
+
+    def score(self, token: int) -> float:
+        """The score of one id, a float32.
+
+        Raises
+        ------
+        PromptError
+            If there is no such id.
+        """
+        self._check(token)
+        return self._scores[token]
+
+    def _check(self, token: int) -> None:
+        if not 0 <= token < len(self._pieces):
+            raise PromptError(
+                f"token {token} is not in the vocabulary, expected 0 to {len(self._pieces) - 1}"
+            )
+
+    # Most of what encoding needs is not needed to load a vocabulary or to decode.
+    @cached_property
+    def _encoder(self) -> PairEncoder:
+        return PairEncoder(self._pieces, self._scores)
+
+    @cached_property
+    def _prefix(self) -> int:
+        """The id of the space that ``encode`` puts first: a byte's where no piece is a space."""
+        return self._encoder.character(" ")[0]
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """The token ids of a text, in O(n log n) for n characters of any kind.
+
+        Parameters
+        ----------
+        text : str
+            Anything that UTF-8 can hold, NUL included, and taken as it is: no normalization. A text
+            that is not empty is encoded with one space before it, as sentencepiece does. (It reads
+            a literal U+2581 as a space, too; here that is a character like any other.)
+        bos, eos : bool
+            Whether to put BOS before it and EOS behind it.
+
+        Raises
+        ------
+        PromptError
+            If the text holds half of a surrogate pair.
+        """
+        tokens = [BOS] if bos else []
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text holds U+{ord(text[error.start]):04X} at position {error.start},"
+                " half of a surrogate pair, expected whole characters"
+            ) from None
+        if text:
+            tokens += self._encoder.encode(" " + text)
+        if eos:
+            tokens.append(EOS)
+        return tokens
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of token ids: ``decode(encode(text)) == text`` for every text.
+
+        Parameters
+        ----------
+        tokens : iterable of int
+            A BOS among them prints nothing and takes one leading space off the piece behind it;
+            EOS prints its piece. Bytes that are not UTF-8 become U+FFFD.
+
+        Raises
+        ------
+        PromptError
+            If an id is not in the vocabulary.
+        """
+        decoder = self.decoder()
+        return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
+
+    def decoder(self, previous: int | None = None) -> Decoder:
+        """A decoder for tokens as they come, the first of them coming after ``previous``."""
+        return Decoder(self, previous)
+
+
+class Decoder:
+    """Tokens in, text out, one at a time: what it returns, put together, is the whole text.
+
+    A character that is spread over several tokens is held back until its last byte is there, so an
+    emoji arrives whole. Made by ``Tokenizer.decoder``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, previous: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._previous = previous
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """The text that one more token completes, perhaps none.
+
+        Raises
+        ------
+        PromptError
+            If the id is not in the vocabulary.
+        """
+        tokenizer = self._tokenizer
+        tokenizer._check(token)
+        after_bos = self._previous == BOS
+        self._previous = token
+        if token == BOS:
+            return self.flush()  # a new text starts: a character left open stays incomplete
+        output = tokenizer._outputs[token]
+        # The byte token of a space keeps it, as in llama2.c, unless encode() itself spells it so.
+        if after_bos and (not FIRST_BYTE <= token < FIRST_PIECE or token == tokenizer._prefix):
+            output = output.removeprefix(b" ")
+        return self._utf8.decode(output)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD if the last character is incomplete, else nothing."""
+        return self._utf8.decode(b"", final=True)
