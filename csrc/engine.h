@@ -44,11 +44,13 @@ typedef struct {
     Matrix w2;                  /* (dim, hidden_dim) */
 } Layer;
 
-struct Kernels;
+struct Kernels; /* kernels.h */
+struct FloatKernels;
 
 struct l2p_model {
     l2p_config config;
     const struct Kernels *kernels;
+    const struct FloatKernels *floats; /* kernels->for_float32 or for_int8 */
     unsigned char *arena; /* everything packed, on huge pages where the system has them */
     size_t arena_bytes;
     Matrix embedding, classifier;

@@ -154,11 +154,12 @@ static void embed(const l2p_model *model, int token, float *out) {
 
 /* cos and sin of position * frequency, out (head_dim / 2, 2) */
 static void rope_angles(const l2p_model *model, int position, float *out) {
+    const int exact = model->floats->numerics == EXACT;
     for (int i = 0; i < model->config.head_dim / 2; i++) {
         const float angle = (float)position * model->rope_freqs[i];
         /* libm's float functions give llama2.c's bits; its double ones, rounded, give the same bits everywhere. */
-        out[2 * i] = model->kernels->portable ? cosf(angle) : (float)cos((double)angle);
-        out[2 * i + 1] = model->kernels->portable ? sinf(angle) : (float)sin((double)angle);
+        out[2 * i] = exact ? cosf(angle) : (float)cos((double)angle);
+        out[2 * i + 1] = exact ? sinf(angle) : (float)sin((double)angle);
     }
 }
 
@@ -188,7 +189,7 @@ static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t l
     for (int i = begin; i < end; i++) {
         const float *row = x + (size_t)(rows ? rows[i] : i) * ld;
         if (norm) {
-            kernels->rmsnorm(normed + (size_t)i * (size_t)w->cols, row, norm, w->cols, f->model->config.norm_eps);
+            f->model->floats->rmsnorm(normed + (size_t)i * (size_t)w->cols, row, norm, w->cols, f->model->config.norm_eps);
             row = normed + (size_t)i * (size_t)w->cols;
         }
         if (w->type == L2P_INT8) kernels->quantize(&v, i, row, w);
@@ -236,7 +237,7 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
  * out + j * ld_out (head_dim,) */
 static void attend(const Forward *f, int layer, const l2p_session *s, int kv_head, const float *q, size_t ld_q, int n,
                    int last, int step, float *out, size_t ld_out, int thread) {
-    const Kernels *kernels = f->model->kernels;
+    const FloatKernels *kernels = f->model->floats;
     const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
     const size_t head = (size_t)layer * (size_t)f->model->config.n_kv_heads + (size_t)kv_head;
     const size_t ld = (size_t)f->max_scores, block_stride = (size_t)s->seq_len * LANES;
@@ -329,7 +330,7 @@ static void forward_share(void *context, int thread, int n_threads) {
         multiply(f, &layer->w13, &in, n, f->gate_up, 2 * hidden_rows, MATMUL_STORE, 2, thread, n_threads);
         threads_share(layer->w13.blocks, 2, thread, n_threads, &begin, &end);
         for (int i = 0; i < n; i++)
-            model->kernels->swiglu(f->hidden + (size_t)i * hidden_rows + begin / 2 * LANES,
+            model->floats->swiglu(f->hidden + (size_t)i * hidden_rows + begin / 2 * LANES,
                                    f->gate_up + (size_t)i * 2 * hidden_rows + begin * LANES, (end - begin) / 2);
         threads_barrier(n_threads);
 

@@ -1,4 +1,4 @@
-/* Plain C: products rounded before they are added, libm's expf. llama2.c's very bits, on any machine. */
+/* Plain C, for any machine: the compiler's own vectors of four. */
 #include <stdint.h>
 
 typedef float f32x4 __attribute__((vector_size(16)));
@@ -36,7 +36,6 @@ INLINE_PRIMITIVE f32x16 v_max(f32x16 a, f32x16 b) {
     for (int i = 0; i < 16; i++) y[i] = x[i] > y[i] ? x[i] : y[i];
     return v_load(y);
 }
-INLINE_PRIMITIVE f32x16 v_fma(f32x16 a, f32x16 b, f32x16 c) { return v_add(c, v_mul(a, b)); }
 
 INLINE_PRIMITIVE i32x16 i_set1(int32_t x) {
     i32x16 v;

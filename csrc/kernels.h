@@ -1,27 +1,29 @@
 /* What a set of kernels must offer. Every kernel is written once, in kernels.inc, on the vector primitives of one
- * instruction set; isa_*.c compiles one set each.
- *
- * Numerics: each output is one chain of operations in a fixed order (k from 0 upwards; 16 partial sums and
- * one tree where a vector is summed up), so neither the number of vectors nor the thread nor the instruction set
- * changes a bit. The portable set instead multiplies, rounds, then adds, left to right, as llama2.c does. */
+ * instruction set; isa_*.c compiles one set each. */
 #ifndef LLAMA2PY_KERNELS_H
 #define LLAMA2PY_KERNELS_H
 #include "engine.h"
 
+/* Each output is one chain of operations in a fixed order, so neither the number of vectors nor the thread nor the width of the
+ * registers changes a bit.
+ *
+ * EXACT: llama2.c's very bits. Products are rounded before they are added, sums run from left to right, exp is libm's. All of
+ *   the portable set, and int8 models in every set: their activations are rounded to whole numbers at every
+ *   product, so that a last bit which differs would soon be another story.
+ * FUSED: for speed, float32 models in the SIMD sets. Fused multiply-add, k from 0 upwards; where a vector is summed up, 16
+ *   partial sums and one tree; one polynomial for exp. The same bits in all of these sets. */
+enum { EXACT, FUSED };
+
 /* What matmul does with the old content of its output. */
 enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 
-typedef struct Kernels {
-    const char *name;
-    int portable;
-    int int8_offset; /* added to packed int8 weights: 128 where the CPU multiplies unsigned by signed */
+/* What exists in both numerics. */
+typedef struct FloatKernels {
+    int numerics;
 
-    /* out[i][row] = W x[i] for the rows of blocks [begin, end), i in [0, n); ld_out floats from one out[i] to the next.
-     * MATMUL_ADD: out += W x. */
-    void (*matmul)(const Matrix *w, int begin, int end, const Vectors *x, int n, float *out, size_t ld_out, int mode);
-
-    /* Attention's products: the same on a bare float32 matrix block[cols][LANES], block_stride floats apart.
-     * MATMUL_CONTINUE: the sums start from out instead of 0, so that a long sum can be computed in parts. */
+    /* Attention's products: out[i] = W x[i], i in [0, n), W a bare float32 matrix of blocks [cols][LANES], block_stride floats
+     * apart; ld: floats from one vector to the next. MATMUL_CONTINUE: the sums start from out instead of 0, so
+     * that a long sum can be computed in parts. */
     void (*matmul_f32)(const float *w, size_t block_stride, int blocks, int cols, const float *x, size_t ld_x, int n,
                        float *out, size_t ld_out, int mode);
 
@@ -33,8 +35,18 @@ typedef struct Kernels {
 
     /* out = silu(gate) * up; gate and up are blocks of LANES in turn: gate_up[blocks][2][LANES] */
     void (*swiglu)(float *out, const float *gate_up, int blocks);
+} FloatKernels;
 
-    /* x (groups * group) to int8, one scale a group: element i of vector `row` of `out` */
+typedef struct Kernels {
+    const char *name;
+    int int8_offset; /* added to packed int8 weights: 128 where the CPU multiplies unsigned by signed */
+    const FloatKernels *for_float32, *for_int8;
+
+    /* out[i][row] = W x[i] for the rows of blocks [begin, end), i in [0, n); ld_out floats from one out[i] to the next.
+     * MATMUL_ADD: out += W x. */
+    void (*matmul)(const Matrix *w, int begin, int end, const Vectors *x, int n, float *out, size_t ld_out, int mode);
+
+    /* x (groups * group) to int8, one scale a group, as vector `row` of `out` */
     void (*quantize)(const Vectors *out, int row, const float *x, const Matrix *w);
 
     /* the first index of the largest */

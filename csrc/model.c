@@ -98,8 +98,9 @@ static void compute_rope_freqs(l2p_model *model) {
     for (int i = 0; i < c->head_dim; i += 2) {
         const float exponent = (float)i / (float)c->head_dim;
         /* libm's float functions give llama2.c's bits; its double ones, rounded, give the same bits everywhere. */
-        const float power = model->kernels->portable ? powf(c->rope_theta, exponent)
-                                                     : (float)pow((double)c->rope_theta, (double)exponent);
+        const float power = model->floats->numerics == EXACT
+                                ? powf(c->rope_theta, exponent)
+                                : (float)pow((double)c->rope_theta, (double)exponent);
         model->rope_freqs[i / 2] = 1.0f / power;
     }
 }
@@ -110,6 +111,7 @@ l2p_model *l2p_model_new(const l2p_config *config, int isa) {
     if (!model) return NULL;
     model->config = *config;
     model->kernels = kernels;
+    model->floats = config->weight_type == L2P_INT8 ? kernels->for_int8 : kernels->for_float32;
     model->layers = calloc((size_t)config->n_layers, sizeof *model->layers);
     if (model->layers) {
         model->arena_bytes = (size_t)round_up((int64_t)lay_out_model(model), HUGE_PAGE);

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from tiny_checkpoints import GROUPED, SHAPES, UNALIGNED, Shape, make_file
 
 from llama2py.checkpoint import (
@@ -20,7 +21,7 @@ from llama2py.checkpoint import (
     tensor_shapes,
 )
 from llama2py.config import ModelConfig
-from llama2py.errors import ClosedError, ParameterError
+from llama2py.errors import CheckpointError, ClosedError, ParameterError
 
 
 def write(folder: Path, shape: Shape, version: int) -> Path:
@@ -146,6 +147,16 @@ def test_close_unmaps_the_file(tmp_path: Path) -> None:
 
 
 @linux
+def test_a_refused_file_is_unmapped_while_the_error_is_still_held(tmp_path: Path) -> None:
+    path = tmp_path / "cut.bin"
+    path.write_bytes(make_file(GROUPED, 0).data[:-1])
+    with pytest.raises(CheckpointError) as held:
+        open_checkpoint(path)
+    assert held.tb is not None  # the reader's frames, and in them the file
+    assert mapped_kib(path) is None
+
+
+@linux
 @pytest.mark.parametrize("version", [0, 2])
 def test_release_drops_the_pages_and_keeps_the_values(tmp_path: Path, version: int) -> None:
     big = Shape(64, 64, 1, 4, 4, 16384, 4, shared=True, group_size=64)  # 4 MiB of embedding in v0
@@ -211,7 +222,7 @@ def test_quantize_refuses_groups_that_do_not_fill_the_matrix(group_size: int) ->
 
 def test_tensors_refuse_parts_that_do_not_fit() -> None:
     with pytest.raises(ParameterError, match="expected a float32 vector or matrix"):
-        DenseTensor(np.ones((2, 2), np.float64))  # type: ignore[arg-type]
+        DenseTensor(np.ones((2, 2), np.float64))
     with pytest.raises(ParameterError, match="expected a float32 vector or matrix"):
         DenseTensor(np.ones((2, 2, 2), np.float32))
     with pytest.raises(ParameterError, match="expected one scale for each whole group"):
@@ -223,12 +234,20 @@ def test_tensors_refuse_parts_that_do_not_fit() -> None:
 
 
 def test_the_reader_needs_no_engine() -> None:
-    code = "import sys, llama2py.checkpoint; print(*sorted(sys.modules))"
+    """Loaded without the package's front page, which imports everything, the engine included."""
+    code = (
+        "import sys, types; package = types.ModuleType('llama2py');"
+        f"package.__path__ = [{str(ROOT / 'llama2py')!r}]; sys.modules['llama2py'] = package;"
+        "import llama2py.checkpoint; print(*sorted(sys.modules))"
+    )
     modules = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
-    assert "llama2py.checkpoint" in modules
-    assert not {"cffi", "_cffi_backend", "llama2py.model", "llama2py._engine"} & set(modules)
+    ours = {name for name in modules if name.startswith("llama2py.")}
+    inside = {name for name in ours if name.startswith("llama2py.checkpoint")}
+    assert "llama2py.checkpoint" in inside
+    assert ours - inside == {"llama2py.config", "llama2py.errors"}
+    assert "_cffi_backend" not in modules
 
 
 def test_the_real_model(test_data: Path) -> None:

@@ -52,24 +52,26 @@ def refusal(path: Path) -> str:
     assert message.startswith(f"{path}: ")
     message = message.removeprefix(f"{path}: ")
     assert "\n" not in message
-    assert "expected" in message
+    assert "expected" in message or "does not divide" in message
     return message
 
 
 WILD = "not a llama2.c checkpoint: it has no magic number, and read as a v0 header, "
 WIDE = 1 << 20  # the largest dim there may be
+# Floats of a model of width WIDE, 4096 layers, vocabulary and context of 2^24, two heads.
+PRODUCT = 4096 * (7 * WIDE**2 + 2 * WIDE) + WIDE * 2**24 + WIDE + 2**24 * WIDE // 2
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
     # Cut off, or nothing there.
     "empty": (b"", "the file is empty, expected"),
     "one byte": (b"\x07", "it has 1 bytes, expected at least the 28 of a header"),
     "half a v0 header": (v0(*GOOD)[:27], "it has 27 bytes, expected at least the 28"),
-    "v0 header alone": (v0(*GOOD), "cut short: it has 28 bytes, expected 3116 by its llama2.c v0"),
+    "v0 header alone": (v0(*GOOD), "cut short: it has 28 bytes, expected 4212 by its llama2.c v0"),
     "the magic alone": (v1(*GOOD)[:4], "ends after 4 bytes, inside its header, expected at least"),
     "half a v1 header": (v1(*GOOD)[:255], "ends after 255 bytes, inside its header"),
-    "v1 header alone": (v1(*GOOD), "cut short: it has 256 bytes, expected 3160 by its llama2.c v1"),
-    "v2 header alone": (v2(8, 0), "cut short: it has 256 bytes, expected 1292 by its llama2.c v2"),
-    "v1 with a tail": (v1(*GOOD, body=2905), "too long: it has 3161 bytes, expected 3160"),
+    "v1 header alone": (v1(*GOOD), "cut short: it has 256 bytes, expected 4576 by its llama2.c v1"),
+    "v2 header alone": (v2(8, 0), "cut short: it has 256 bytes, expected 1976 by its llama2.c v2"),
+    "v1 with a tail": (v1(*GOOD, body=4321), "too long: it has 4577 bytes, expected 4576"),
     # The header of v1 and v2.
     "version 0": (v1(*GOOD, version=0), "llama2.c version 0, expected 1 or 2"),
     "version 3": (v1(*GOOD, version=3), "llama2.c version 3, expected 1 or 2"),
@@ -98,13 +100,13 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "kv heads": (v0(8, 12, 2, 4, 3, 5, 3), WILD + "n_kv_heads 3 does not divide n_heads 4"),
     "kv heads above": (v1(8, 12, 2, 4, 8, 5, 3), "n_kv_heads 8 does not divide n_heads 4"),
     "odd head": (v1(12, 12, 2, 4, 2, 5, 3), "the head size dim / n_heads = 3 is odd, expected"),
-    # Every number allowed, the product beyond 2^64 bytes: no wrapping, no allocation.
+    # Every number the largest allowed: no wrapping, no allocation.
     "product": (
         v0(WIDE, WIDE, 4096, 2, 2, 1 << 24, 1 << 24),
-        "cut short: it has 28 bytes, expected 126135",
+        f"cut short: it has 28 bytes, expected {28 + 4 * PRODUCT} by its",
     ),
-    "many layers": (v1(2, 2, 4096, 1, 1, 1, 1), "cut short: it has 256 bytes, expected 491"),
-    "big-endian v0": (struct.pack(">7i", *GOOD) + bytes(3088), WILD + "dim is 134217728"),
+    "many layers": (v1(2, 2, 4096, 1, 1, 1, 1), "cut short: it has 256 bytes, expected 524568 by"),
+    "big-endian v0": (struct.pack(">7i", *GOOD) + bytes(4184), WILD + "dim is 134217728"),
     "big-endian v1": (struct.pack(">Ii7iB", MAGIC, 1, *GOOD, 0), "in big-endian byte order"),
     # Something else.
     "gguf": (b"GGUF\x03\0\0\0" + bytes(64), "this is a GGUF model, expected a llama2.c checkpoint"),
@@ -197,14 +199,14 @@ def test_cut_at_every_border(tmp_path: Path, name: str, version: int) -> None:
         message = refusal(path)
         if length >= (256 if version else 28):
             assert f"it has {length} bytes, expected {whole} by its" in message
-        elif length:
+        elif length >= 4 or (length and not version):
             assert f" {length} bytes" in message
     path.write_bytes(tiny.data)
     open_checkpoint(path).close()
 
 
 def test_a_lying_header_in_a_sparse_file_allocates_nothing(tmp_path: Path) -> None:
-    """The file is as long as its header says: terabytes of hole, opened without reading them."""
+    """The file is as long as its header says: 30 GB of hole, opened without reading it."""
     path = tmp_path / "sparse.bin"
     dim, hidden, layers, vocab, seq_len = 4096, 4096, 64, 4096, 16
     per_layer = 2 * dim + 4 * dim * dim + 3 * dim * hidden
@@ -233,14 +235,12 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opens_or_refuses(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     try:
-        checkpoint = open_checkpoint(path)
-    except CheckpointError as error:
-        assert str(error).startswith(f"{path}: ")
-    else:
-        with checkpoint:
+        with open_checkpoint(path) as checkpoint:
             for layers in checkpoint.tensors.values():
                 for tensor in layers:
                     tensor.dequantize().tobytes()  # every byte of it can be read
+    except CheckpointError:
+        pass
 
 
 @settings(max_examples=150, deadline=None)

@@ -37,7 +37,9 @@ def tiny(version: int) -> Tensors:
     """The tensors of the tiny grouped file, straight from its author."""
     return {
         name: tuple(
-            QuantizedTensor(*layer, 8) if isinstance(layer, tuple) else DenseTensor(layer)
+            QuantizedTensor(layer[0], layer[1], 8)
+            if isinstance(layer, tuple)
+            else DenseTensor(layer)
             for layer in layers
         )
         for name, layers in make_file(GROUPED, version).expected.items()

@@ -60,13 +60,16 @@ UNALIGNED = Shape(6, 11, 3, 3, 3, 7, 4, shared=True, group_size=3)
 
 SHAPES = {"grouped": GROUPED, "unaligned": UNALIGNED}
 
+# fmt: off
 V0_ORDER = (
-    "token_embedding_table rms_att_weight wq wk wv wo rms_ffn_weight w1 w2 w3 rms_final_weight"
-    " ROPE wcls"
-).split()
+    "token_embedding_table", "rms_att_weight", "wq", "wk", "wv", "wo", "rms_ffn_weight",
+    "w1", "w2", "w3", "rms_final_weight", "ROPE", "wcls",
+)
 V1_ORDER = (
-    "rms_att_weight rms_ffn_weight rms_final_weight token_embedding_table wq wk wv wo w1 w2 w3 wcls"
-).split()
+    "rms_att_weight", "rms_ffn_weight", "rms_final_weight", "token_embedding_table",
+    "wq", "wk", "wv", "wo", "w1", "w2", "w3", "wcls",
+)
+# fmt: on
 NORMS = ("rms_att_weight", "rms_ffn_weight", "rms_final_weight")
 
 

@@ -100,7 +100,7 @@ class Checkpoint:
 
         Tensors that somebody still holds stay valid and keep their file mapped.
         """
-        self._tensors = None  # first: a mapping with views cannot be unmapped
+        self._tensors = None  # they hold the mapping
         for file in self._files:
             file.close()
 

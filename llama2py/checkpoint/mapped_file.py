@@ -112,8 +112,6 @@ class MappedFile:
 
     def close(self) -> None:
         """Unmap the file, or let its last view do so. Closing twice does no harm."""
-        mapping, self._mapping = self._mapping, None
-        if mapping is not None:
-            # A view is still in use: the mapping goes when the last one is garbage.
-            with contextlib.suppress(BufferError):
-                mapping.close()
+        # Not mmap.close(): with a view still in use that raises, and every view holds the mapping,
+        # which goes with the last of them, or right here if there is none.
+        self._mapping = None

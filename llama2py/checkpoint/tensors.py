@@ -115,8 +115,10 @@ class QuantizedTensor:
             Each value times its group's scale, a new array.
         """
         groups = self.values.reshape(-1, self.group_size)  # (n_groups, group_size)
-        # int8 x float32: each product is rounded once, as the engine's is.
-        return (groups * self.scales[:, np.newaxis]).reshape(self.shape)
+        # int8 x float32: each product is rounded once. A damaged file's scale may be anything: an
+        # infinity or a NaN stays one, without a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (groups * self.scales[:, np.newaxis]).reshape(self.shape)
 
 
 Tensor: TypeAlias = DenseTensor | QuantizedTensor

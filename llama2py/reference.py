@@ -1,0 +1,162 @@
+"""The whole transformer in NumPy: to learn from, to test the engine against, to run without it.
+
+Shapes: n tokens of a batch, d = dim, H heads of h channels, K key/value heads, T positions so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Logits
+from .checkpoint import Checkpoint, QuantizedTensor, Tensor
+from .errors import ClosedError
+
+Array = NDArray[np.float32]
+Linear = Callable[[Array], Array]
+
+
+def rmsnorm(x: Array, weight: Array, eps: float) -> Array:
+    """``weight * x / sqrt(mean(x^2) + eps)``, x (n, d)."""
+    return weight * (x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)))
+
+
+def softmax(x: Array) -> Array:
+    """Probabilities along the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True, dtype=np.float32)
+
+
+def silu(x: Array) -> Array:
+    """``x * sigmoid(x)``; far below zero exp overflows to infinity, and the result is -0."""
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
+def rotate(x: Array, positions: NDArray[np.int64], theta: float) -> Array:
+    """Rotary embedding: turn the pairs (x[0], x[1]), (x[2], x[3]).. of each head, x (n, H, h)."""
+    h = x.shape[-1]
+    freqs = (1 / theta ** (np.arange(0, h, 2) / h)).astype(np.float32)
+    angles = positions[:, None, None].astype(np.float32) * freqs  # (n, 1, h / 2)
+    cos, sin, a, b = np.cos(angles), np.sin(angles), x[..., 0::2], x[..., 1::2]
+    return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
+
+
+def quantize_activations(x: Array, group: int) -> tuple[Array, Array]:
+    """Groups of int8 (as float32, (n, G, group)) and their scales (n, G), rounded half away."""
+    groups = x.reshape(len(x), -1, group)
+    scales = np.abs(groups).max(axis=-1) / np.float32(127)
+    ratios = np.divide(groups, scales[..., None], where=scales[..., None] > 0, out=groups * 0)
+    return np.sign(ratios) * np.floor(np.abs(ratios) + np.float32(0.5)), scales
+
+
+def linear(tensor: Tensor) -> Linear:
+    """``x (n, cols) -> x @ W.T (n, rows)``; for int8, in integers within each group."""
+    rows, cols = tensor.shape
+    if not isinstance(tensor, QuantizedTensor):
+        weight = np.array(tensor.data)
+        return lambda x: x @ weight.T
+    # Groups run on over the flattened matrix; smaller ones that fit a row keep every value.
+    group = int(np.gcd(tensor.group_size, cols))
+    values = tensor.values.reshape(rows, -1, group).astype(np.float32)  # (rows, G, group)
+    scales = np.repeat(tensor.scales, tensor.group_size // group).reshape(rows, -1)  # (rows, G)
+
+    def multiply(x: Array) -> Array:
+        q, x_scales = quantize_activations(x, group)
+        sums = np.einsum("ngk,rgk->nrg", q, values)  # whole numbers below 2^24: exact in float32
+        return np.einsum("nrg,rg,ng->nr", sums, scales, x_scales)
+
+    return multiply
+
+
+class ReferenceCache:
+    """Keys and values of one session, (n_layers, seq_len, K, h) each."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def close(self) -> None:
+        self.keys = self.values = np.zeros(0, np.float32)
+
+
+class Reference:
+    """The transformer in NumPy. See `Backend` for the methods."""
+
+    isa, threads = "numpy", 1
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config, self.dtype = checkpoint.config, checkpoint.dtype
+        tensors = checkpoint.tensors
+        self.nbytes = sum(tensor.nbytes for kind in tensors.values() for tensor in kind)
+        self.non_finite = sum(
+            int(np.count_nonzero(~np.isfinite(t.scales if isinstance(t, QuantizedTensor) else t.data)))
+            for kind in tensors.values()
+            for t in kind
+        )
+        self.embedding = np.array(tensors["token_embedding_table"][0].dequantize())
+        self.norms = {
+            name: [np.array(tensor.dequantize()) for tensor in tensors[name]]
+            for name in ("rms_att_weight", "rms_ffn_weight", "rms_final_weight")
+        }
+        self.linears = {
+            name: [linear(tensor) for tensor in tensors[name]]
+            for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+        }
+        self.classifier = linear(tensors.get("wcls", tensors["token_embedding_table"])[0])
+
+    def new_cache(self) -> ReferenceCache:
+        c = self.config
+        return ReferenceCache((c.n_layers, c.seq_len, c.n_kv_heads, c.head_dim))
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[ReferenceCache],
+        positions: Sequence[int],
+        logits_rows: Sequence[int],
+    ) -> Logits:
+        if not self.linears:
+            raise ClosedError("the model is closed, expected an open one")
+        c, n, at = self.config, len(tokens), np.asarray(positions)
+        x = self.embedding[np.asarray(tokens)]  # (n, d)
+        for l in range(c.n_layers):
+            project = {name: layers[l] for name, layers in self.linears.items()}
+            y = rmsnorm(x, self.norms["rms_att_weight"][l], c.norm_eps)
+            q = rotate(project["wq"](y).reshape(n, c.n_heads, -1), at, c.rope_theta)  # (n, H, h)
+            k = rotate(project["wk"](y).reshape(n, c.n_kv_heads, -1), at, c.rope_theta)
+            v = project["wv"](y).reshape(n, c.n_kv_heads, -1)  # (n, K, h)
+            for i, cache in enumerate(caches):
+                cache.keys[l, at[i]], cache.values[l, at[i]] = k[i], v[i]
+            heads = [self.attend(q[i], cache, l, at[i] + 1) for i, cache in enumerate(caches)]
+            x = x + project["wo"](np.stack(heads).reshape(n, -1))
+            y = rmsnorm(x, self.norms["rms_ffn_weight"][l], c.norm_eps)
+            x = x + project["w2"](silu(project["w1"](y)) * project["w3"](y))
+        x = rmsnorm(x[list(logits_rows)], self.norms["rms_final_weight"][0], c.norm_eps)
+        return self.classifier(x)
+
+    def attend(self, q: Array, cache: ReferenceCache, layer: int, n_positions: int) -> Array:
+        """Attention of one token's queries q (H, h) over the positions so far."""
+        keys, values = cache.keys[layer, :n_positions], cache.values[layer, :n_positions]  # (T, K, h)
+        groups = q.reshape(self.config.n_kv_heads, -1, q.shape[-1])  # heads that share keys
+        scores = np.einsum("kgh,tkh->kgt", groups, keys) / np.sqrt(np.float32(q.shape[-1]))
+        return np.einsum("kgt,tkh->kgh", softmax(scores), values)
+
+    def argmax(self, logits: Logits) -> int:
+        return int(np.argmax(logits))
+
+    def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
+        p = softmax(logits / np.float32(temperature))
+        order = np.arange(len(p))
+        if 0 < top_p < 1:
+            order = np.argsort(-p, kind="stable")
+            kept = int(np.searchsorted(np.cumsum(p[order]), np.float32(top_p), side="right")) + 1
+            order = order[:kept]
+        cumulative = np.cumsum(p[order])
+        target = coin * cumulative[-1] if 0 < top_p < 1 else coin
+        drawn = int(np.searchsorted(cumulative, np.float32(target), side="right"))
+        return int(order[min(drawn, len(order) - 1)])
+
+    def close(self) -> None:
+        self.linears, self.embedding = {}, np.zeros((0, 0), np.float32)

@@ -1,0 +1,139 @@
+"""Session: one conversation's place in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from .backend import Backend, Cache, Logits
+from .errors import ClosedError, PromptError
+
+# Multiplications in one call of the engine: about a tenth of a second of work, so that Ctrl-C is
+# heard between the blocks of a long prompt.
+_BLOCK_WORK = 4_000_000_000
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
+
+
+class Session:
+    """A sequence of tokens run so far, with the model's memory of them (its KV cache).
+
+    Made by `Model.session`; a context manager. Not for two threads at once; any number of sessions
+    of one model are.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._cache: Cache | None = backend.new_cache()
+        self._position = 0
+        block = _BLOCK_WORK // backend.config.n_params
+        self._block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
+
+    @property
+    def position(self) -> int:
+        """How many tokens have been run; the next one gets this position."""
+        return self._position
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the context holds."""
+        return self._backend.config.seq_len - self._position
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> Logits:
+        """Run tokens at the next positions.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            Token ids, at least one. How they are split over calls does not change any bit.
+        all_logits : bool
+            Give the logits behind every token, not only the last.
+
+        Returns
+        -------
+        ndarray, float32, shape (vocab_size,) or, with ``all_logits``, (n, vocab_size)
+            ``logits[t]`` ranks token t as the next one.
+
+        Raises
+        ------
+        PromptError
+            If there is no token, one is out of the vocabulary, or they do not fit in the context;
+            nothing has been run then.
+        ClosedError
+            After `close`.
+        """
+        cache = self._open_cache()
+        ids = self._checked(tokens)
+        last = len(ids) - 1
+        logits: list[Logits] = []
+        for start in range(0, len(ids), self._block):
+            block = ids[start : start + self._block]
+            n, position = len(block), self._position
+            if all_logits:
+                rows: Sequence[int] = range(n)
+            else:
+                rows = [n - 1] if start + n > last else []
+            logits.append(
+                self._backend.forward(
+                    block, [cache] * n, range(position, position + n), rows
+                )
+            )
+            self._position += n
+        if all_logits:
+            return logits[0] if len(logits) == 1 else np.concatenate(logits)
+        return logits[-1][0]
+
+    def rewind(self, position: int) -> None:
+        """Forget the tokens from ``position`` on.
+
+        Raises
+        ------
+        PromptError
+            If ``position`` is not between 0 and the current one.
+        """
+        self._open_cache()
+        if not 0 <= position <= self._position:
+            raise PromptError(
+                f"cannot rewind to position {position}, expected 0 to {self._position}"
+            )
+        self._position = position
+
+    def close(self) -> None:
+        """Free the memory. Twice does no harm."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open_cache(self) -> Cache:
+        if self._cache is None:
+            raise ClosedError("the session is closed, expected an open one")
+        return self._cache
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        ids = [int(token) for token in tokens]
+        config = self._backend.config
+        if not ids:
+            raise PromptError("there is no token to run, expected at least one")
+        if min(ids) < 0 or max(ids) >= config.vocab_size:
+            wrong = next(token for token in ids if not 0 <= token < config.vocab_size)
+            raise PromptError(
+                f"token {wrong} is out of the vocabulary, expected 0 to {config.vocab_size - 1}"
+            )
+        if self._position + len(ids) > config.seq_len:
+            raise PromptError(
+                f"{len(ids)} tokens at position {self._position} do not fit:"
+                f" the model's context holds {config.seq_len}"
+            )
+        return ids
