@@ -1,0 +1,93 @@
+"""``llama2py info``: what a checkpoint is, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, QuantizedTensor, open_checkpoint
+
+if TYPE_CHECKING:
+    from .options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Register the command; ``args.run(args)`` runs it and returns the exit code."""
+    parser = subparsers.add_parser(
+        "info",
+        help="show a checkpoint's shape and problems",
+        description="Show a checkpoint's format, shape and size, and every problem found in it.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is known; a `CheckpointError` says why nothing is."""
+    with open_checkpoint(args.checkpoint) as checkpoint:
+        facts = describe(checkpoint)
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    config = facts["config"]
+    shared = "the token embedding" if config["shared_classifier"] else "its own tensor"
+    dtype = facts["dtype"]
+    if facts["group_size"]:
+        dtype += f", a scale for every {facts['group_size']} values"
+    lines = {
+        "file": facts["file"],
+        "format": facts["format"],
+        "size": f"{facts['file_size']:,} bytes",
+        "weights": dtype,
+        "parameters": f"{facts['parameters']:,}",
+        "dim": config["dim"],
+        "hidden_dim": config["hidden_dim"],
+        "n_layers": config["n_layers"],
+        "n_heads": f"{config['n_heads']} of size {facts['head_dim']}",
+        "n_kv_heads": config["n_kv_heads"],
+        "vocab_size": config["vocab_size"],
+        "seq_len": f"{config['seq_len']} tokens, {facts['cache_bytes'] / 2**20:.1f} MiB a session",
+        "classifier": shared,
+        "norm_eps": f"{config['norm_eps']:g}",
+        "rope_theta": f"{config['rope_theta']:g}",
+        "problems": "; ".join(facts["problems"]) or "none found",
+    }
+    for name, value in lines.items():
+        print(f"{name:<11} {value}")
+    return 0
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The facts, ready for JSON. Reads every weight once."""
+    config = checkpoint.config
+    return {
+        "file": str(checkpoint.path),
+        "format": checkpoint.format,
+        "file_size": checkpoint.file_size,
+        "dtype": checkpoint.dtype,
+        "group_size": checkpoint.group_size,
+        "parameters": config.n_params,
+        "head_dim": config.head_dim,
+        "cache_bytes": 2 * 4 * config.n_layers * config.kv_dim * config.seq_len,
+        "config": asdict(config),
+        "problems": _problems(checkpoint),
+    }
+
+
+def _problems(checkpoint: Checkpoint) -> list[str]:
+    problems = []
+    for name, tensors in checkpoint.tensors.items():
+        bad = 0
+        for tensor in tensors:
+            values = tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.data
+            bad += int(values.size - np.count_nonzero(np.isfinite(values)))
+            checkpoint.release(tensor)
+        if bad:
+            problems.append(f"{name}: {bad} values are NaN or infinite")
+    return problems

@@ -1,0 +1,58 @@
+"""Types of command-line values: argparse turns their complaint into a usage error."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ParameterError
+from ..sampling import SamplingParams
+
+if TYPE_CHECKING:  # generic for type checkers only
+    Subparsers = argparse._SubParsersAction[Any]
+
+
+def temperature(text: str) -> float:
+    """A temperature; below 0 it becomes 0, as in llama2.c."""
+    value = max(0.0, _number(text))
+    return _checked(SamplingParams, temperature=value).temperature
+
+
+def top_p(text: str) -> float:
+    """A top-p, 0 to 1."""
+    return _checked(SamplingParams, top_p=_number(text)).top_p
+
+
+def whole_number(text: str) -> int:
+    """Any whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def count(text: str) -> int:
+    """A whole number from 1 up."""
+    value = whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 1 up")
+    return value
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers from 1 up, with commas between them."""
+    return [count(part) for part in text.split(",")]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _checked(params: type[SamplingParams], **values: float) -> SamplingParams:
+    try:
+        return params(**values)
+    except ParameterError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

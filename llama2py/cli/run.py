@@ -1,0 +1,153 @@
+"""``llama2py run``: print a story, or chat. The flags are llama2.c's."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..chat import Chat
+from ..errors import PromptError
+from ..generation import Stream, Timings
+from ..model import Model, load
+from ..sampling import random_seed
+from . import options
+
+if TYPE_CHECKING:
+    from .options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Register the command; ``args.run(args)`` runs it and returns the exit code."""
+    parser = subparsers.add_parser(
+        "run",
+        help="print a story, or chat",
+        description="Print a story that a checkpoint tells, or chat with it. "
+        "The story goes to standard output, its speed to standard error.",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", type=Path, help="a llama2.c model, as stories15M.bin")
+    add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T",
+        help="0: always the most probable token; the higher the wilder (default 1.0)")  # fmt: skip
+    add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P",
+        help="draw from the most probable tokens that sum up to this; 1: from all (default 0.9)")  # fmt: skip
+    add("-s", "--seed", type=options.whole_number, default=0, metavar="N",
+        help="the same seed tells the same story; 0: a new one (default 0)")  # fmt: skip
+    add("-n", "--steps", type=options.whole_number, default=256, metavar="N",
+        help="tokens to run, the prompt's included; 0: as many as the context holds (default 256)")  # fmt: skip
+    add("-i", "--prompt", metavar="TEXT",
+        help="the beginning of the story; - reads it from standard input")  # fmt: skip
+    add("-z", "--tokenizer", type=Path, metavar="FILE",
+        help="the model's tokenizer.bin (default: the 32000-token one of Llama 2)")  # fmt: skip
+    add("-m", "--mode", choices=("generate", "chat"), default="generate",
+        help="chat is for models trained on [INST] dialogues (default generate)")  # fmt: skip
+    add("-y", "--system-prompt", metavar="TEXT", help="the system prompt, in chat")
+    add("--threads", type=options.count, metavar="N", help="default: the physical cores")
+    add("--backend", choices=("c", "numpy"), default="c", help="the engine, or the slow reference")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the model, then tell or chat."""
+    prompt = _prompt(args.prompt)
+    seed = args.seed if args.seed > 0 else random_seed()
+    with load(args.checkpoint, args.tokenizer, args.threads, args.backend) as model:
+        if model.backend.non_finite:
+            _say(f"warning: {args.checkpoint}: {model.backend.non_finite} weights are NaN or infinite")
+        steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
+        if args.mode == "chat":
+            with Chat(model, None, args.temperature, args.top_p, seed, max_tokens=steps) as chat:
+                return _chat(chat, prompt, args.system_prompt)
+        return _tell(model, prompt or "", steps, args.temperature, args.top_p, seed)
+
+
+def _tell(
+    model: Model, prompt: str, steps: int, temperature: float, top_p: float, seed: int
+) -> int:
+    """Print prompt and story as they come, then how fast that was."""
+    # llama2.c's steps are the tokens behind BOS: the prompt's, cut if need be, then the story's.
+    prompt_tokens = model.tokenizer.encode(prompt)
+    max_tokens = max(0, steps - len(prompt_tokens) + 1)
+    stream = model.stream(prompt_tokens, max_tokens, temperature, top_p, seed)
+    code = 0
+    try:
+        _write(model.tokenizer.decode(prompt_tokens[: steps + 1]))
+        if max_tokens:
+            for piece in stream:
+                _write(piece)
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        stream.close()
+    _write("\n")
+    _report(stream.timings, seed)
+    return code
+
+
+def _chat(chat: Chat, first: str | None, system: str | None) -> int:
+    """Turn by turn until the input or the room ends."""
+    answer: Stream | None = None
+    code = 0
+    try:
+        if system is None:
+            system = _ask("Enter system prompt (optional): ")
+        chat.system = system
+        while chat.room:
+            user = first if first is not None else _ask("User: ")
+            first = None
+            _write("Assistant: ")
+            answer = chat.say(user)
+            lead = True
+            for piece in answer:
+                _write(piece.lstrip(" ") if lead else piece)
+                lead = False
+            _write("\n")
+    except EOFError:
+        _write("\n")
+    except KeyboardInterrupt:
+        _write("\n")
+        code = 130
+    if answer is not None:
+        _report(answer.timings, answer.seed)
+    return code
+
+
+def _prompt(text: str | None) -> str | None:
+    """The prompt, from standard input for ``-`` (less the newline that ends it)."""
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"the prompt on standard input is not UTF-8 (byte {error.start}), expected UTF-8 text"
+        ) from None
+
+
+def _ask(question: str) -> str:
+    """A line from standard input; EOFError at its end."""
+    _write(question)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()  # a story is read while it is told
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _report(timings: Timings, seed: int) -> None:
+    if timings.tokens_per_second:
+        _say(f"achieved tok/s: {timings.tokens_per_second:f}")
+    if timings.generated_tokens:
+        _say(
+            f"prompt tok/s: {timings.prompt_tokens_per_second:.1f} ({timings.prompt_tokens} tokens),"
+            f" first token after {timings.first_token_seconds * 1000:.1f} ms, seed {seed}"
+        )
