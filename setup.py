@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithTokenizer(build_py):
-    """Put the top-level tokenizer.bin beside the modules; a source tree reads it where it stands."""
+    """Put tokenizer.bin beside the modules; a source tree reads it where it stands."""
 
     def run(self) -> None:
         super().run()

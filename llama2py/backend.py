@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import ModelConfig
 
-Logits = NDArray[np.float32]
+Logits: TypeAlias = NDArray[np.float32]
 
 
 class Cache(Protocol):
@@ -27,8 +27,8 @@ class Backend(Protocol):
     ----------
     config : ModelConfig
         The shape.
-    dtype : str
-        What the matrices are made of: 'float32' or 'int8'.
+    dtype : {'float32', 'int8'}
+        What the matrices are made of.
     isa : str
         The instruction set in use.
     threads : int
@@ -40,7 +40,7 @@ class Backend(Protocol):
     """
 
     config: ModelConfig
-    dtype: str
+    dtype: Literal["float32", "int8"]
     isa: str
     threads: int
     nbytes: int
@@ -52,11 +52,11 @@ class Backend(Protocol):
     def forward(
         self,
         tokens: Sequence[int],
-        caches: Sequence[Cache],
+        caches: Sequence[Any],
         positions: Sequence[int],
         logits_rows: Sequence[int],
     ) -> Logits:
-        """Run a batch of tokens: token i at ``positions[i]`` of ``caches[i]``.
+        """Run a batch of tokens: token i at ``positions[i]`` of ``caches[i]``, made by `new_cache`.
 
         Tokens of one cache stand in order of position, and all earlier positions of it have been
         run, in this call or before.

@@ -138,8 +138,7 @@ def benchmark(
         generated_tokens=generated_tokens,
         repeats=repeats,
         rows=[
-            Row(n, *(Figure.of(column) for column in zip(*results[n], strict=True)))
-            for n in counts
+            Row(n, *(Figure.of(column) for column in zip(*results[n], strict=True))) for n in counts
         ],
     )
 

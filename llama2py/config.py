@@ -73,7 +73,9 @@ class ModelConfig:
         if self.dim % self.n_heads:
             raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}")
         if self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
+            raise ConfigError(
+                f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}"
+            )
         if self.head_dim % 2:
             raise ConfigError(
                 f"the head size dim / n_heads = {self.head_dim} is odd, expected an even one"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ._engine import ffi, lib
 from .backend import Logits
-from .checkpoint import Checkpoint, DenseTensor, QuantizedTensor, Tensor
+from .checkpoint import Checkpoint, QuantizedTensor, Tensor
 from .config import ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
@@ -40,7 +40,7 @@ def isa_names() -> list[str]:
 
 
 def _all_isas() -> list[tuple[str, bool]]:
-    isas = []
+    isas: list[tuple[str, bool]] = []
     while (name := lib.l2p_isa_name(len(isas))) != ffi.NULL:
         supported = bool(lib.l2p_isa_supported(len(isas)))
         isas.append((ffi.string(name).decode("ascii"), supported))

@@ -195,7 +195,7 @@ class Model:
         return self.stream(prompt, max_tokens, temperature, top_p, seed).finish()
 
     def close(self) -> None:
-        """Free the weights. Twice does no harm; open sessions of the model must not be used after."""
+        """Free the weights. Twice does no harm; its sessions must not be used after."""
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -218,7 +218,9 @@ class Model:
         return f"<Model {millions:.1f}M {self._backend.dtype}, {self._backend.isa}>"
 
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
+        tokens = (
+            self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
+        )
         if not tokens:
             raise PromptError("the prompt has no tokens, expected at least one (such as BOS)")
         if len(tokens) > self.config.seq_len:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .backend import Logits
 from .checkpoint import Checkpoint, QuantizedTensor, Tensor
 from .errors import ClosedError
+from .sampling import draw
 
 Array = NDArray[np.float32]
 Linear = Callable[[Array], Array]
@@ -30,7 +31,7 @@ def softmax(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """``x * sigmoid(x)``; far below zero exp overflows to infinity, and the result is -0."""
+    """``x * sigmoid(x)``; far below zero exp overflows to infinity, and the result is 0."""
     with np.errstate(over="ignore"):
         return x / (1 + np.exp(-x))
 
@@ -89,12 +90,8 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config, self.dtype = checkpoint.config, checkpoint.dtype
         tensors = checkpoint.tensors
-        self.nbytes = sum(tensor.nbytes for kind in tensors.values() for tensor in kind)
-        self.non_finite = sum(
-            int(np.count_nonzero(~np.isfinite(t.scales if isinstance(t, QuantizedTensor) else t.data)))
-            for kind in tensors.values()
-            for t in kind
-        )
+        self.nbytes = sum(t.nbytes for kind in tensors.values() for t in kind)
+        self.non_finite = sum(t.count_non_finite() for kind in tensors.values() for t in kind)
         self.embedding = np.array(tensors["token_embedding_table"][0].dequantize())
         self.norms = {
             name: [np.array(tensor.dequantize()) for tensor in tensors[name]]
@@ -121,24 +118,27 @@ class Reference:
             raise ClosedError("the model is closed, expected an open one")
         c, n, at = self.config, len(tokens), np.asarray(positions)
         x = self.embedding[np.asarray(tokens)]  # (n, d)
-        for l in range(c.n_layers):
-            project = {name: layers[l] for name, layers in self.linears.items()}
-            y = rmsnorm(x, self.norms["rms_att_weight"][l], c.norm_eps)
+        for layer in range(c.n_layers):
+            project = {name: layers[layer] for name, layers in self.linears.items()}
+            y = rmsnorm(x, self.norms["rms_att_weight"][layer], c.norm_eps)
             q = rotate(project["wq"](y).reshape(n, c.n_heads, -1), at, c.rope_theta)  # (n, H, h)
             k = rotate(project["wk"](y).reshape(n, c.n_kv_heads, -1), at, c.rope_theta)
             v = project["wv"](y).reshape(n, c.n_kv_heads, -1)  # (n, K, h)
             for i, cache in enumerate(caches):
-                cache.keys[l, at[i]], cache.values[l, at[i]] = k[i], v[i]
-            heads = [self.attend(q[i], cache, l, at[i] + 1) for i, cache in enumerate(caches)]
+                cache.keys[layer, at[i]], cache.values[layer, at[i]] = k[i], v[i]
+            heads = [self.attend(q[i], cache, layer, at[i] + 1) for i, cache in enumerate(caches)]
             x = x + project["wo"](np.stack(heads).reshape(n, -1))
-            y = rmsnorm(x, self.norms["rms_ffn_weight"][l], c.norm_eps)
+            y = rmsnorm(x, self.norms["rms_ffn_weight"][layer], c.norm_eps)
             x = x + project["w2"](silu(project["w1"](y)) * project["w3"](y))
         x = rmsnorm(x[list(logits_rows)], self.norms["rms_final_weight"][0], c.norm_eps)
         return self.classifier(x)
 
     def attend(self, q: Array, cache: ReferenceCache, layer: int, n_positions: int) -> Array:
         """Attention of one token's queries q (H, h) over the positions so far."""
-        keys, values = cache.keys[layer, :n_positions], cache.values[layer, :n_positions]  # (T, K, h)
+        keys, values = (
+            cache.keys[layer, :n_positions],
+            cache.values[layer, :n_positions],
+        )  # (T, K, h)
         groups = q.reshape(self.config.n_kv_heads, -1, q.shape[-1])  # heads that share keys
         scores = np.einsum("kgh,tkh->kgt", groups, keys) / np.sqrt(np.float32(q.shape[-1]))
         return np.einsum("kgt,tkh->kgh", softmax(scores), values)
@@ -147,16 +147,7 @@ class Reference:
         return int(np.argmax(logits))
 
     def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
-        p = softmax(logits / np.float32(temperature))
-        order = np.arange(len(p))
-        if 0 < top_p < 1:
-            order = np.argsort(-p, kind="stable")
-            kept = int(np.searchsorted(np.cumsum(p[order]), np.float32(top_p), side="right")) + 1
-            order = order[:kept]
-        cumulative = np.cumsum(p[order])
-        target = coin * cumulative[-1] if 0 < top_p < 1 else coin
-        drawn = int(np.searchsorted(cumulative, np.float32(target), side="right"))
-        return int(order[min(drawn, len(order) - 1)])
+        return draw(softmax(logits / np.float32(temperature)), top_p, coin)
 
     def close(self) -> None:
         self.linears, self.embedding = {}, np.zeros((0, 0), np.float32)

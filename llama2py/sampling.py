@@ -6,6 +6,9 @@ import math
 import os
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .backend import Backend, Logits
 from .errors import ParameterError
 
@@ -21,9 +24,10 @@ class SamplingParams:
     Parameters
     ----------
     temperature : float
-        Logits are divided by it: below 1 sharper, above 1 flatter. 0 takes the most probable token.
+        Logits are divided by it: below 1 sharper, above 1 flatter. 0: the most probable token.
     top_p : float
-        Draw from the smallest set of most probable tokens whose sum exceeds this. 0 and 1: from all.
+        Draw from the smallest set of most probable tokens whose sum exceeds this; 0 and 1: from
+        all of them.
 
     Raises
     ------
@@ -80,6 +84,36 @@ class Coin:
 def random_seed() -> int:
     """A fresh seed, short enough to read out, that llama2.c's ``-s`` takes too."""
     return int.from_bytes(os.urandom(4), "little") % 0x7FFFFFFF + 1
+
+
+def draw(probabilities: NDArray[np.float32], top_p: float, coin: float) -> int:
+    """What the engine does with probabilities and a coin, in NumPy.
+
+    Parameters
+    ----------
+    probabilities : ndarray, float32, shape (n,)
+        They sum up to 1.
+    top_p : float
+        Draw from the smallest set of most probable indices whose sum exceeds it, most probable
+        first, of equals the lower index; 0 and 1: from all, in order of index.
+    coin : float
+        In [0, 1).
+
+    Returns
+    -------
+    int
+        The first index whose running sum exceeds ``coin`` times the sum of the set.
+    """
+    order = np.arange(len(probabilities))
+    total = np.float32(1)
+    if 0 < top_p < 1:
+        order = np.argsort(-probabilities, kind="stable")
+        sums = np.cumsum(probabilities[order])
+        order = order[: int(np.searchsorted(sums, np.float32(top_p), side="right")) + 1]
+        total = sums[len(order) - 1]
+    sums = np.cumsum(probabilities[order])
+    drawn = int(np.searchsorted(sums, np.float32(coin) * total, side="right"))
+    return int(order[min(drawn, len(order) - 1)])
 
 
 class Sampler:

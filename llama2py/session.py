@@ -75,14 +75,13 @@ class Session:
             else:
                 rows = [n - 1] if start + n > last else []
             logits.append(
-                self._backend.forward(
-                    block, [cache] * n, range(position, position + n), rows
-                )
+                self._backend.forward(block, [cache] * n, range(position, position + n), rows)
             )
             self._position += n
         if all_logits:
             return logits[0] if len(logits) == 1 else np.concatenate(logits)
-        return logits[-1][0]
+        last_row: Logits = logits[-1][0]
+        return last_row
 
     def rewind(self, position: int) -> None:
         """Forget the tokens from ``position`` on.

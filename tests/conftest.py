@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_test_data() -> Path | None:
-    """The folder with ``golden/`` and ``data/``: ``LLAMA2PY_TEST_DATA``, or ``shared`` beside us."""
+    """The folder with golden/ and data/: ``LLAMA2PY_TEST_DATA``, or ``shared`` beside us."""
     named = os.environ.get("LLAMA2PY_TEST_DATA")
     for folder in [Path(named)] if named else [ROOT.parent / "shared"]:
         if (folder / "golden").is_dir():

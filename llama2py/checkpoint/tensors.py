@@ -47,6 +47,10 @@ class DenseTensor:
         """Size in bytes."""
         return self.data.nbytes
 
+    def count_non_finite(self) -> int:
+        """How many weights are NaN or infinite."""
+        return int(self.data.size - np.count_nonzero(np.isfinite(self.data)))
+
     def dequantize(self) -> NDArray[np.float32]:
         """Return the weights themselves, so that callers may treat both kinds alike.
 
@@ -105,6 +109,10 @@ class QuantizedTensor:
     def nbytes(self) -> int:
         """Size in bytes, values and scales together."""
         return self.values.nbytes + self.scales.nbytes
+
+    def count_non_finite(self) -> int:
+        """How many scales are NaN or infinite; each spoils its group."""
+        return int(self.scales.size - np.count_nonzero(np.isfinite(self.scales)))
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the weights this tensor stands for.

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error, 2 wrong usage, 130 Ctrl-C, 141 the reader of our
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -42,9 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; by default the process's own. Returns the exit code."""
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character shows "?"
-        sys.stdout.reconfigure(errors="replace")
-        sys.stderr.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     try:
         code: int = args.run(args)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .options import Subparsers
 
 
+_THREADS = "thread counts (default: 1, 2, 4.. up to the physical cores)"
+_TOKENS = "tokens to generate (default 128)"
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Register the command; ``args.run(args)`` runs it and returns the exit code."""
     parser = subparsers.add_parser(
@@ -25,12 +29,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path)
-    add("--threads", type=options.counts, metavar="N[,N..]",
-        help="thread counts (default: 1, 2, 4.. up to the physical cores)")  # fmt: skip
+    add("--threads", type=options.counts, metavar="N[,N..]", help=_THREADS)
     add("--repeats", type=options.count, default=5, metavar="N", help="runs that count (default 5)")
     add("--prompt-tokens", type=options.count, default=128, metavar="N", help="default 128")
-    add("--tokens", type=options.count, default=128, metavar="N",
-        help="tokens to generate (default 128)")  # fmt: skip
+    add("--tokens", type=options.count, default=128, metavar="N", help=_TOKENS)
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

@@ -8,9 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..checkpoint import Checkpoint, QuantizedTensor, open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -85,8 +83,7 @@ def _problems(checkpoint: Checkpoint) -> list[str]:
     for name, tensors in checkpoint.tensors.items():
         bad = 0
         for tensor in tensors:
-            values = tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.data
-            bad += int(values.size - np.count_nonzero(np.isfinite(values)))
+            bad += tensor.count_non_finite()
             checkpoint.release(tensor)
         if bad:
             problems.append(f"{name}: {bad} values are NaN or infinite")

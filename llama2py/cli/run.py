@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from .options import Subparsers
 
 
+_T = "0: always the most probable token; the higher the wilder (default 1.0)"
+_P = "draw from the most probable tokens that sum up to this; 1: from all (default 0.9)"
+_S = "the same seed tells the same story; 0: a new one each time (default 0)"
+_N = "tokens to run, the prompt's included; 0: as many as the context holds (default 256)"
+_I = "the beginning of the story; - reads it from standard input"
+_Z = "the model's tokenizer.bin (default: the 32000-token one of Llama 2)"
+_M = "chat is for models trained on [INST] dialogues (default generate)"
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Register the command; ``args.run(args)`` runs it and returns the exit code."""
     parser = subparsers.add_parser(
@@ -28,20 +37,13 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a llama2.c model, as stories15M.bin")
-    add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T",
-        help="0: always the most probable token; the higher the wilder (default 1.0)")  # fmt: skip
-    add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P",
-        help="draw from the most probable tokens that sum up to this; 1: from all (default 0.9)")  # fmt: skip
-    add("-s", "--seed", type=options.whole_number, default=0, metavar="N",
-        help="the same seed tells the same story; 0: a new one (default 0)")  # fmt: skip
-    add("-n", "--steps", type=options.whole_number, default=256, metavar="N",
-        help="tokens to run, the prompt's included; 0: as many as the context holds (default 256)")  # fmt: skip
-    add("-i", "--prompt", metavar="TEXT",
-        help="the beginning of the story; - reads it from standard input")  # fmt: skip
-    add("-z", "--tokenizer", type=Path, metavar="FILE",
-        help="the model's tokenizer.bin (default: the 32000-token one of Llama 2)")  # fmt: skip
-    add("-m", "--mode", choices=("generate", "chat"), default="generate",
-        help="chat is for models trained on [INST] dialogues (default generate)")  # fmt: skip
+    add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T", help=_T)
+    add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P", help=_P)
+    add("-s", "--seed", type=options.whole_number, default=0, metavar="N", help=_S)
+    add("-n", "--steps", type=options.whole_number, default=256, metavar="N", help=_N)
+    add("-i", "--prompt", metavar="TEXT", help=_I)
+    add("-z", "--tokenizer", type=Path, metavar="FILE", help=_Z)
+    add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_M)
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt, in chat")
     add("--threads", type=options.count, metavar="N", help="default: the physical cores")
     add("--backend", choices=("c", "numpy"), default="c", help="the engine, or the slow reference")
@@ -53,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.prompt)
     seed = args.seed if args.seed > 0 else random_seed()
     with load(args.checkpoint, args.tokenizer, args.threads, args.backend) as model:
-        if model.backend.non_finite:
-            _say(f"warning: {args.checkpoint}: {model.backend.non_finite} weights are NaN or infinite")
+        if bad := model.backend.non_finite:
+            _say(f"warning: {args.checkpoint}: {bad} weights are NaN or infinite")
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
         if args.mode == "chat":
             with Chat(model, None, args.temperature, args.top_p, seed, max_tokens=steps) as chat:
@@ -148,6 +150,7 @@ def _report(timings: Timings, seed: int) -> None:
         _say(f"achieved tok/s: {timings.tokens_per_second:f}")
     if timings.generated_tokens:
         _say(
-            f"prompt tok/s: {timings.prompt_tokens_per_second:.1f} ({timings.prompt_tokens} tokens),"
-            f" first token after {timings.first_token_seconds * 1000:.1f} ms, seed {seed}"
+            f"prompt tok/s: {timings.prompt_tokens_per_second:.1f}"
+            f" ({timings.prompt_tokens} tokens), first token after"
+            f" {timings.first_token_seconds * 1000:.1f} ms, seed {seed}"
         )

@@ -1,0 +1,47 @@
+# make story CHECKPOINT=stories15M.bin    from a fresh clone: an environment, a build, a story
+# make test                               from a fresh clone: an environment, a build, the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+CHECKPOINT ?=
+ARGS ?=
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
+
+.PHONY: story test lint sanitize wheel clean
+
+story: $(VENV)/.story
+	@test -n "$(CHECKPOINT)" || { echo 'name a model: make story CHECKPOINT=stories15M.bin' >&2; exit 2; }
+	@$(BIN)/python -m llama2py run "$(CHECKPOINT)" $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+# Style and types of the Python code, and a C build in which every warning is an error.
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	for source in csrc/*.c; do \
+	  $(CC) -std=c11 -O3 -ffp-contract=off -Wall -Wextra -Werror -c $$source -o /dev/null || exit 1; done
+
+# The tests on an extension that checks its memory accesses and its arithmetic.
+sanitize: $(VENV)/.test
+	$(BIN)/python tests/sanitize.py $(ARGS)
+
+wheel: $(VENV)/.story
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info llama2py/_engine.abi3.so llama2py/_engine.c
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.story: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.story
