@@ -40,5 +40,6 @@ __all__ = [
     "Stream",
     "Timings",
     "Tokenizer",
+    "TokenizerError",
     "load",
 ]

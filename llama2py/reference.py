@@ -16,7 +16,6 @@ from .errors import ClosedError
 from .sampling import draw
 
 Array = NDArray[np.float32]
-Linear = Callable[[Array], Array]
 
 
 def rmsnorm(x: Array, weight: Array, eps: float) -> Array:
@@ -27,7 +26,7 @@ def rmsnorm(x: Array, weight: Array, eps: float) -> Array:
 def softmax(x: Array) -> Array:
     """Probabilities along the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True, dtype=np.float32)
+    return e / e.sum(axis=-1, keepdims=True)
 
 
 def silu(x: Array) -> Array:
@@ -48,12 +47,12 @@ def rotate(x: Array, positions: NDArray[np.int64], theta: float) -> Array:
 def quantize_activations(x: Array, group: int) -> tuple[Array, Array]:
     """Groups of int8 (as float32, (n, G, group)) and their scales (n, G), rounded half away."""
     groups = x.reshape(len(x), -1, group)
-    scales = np.abs(groups).max(axis=-1) / np.float32(127)
+    scales = abs(groups).max(axis=-1) / np.float32(127)
     ratios = np.divide(groups, scales[..., None], where=scales[..., None] > 0, out=groups * 0)
     return np.sign(ratios) * np.floor(np.abs(ratios) + np.float32(0.5)), scales
 
 
-def linear(tensor: Tensor) -> Linear:
+def linear(tensor: Tensor) -> Callable[[Array], Array]:
     """``x (n, cols) -> x @ W.T (n, rows)``; for int8, in integers within each group."""
     rows, cols = tensor.shape
     if not isinstance(tensor, QuantizedTensor):
@@ -94,12 +93,10 @@ class Reference:
         self.non_finite = sum(t.count_non_finite() for kind in tensors.values() for t in kind)
         self.embedding = np.array(tensors["token_embedding_table"][0].dequantize())
         self.norms = {
-            name: [np.array(tensor.dequantize()) for tensor in tensors[name]]
-            for name in ("rms_att_weight", "rms_ffn_weight", "rms_final_weight")
+            k: [np.array(t.dequantize()) for t in tensors[k]] for k in tensors if k[:3] == "rms"
         }
         self.linears = {
-            name: [linear(tensor) for tensor in tensors[name]]
-            for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+            k: [linear(t) for t in tensors[k]] for k in tensors if k[0] == "w" and k != "wcls"
         }
         self.classifier = linear(tensors.get("wcls", tensors["token_embedding_table"])[0])
 

@@ -1,17 +1,34 @@
-"""Where the recorded outputs and the real model lie, and what to do without them."""
+"""What several test files share: the recorded outputs, the models they belong to, and random models."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from llama2py.checkpoint import (
+    Checkpoint,
+    DenseTensor,
+    Tensor,
+    open_checkpoint,
+    quantize,
+    quantize_checkpoint,
+    tensor_shapes,
+    write_checkpoint,
+)
+from llama2py.config import ModelConfig
+from llama2py.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_test_data() -> Path | None:
-    """The folder with golden/ and data/: ``LLAMA2PY_TEST_DATA``, or ``shared`` beside us."""
+    """The folder with ``golden/`` and ``data/``: ``LLAMA2PY_TEST_DATA``, or ``shared`` beside us."""
     named = os.environ.get("LLAMA2PY_TEST_DATA")
     for folder in [Path(named)] if named else [ROOT.parent / "shared"]:
         if (folder / "golden").is_dir():
@@ -26,3 +43,70 @@ def test_data() -> Path:
     if folder is None:
         pytest.skip("no recorded outputs here: set LLAMA2PY_TEST_DATA to their folder")
     return folder
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint and the tokenizer.bin that belongs to it (None: the bundled one)."""
+
+    checkpoint: Path
+    tokenizer: Path | None
+
+
+@pytest.fixture(scope="session")
+def model_files(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
+    """The models of the recorded outputs, by the names they have there."""
+    folder, data = tmp_path_factory.mktemp("models"), test_data / "data"
+    big, big_q80 = folder / "15M.bin", folder / "15M_q80.bin"
+    tool = test_data / "tools" / "make_checkpoint.py"
+    subprocess.run([sys.executable, tool, "15M", big], check=True, timeout=60)
+    with open_checkpoint(big) as checkpoint:
+        write_checkpoint(big_q80, checkpoint.config, quantize_checkpoint(checkpoint, 32), version=2)
+    return {
+        "stories260K": ModelFiles(data / "stories260K.bin", data / "tok512.bin"),
+        "stories260K_q80": ModelFiles(data / "stories260K_q80.bin", data / "tok512.bin"),
+        "15M": ModelFiles(big, None),
+        "15M_q80": ModelFiles(big_q80, None),
+    }
+
+
+def random_checkpoint(
+    config: ModelConfig, group_size: int | None = None, seed: int = 0
+) -> Checkpoint:
+    """A model in memory with random weights, so sized that each of them shows in the logits."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, tuple[Tensor, ...]] = {}
+    for name, (count, shape) in tensor_shapes(config).items():
+        layers: list[Tensor] = []
+        for _ in range(count):
+            values = rng.standard_normal(shape, np.float32)
+            if len(shape) == 1:
+                layers.append(DenseTensor(1 + values / 4))
+                continue
+            if name != "token_embedding_table":
+                values /= np.sqrt(np.float32(shape[1]))
+            layers.append(quantize(values, group_size) if group_size else DenseTensor(values))
+        tensors[name] = tuple(layers)
+    return in_memory(config, tensors, group_size)
+
+
+def in_memory(
+    config: ModelConfig, tensors: dict[str, tuple[Tensor, ...]], group_size: int | None = None
+) -> Checkpoint:
+    """A checkpoint that no file is behind."""
+    return Checkpoint(Path("in-memory"), "made in a test", config, tensors, (), group_size)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """300 tokens: the bytes, a space, the small letters, and a few pieces of two."""
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]
+    pieces += [b" ", *(bytes([letter]) for letter in range(ord("a"), ord("z") + 1))]
+    pieces += [b" " + bytes([letter]) for letter in range(ord("a"), ord("n") + 1)]
+    assert len(pieces) == TINY.vocab_size
+    return Tokenizer(pieces, [-float(token) for token in range(len(pieces))])
+
+
+# Of the tokenizer above: grouped-query attention, sizes that fill no block of 16 evenly.
+TINY = ModelConfig(
+    dim=24, hidden_dim=44, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=64
+)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # generic for type checkers only
 
 def temperature(text: str) -> float:
     """A temperature; below 0 it becomes 0, as in llama2.c."""
-    value = max(0.0, _number(text))
+    value = _number(text)
+    value = 0.0 if value < 0 else value  # not max(): it would make a 0 of nan, too
     return _checked(SamplingParams, temperature=value).temperature
 
 

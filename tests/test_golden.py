@@ -1,0 +1,201 @@
+"""The same tokens, text and logits as llama2.c, for everything recorded of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from conftest import ModelFiles
+from numpy.typing import NDArray
+
+import llama2py
+from llama2py.engine import isa_names
+from llama2py.tokenizer import Tokenizer
+
+CHECKPOINTS = ["stories260K", "stories260K_q80", "15M", "15M_q80"]
+KERNELS = ["default", *isa_names(), "numpy"]
+BOS = 1
+
+# The portable kernels call libm's expf, as llama2.c does; another libm may round it differently.
+same_libm = pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() != "x86_64",
+    reason="the logits were recorded with Linux x86-64's libm",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of the reference program."""
+
+    checkpoint: str
+    temperature: float
+    topp: float
+    seed: int
+    steps: int
+    prompt: str
+    tokens: list[int]
+    stdout: str
+
+
+@pytest.fixture(scope="module")
+def cases(test_data: Path) -> list[Case]:
+    recorded = json.loads((test_data / "golden" / "llama2c.json").read_text(encoding="utf-8"))
+    return [Case(**case) for case in recorded]
+
+
+@pytest.fixture(scope="module")
+def logits(test_data: Path) -> dict[str, NDArray[np.float32]]:
+    with np.load(test_data / "golden" / "llama2c_logits.npz") as recorded:
+        return dict(recorded)
+
+
+def load(files: ModelFiles, kernels: str) -> llama2py.Model:
+    """Load with one set of kernels: an instruction set, 'numpy', or what the engine picks itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LLAMA2PY_ISA", raising=False)
+        if kernels in isa_names():
+            patch.setenv("LLAMA2PY_ISA", kernels)
+        model = llama2py.load(
+            files.checkpoint, files.tokenizer, backend="numpy" if kernels == "numpy" else "c"
+        )
+    assert model.backend.isa == (isa_names()[0] if kernels == "default" else kernels)
+    return model
+
+
+def run(model: llama2py.Model, case: Case) -> tuple[list[int], str]:
+    """The case's tokens as the reference counts them, and the text behind the prompt.
+
+    ``steps`` counts forward passes; those over the prompt sample nothing but the last. A prompt
+    that is longer is cut: the reference shows the first tokens of it.
+    """
+    prompt = model.tokenizer.encode(case.prompt, bos=True)
+    steps = case.steps or model.config.seq_len
+    if len(prompt) > steps:
+        return prompt[: steps + 1], ""
+    generation = model.generate(
+        case.prompt,
+        max_tokens=steps + 1 - len(prompt),
+        temperature=case.temperature,
+        top_p=case.topp,
+        seed=case.seed,
+    )
+    ended = [BOS] if generation.finish_reason == "stop" else []
+    return prompt + generation.tokens + ended, generation.text
+
+
+def spoken(tokenizer: Tokenizer, tokens: list[int]) -> list[bytes]:
+    """The bytes behind each token but the first, as run.c's decode() has them; BOS ends a story."""
+    pieces = []
+    for previous, token in zip(tokens, tokens[1:], strict=False):
+        if token == BOS:
+            break
+        piece = tokenizer.piece(token)
+        if previous == BOS:
+            piece = piece.removeprefix(b" ")
+        if 3 <= token < 259:
+            piece = bytes([token - 3])
+        pieces.append(piece)
+    return pieces
+
+
+def printed(piece: bytes) -> bytes:
+    """run.c's safe_printf(): nothing of a NUL and what follows, nor of a lone unprintable byte."""
+    piece = piece.split(b"\0")[0]
+    if len(piece) == 1 and not (0x20 <= piece[0] < 0x7F or piece in b"\t\n\v\f\r"):
+        return b""
+    return piece
+
+
+def test_the_made_checkpoints_are_the_recorded_ones(
+    test_data: Path, model_files: dict[str, ModelFiles]
+) -> None:
+    """Their hashes are golden/README.md's."""
+    readme = (test_data / "golden" / "README.md").read_text(encoding="utf-8")
+    for name in ("15M", "15M_q80"):
+        digest = hashlib.sha256(model_files[name].checkpoint.read_bytes()).hexdigest()
+        assert f"sha256 {digest}" in readme, name
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_tokens_and_text(
+    kernels: str, checkpoint: str, cases: list[Case], model_files: dict[str, ModelFiles]
+) -> None:
+    """Every recorded case, with every set of kernels."""
+    if kernels == "numpy" and checkpoint.endswith("q80"):
+        pytest.skip("NumPy sums int8 models in another order: a rounded activation may differ")
+    chosen = [case for case in cases if case.checkpoint == checkpoint]
+    assert chosen
+    with load(model_files[checkpoint], kernels) as model:
+        tokenizer = model.tokenizer
+        for case in chosen:
+            tokens, text = run(model, case)
+            assert tokens == case.tokens, case
+            pieces = spoken(tokenizer, tokens)
+            out = b"".join(map(printed, pieces)) + b"\n"
+            assert out.decode(errors="surrogateescape") == case.stdout, case
+            # What the reference drops, we put together: emoji come out whole.
+            prompt_length = len(tokenizer.encode(case.prompt))
+            ours = b"".join(pieces[prompt_length - 1 :]) if text else b""
+            assert text == ours.decode(errors="replace"), case
+
+
+def test_dropped_bytes_occur(cases: list[Case], model_files: dict[str, ModelFiles]) -> None:
+    """Or the test above would say nothing about them."""
+    tokenizer = load(model_files["stories260K"], "default").tokenizer
+    pieces = [
+        piece
+        for case in cases
+        if case.checkpoint == "stories260K"
+        for piece in spoken(tokenizer, case.tokens)
+    ]
+    assert any(printed(piece) != piece for piece in pieces)
+
+
+def logits_of(
+    model: llama2py.Model, checkpoint: str, recorded: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Logits per position while greedily continuing, one token at a time."""
+    tokens = model.tokenizer.encode("Once upon a time")
+    rows = []
+    with model.session() as session:
+        for position in range(len(recorded)):
+            if position == len(tokens):
+                tokens.append(int(np.argmax(rows[-1])))
+            rows.append(session.forward([tokens[position]]))
+    return cast("NDArray[np.float32]", np.stack(rows))
+
+
+@same_libm
+@pytest.mark.parametrize(
+    ("checkpoint", "kernels"),
+    [
+        ("stories260K", "portable"),
+        ("15M", "portable"),
+        *(("stories260K_q80", isa) for isa in isa_names()),
+    ],
+)
+def test_exact_numerics_give_the_very_bits(
+    checkpoint: str, kernels: str, logits: dict[str, Any], model_files: dict[str, ModelFiles]
+) -> None:
+    """Float32 with the portable kernels, int8 with all of them."""
+    with load(model_files[checkpoint], kernels) as model:
+        ours = logits_of(model, checkpoint, logits[checkpoint])
+    assert ours.tobytes() == logits[checkpoint].tobytes()
+
+
+@pytest.mark.parametrize("kernels", [name for name in KERNELS if name != "portable"])
+@pytest.mark.parametrize("checkpoint", ["stories260K", "15M"])
+def test_fast_numerics_are_close(
+    checkpoint: str, kernels: str, logits: dict[str, Any], model_files: dict[str, ModelFiles]
+) -> None:
+    """Float32 with fused multiply-add and sums in another order: 1e-4 apart at most."""
+    with load(model_files[checkpoint], kernels) as model:
+        ours = logits_of(model, checkpoint, logits[checkpoint])
+    np.testing.assert_allclose(ours, logits[checkpoint], rtol=0, atol=1e-4)
