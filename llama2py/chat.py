@@ -27,7 +27,8 @@ class Chat:
     model : Model
         Who answers.
     system : str, optional
-        What the model is told before the first turn; may be set until then (attribute ``system``).
+        What the model is told before the first turn; the attribute ``system`` may be set until
+        then.
     temperature, top_p, seed
         As in `Model.stream`.
     max_tokens : int, optional
@@ -50,6 +51,7 @@ class Chat:
         self._session = model.session()
         self._limit = context if max_tokens is None else min(max_tokens, context)
         self._answer: Stream | None = None
+        self._answer_from = 0  # where in the context the last turn began
 
     @property
     def room(self) -> int:
@@ -67,8 +69,8 @@ class Chat:
         Returns
         -------
         Stream
-            The assistant's answer; iterate it to its end before the next turn. EOS ends it, and so
-            does the end of the room (``finish_reason`` 'length').
+            The assistant's answer. EOS ends it, and so does the end of the room
+            (``finish_reason`` 'length'). Who breaks it off has heard just that much of it.
 
         Raises
         ------
@@ -76,10 +78,10 @@ class Chat:
             When iterated, if the turn does not fit in the context any more.
         """
         tokenizer = self._model.tokenizer
-        tokens = tokenizer.encode(render_turn(user, self.system), bos=True)
-        self.system = None
-        if self._answer is not None and self._answer.finish_reason == "stop":
-            tokens.insert(0, tokenizer.eos_id)  # it ended the last answer, and has not been run
+        system = None if self._session.position else self.system
+        tokens = tokenizer.encode(render_turn(user, system), bos=True)
+        tokens = [*self._end_of_last_turn(), *tokens]
+        self._answer_from = self._session.position
         self._answer = Stream(
             self._session,
             self._sampler,
@@ -90,6 +92,15 @@ class Chat:
             owns_session=False,
         )
         return self._answer
+
+    def _end_of_last_turn(self) -> list[int]:
+        """What the last answer has sampled but not run, and the EOS that ends every answer."""
+        run = self._session.position - self._answer_from
+        if self._answer is None or not run:
+            return []
+        answer = self._answer
+        unrun = answer.tokens[run - len(answer.prompt_tokens) :]
+        return [*unrun, self._model.tokenizer.eos_id]
 
     def close(self) -> None:
         """Free the memory. Twice does no harm."""

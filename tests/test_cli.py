@@ -61,7 +61,7 @@ def test_run_prints_the_recorded_story_and_its_speed(story: list[str], test_data
 
 def test_long_flags_mean_the_same(story: list[str]) -> None:
     short = llama2py(*story, "-t", "0.5", "-p", "0.8", "-s", "3", "-n", "40", "-i", "Tom")
-    flags = "--temperature 0.5 --top-p 0.8 --seed 3 --steps 40 --prompt Tom".split()
+    flags = ["--temperature=0.5", "--top-p=0.8", "--seed=3", "--steps=40", "--prompt=Tom"]
     assert llama2py(*story, *flags).stdout == short.stdout
     assert len(short.stdout) > 40
 

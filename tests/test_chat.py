@@ -1,0 +1,101 @@
+"""The chat loop: what the model reads, turn by turn, and when a dialogue ends."""
+
+from __future__ import annotations
+
+import pytest
+from scripted import ScriptedBackend
+
+from llama2py import Model, PromptError
+from llama2py.chat import Chat, render_turn
+from llama2py.sampling import Coin
+from llama2py.tokenizer import BOS, EOS, Tokenizer
+from llama2py.tokenizer_files import bundled_tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(bundled_tokenizer())
+
+
+def words(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens that say " text" in the middle of a text."""
+    return tokenizer.encode(text, bos=False)
+
+
+def test_render_turn_is_llama2s_schema() -> None:
+    assert render_turn("Hi") == "[INST] Hi [/INST]"
+    assert render_turn("Hi", "Be kind.") == "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]"
+    assert render_turn("Hi", "") == "[INST] Hi [/INST]"  # no system prompt was given
+
+
+def test_two_turns_read_as_one_dialogue(tokenizer: Tokenizer) -> None:
+    first, second = words(tokenizer, "Hello you"), words(tokenizer, "Bye")
+    backend = ScriptedBackend([*first, EOS, *second, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer), system="Be kind.", seed=1)
+
+    answer = chat.say("Hi").finish()
+    assert (answer.text, answer.finish_reason) == (" Hello you", "stop")
+    assert chat.say("Ciao").finish().text == " Bye"
+
+    # The answer is part of the context, and its EOS, which was sampled but not run, precedes the
+    # next turn. The system prompt belongs to the first turn only; each turn begins with BOS.
+    turn = tokenizer.encode("[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]")
+    next_turn = tokenizer.encode("[INST] Ciao [/INST]")
+    assert turn[0] == next_turn[0] == BOS
+    dialogue = [*turn, *first, EOS, *next_turn, *second]
+    assert backend.runs == list(enumerate(dialogue))
+
+
+def test_the_coin_is_flipped_for_sampled_tokens_only(tokenizer: Tokenizer) -> None:
+    """llama2.c draws one for every token of the prompt, too, and throws it away."""
+    backend = ScriptedBackend([300, 301, EOS, 302, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer), seed=7)
+    chat.say("Hi").finish()
+    chat.say("Hi again").finish()
+    coin = Coin(7)
+    assert backend.coins == [coin.flip() for _ in range(5)]
+
+
+def test_an_answer_broken_off_stays_as_far_as_it_was_heard(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, 302, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    answer = chat.say("Hi")
+    next(answer)
+    next(answer)
+    answer.close()
+    chat.say("Stop").finish()
+    heard, turn = tokenizer.encode("[INST] Hi [/INST]"), tokenizer.encode("[INST] Stop [/INST]")
+    dialogue = [*heard, 300, 301, EOS, *turn, 302]
+    assert backend.runs == list(enumerate(dialogue))
+
+
+def test_a_turn_that_was_never_heard_leaves_no_trace(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    chat.say("Hi")
+    chat.say("Hello").finish()
+    assert backend.runs == list(enumerate([*tokenizer.encode("[INST] Hello [/INST]"), 300]))
+
+
+def test_bos_does_not_end_an_answer(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, BOS, 301, EOS], len(tokenizer))
+    assert Chat(Model(backend, tokenizer)).say("Hi").finish().tokens == [300, BOS, 301]
+
+
+def test_the_room_ends_an_answer(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300] * 100, len(tokenizer))
+    chat = Chat(Model(backend, tokenizer), max_tokens=20)
+    turn = len(tokenizer.encode(render_turn("Hi")))
+    answer = chat.say("Hi").finish()
+    assert answer.finish_reason == "length"
+    assert len(answer.tokens) == 20 - turn + 1  # the last one is not run: it needs no room
+    assert backend.runs[-1][0] == 19
+    assert chat.room == 0
+
+
+def test_a_turn_longer_than_the_context_is_an_error(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300] * 100, len(tokenizer), seq_len=64)
+    with Chat(Model(backend, tokenizer)) as chat:
+        with pytest.raises(PromptError, match="do not fit"):
+            chat.say("and so on " * 50).finish()
+        assert backend.runs == []
