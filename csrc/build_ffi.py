@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,9 @@ SOURCES = [
 ]
 # No fused multiply-add but where a kernel asks for one: the numerics contract.
 COMPILE_ARGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Python's own flags ask for debug information, which would double the wheel; CFLAGS=-g keeps it.
+if "-g" not in os.environ.get("CFLAGS", "").split():
+    COMPILE_ARGS.append("-g0")
 
 
 def declarations() -> str:

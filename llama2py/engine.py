@@ -94,10 +94,7 @@ class EngineCache:
         return self._session
 
     def close(self) -> None:
-        """Free the memory."""
-        if self._session is not None:
-            ffi.release(self._session)
-            self._session = None
+        self._session = None  # freed here, or when a call that runs in another thread is done
 
 
 class Engine:
@@ -169,11 +166,12 @@ class Engine:
         logits_rows: Sequence[int],
     ) -> Logits:
         out = np.empty((len(logits_rows), self.config.vocab_size), np.float32)
+        model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
         error = lib.l2p_forward(
-            self.handle,
+            model,
             len(tokens),
             ffi.new("int32_t[]", list(tokens)),
-            ffi.new("l2p_session *[]", [cache.handle for cache in caches]),
+            ffi.new("l2p_session *[]", sessions),
             ffi.new("int32_t[]", list(positions)),
             len(logits_rows),
             ffi.new("int32_t[]", list(logits_rows)),
@@ -196,9 +194,7 @@ class Engine:
         )
 
     def close(self) -> None:
-        if self._model is not None:
-            ffi.release(self._model)
-            self._model = None
+        self._model = None  # freed here, or when a call that runs in another thread is done
 
 
 def _address(array: np.ndarray[Any, Any]) -> Any:

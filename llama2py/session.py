@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from types import TracebackType
 
 import numpy as np
@@ -121,7 +122,7 @@ class Session:
         return self._cache
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in tokens]
+        ids = [index(token) for token in tokens]
         config = self._backend.config
         if not ids:
             raise PromptError("there is no token to run, expected at least one")

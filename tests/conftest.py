@@ -1,4 +1,4 @@
-"""What several test files share: the recorded outputs, the models they belong to, and random models."""
+"""What several test files share: recorded outputs, their models, and random models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_test_data() -> Path | None:
-    """The folder with ``golden/`` and ``data/``: ``LLAMA2PY_TEST_DATA``, or ``shared`` beside us."""
+    """The folder with ``golden/`` and ``data/``: ``LLAMA2PY_TEST_DATA``, or ``../shared``."""
     named = os.environ.get("LLAMA2PY_TEST_DATA")
     for folder in [Path(named)] if named else [ROOT.parent / "shared"]:
         if (folder / "golden").is_dir():
@@ -81,7 +81,7 @@ def random_checkpoint(
         for _ in range(count):
             values = rng.standard_normal(shape, np.float32)
             if len(shape) == 1:
-                layers.append(DenseTensor(1 + values / 4))
+                layers.append(DenseTensor((1 + values / 4).astype(np.float32)))
                 continue
             if name != "token_embedding_table":
                 values /= np.sqrt(np.float32(shape[1]))

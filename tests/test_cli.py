@@ -185,7 +185,9 @@ def test_nan_and_infinite_weights_load_and_are_told(test_data: Path, tmp_path: P
         flags = ["-z", test_data / "data" / "tok512.bin", "-n", "5", "--backend", backend]
         done = llama2py("run", path, *flags)
         assert done.returncode == 0
-        assert f"warning: {path}: 2 weights are NaN or infinite\n" in done.stderr
+        warning = f"llama2py: warning: {path}: 2 weights are NaN or infinite\n"
+        assert done.stderr.startswith(warning)
+        assert done.stderr.count("NaN") == 1
 
 
 def test_bench_prints_a_table_and_json(test_data: Path) -> None:

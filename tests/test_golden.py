@@ -6,8 +6,9 @@ import hashlib
 import json
 import platform
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def logits(test_data: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def load(files: ModelFiles, kernels: str) -> llama2py.Model:
-    """Load with one set of kernels: an instruction set, 'numpy', or what the engine picks itself."""
+    """Load with an instruction set, with 'numpy', or with what the engine picks itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LLAMA2PY_ISA", raising=False)
         if kernels in isa_names():
@@ -93,7 +94,7 @@ def run(model: llama2py.Model, case: Case) -> tuple[list[int], str]:
 def spoken(tokenizer: Tokenizer, tokens: list[int]) -> list[bytes]:
     """The bytes behind each token but the first, as run.c's decode() has them; BOS ends a story."""
     pieces = []
-    for previous, token in zip(tokens, tokens[1:], strict=False):
+    for previous, token in pairwise(tokens):
         if token == BOS:
             break
         piece = tokenizer.piece(token)
@@ -181,13 +182,13 @@ def test_dropped_bytes_occur(cases: list[Case], model_files: dict[str, ModelFile
 def logits_of(model: llama2py.Model, recorded: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits per position while greedily continuing, one token at a time."""
     tokens = model.tokenizer.encode("Once upon a time")
-    rows = []
+    rows: list[NDArray[np.float32]] = []
     with model.session() as session:
         for position in range(len(recorded)):
             if position == len(tokens):
                 tokens.append(int(np.argmax(rows[-1])))
             rows.append(session.forward([tokens[position]]))
-    return cast("NDArray[np.float32]", np.stack(rows))
+    return np.stack(rows)
 
 
 @same_libm

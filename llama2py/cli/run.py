@@ -55,8 +55,6 @@ def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.prompt)
     seed = args.seed if args.seed > 0 else random_seed()
     with load(args.checkpoint, args.tokenizer, args.threads, args.backend) as model:
-        if bad := model.backend.non_finite:
-            _say(f"warning: {args.checkpoint}: {bad} weights are NaN or infinite")
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
         if args.mode == "chat":
             with Chat(model, None, args.temperature, args.top_p, seed, max_tokens=steps) as chat:
