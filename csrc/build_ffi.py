@@ -12,6 +12,7 @@ CSRC = Path(__file__).resolve().parent
 SOURCES = [
     "model.c",
     "forward.c",
+    "attention.c",
     "threads.c",
     "sampling.c",
     "dispatch.c",

@@ -3,52 +3,13 @@
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention by
  * (tokens, key/value head), the rest by token: no split changes a result. */
 #include <math.h>
-#include <stdatomic.h>
-#include <string.h>
 
-#include "kernels.h"
+#include "forward.h"
 
 enum {
-    CHUNK = 8,         /* consecutive tokens of one session that attention takes together */
-    FEW_VECTORS = 4,   /* up to so many each thread normalizes all for itself: cheaper than a barrier */
+    FEW_VECTORS = 4,     /* up to so many each thread normalizes all for itself: cheaper than a barrier */
     SMALL_WORK = 1 << 20 /* multiplications below which waking a second thread costs more than it saves */
 };
-
-/* tokens [first, first + n) of the batch: one session, consecutive positions */
-typedef struct {
-    int first, n;
-} Chunk;
-
-typedef struct {
-    const l2p_model *model;
-    int n; /* tokens */
-    const int32_t *tokens, *positions;
-    l2p_session *const *sessions;
-    int n_logits;
-    const int32_t *logits_rows;
-    float *out; /* (n_logits, vocab_size) */
-    const int32_t *cancel;
-    atomic_int cancelled;
-
-    /* the workspace, rows being tokens */
-    float *x;       /* (n, dim) the residual stream */
-    float *qkv;     /* (n, qkv rows) */
-    float *att;     /* (n, n_heads * head_dim) */
-    float *gate_up; /* (n, w13 rows): blocks of w1 x and w3 x in turn */
-    float *hidden;  /* (n, hidden_dim, rounded up) */
-    float *rope;    /* (n, head_dim / 2, 2) cos and sin of each token's angles */
-    Chunk *chunks;
-    int n_chunks;
-    int max_scores; /* longest row of attention scores, rounded up */
-
-    /* normalized or quantized input of the next product: one for all threads, or one for each when vectors are few */
-    float *normed;
-    Vectors staged;
-    size_t normed_stride, q_stride, scale_stride; /* from one thread's to the next; 0: shared */
-    float *scores;                                /* (n_threads, score rows, max_scores) */
-    float *head_out;                              /* (n_threads, score rows, head_dim rounded up) */
-    size_t scores_stride, head_out_stride;
-} Forward;
 
 /* ---- workspace: one for the process, used by whoever has the turn; it only grows ---- */
 
@@ -163,15 +124,6 @@ static void rope_angles(const l2p_model *model, int position, float *out) {
     }
 }
 
-/* turn the pairs of one head, x (head_dim,) */
-static void rotate(float *x, const float *rope, int head_dim) {
-    for (int i = 0; i < head_dim; i += 2) {
-        const float a = x[i], b = x[i + 1];
-        x[i] = a * rope[i] - b * rope[i + 1];
-        x[i + 1] = a * rope[i + 1] + b * rope[i];
-    }
-}
-
 /* What `w` multiplies: rows x[rows[i]] (or x[i]), normalized where there is a norm, quantized where w is. */
 static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t ld, int n, const int32_t *rows,
                      const float *norm, int thread, int n_threads) {
@@ -205,88 +157,6 @@ static void multiply(const Forward *f, const Matrix *w, const Vectors *v, int n,
     int begin, end;
     threads_share(w->blocks, unit, thread, n_threads, &begin, &end);
     f->model->kernels->matmul(w, begin, end, v, n, out, ld_out, mode);
-}
-
-/* ---- attention ---- */
-
-/* Rotate one token's queries and key of one key/value head, and put key and value where attention reads them. */
-static void store_kv(const Forward *f, int layer, int i, int kv_head) {
-    const l2p_config *c = &f->model->config;
-    const l2p_session *s = f->sessions[i];
-    const int head_dim = c->head_dim, group = c->n_heads / c->n_kv_heads, position = f->positions[i];
-    const size_t q_rows = (size_t)round_up(c->n_heads * head_dim, LANES);
-    const size_t kv_rows = (size_t)round_up(c->n_kv_heads * head_dim, LANES);
-    float *q = f->qkv + (size_t)i * (size_t)f->model->layers[layer].qkv.rows;
-    float *k = q + q_rows + (size_t)(kv_head * head_dim);
-    const float *v = q + q_rows + kv_rows + (size_t)(kv_head * head_dim);
-    const float *rope = f->rope + (size_t)i * (size_t)head_dim;
-
-    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) rotate(q + (size_t)(h * head_dim), rope, head_dim);
-    rotate(k, rope, head_dim);
-
-    const size_t head = (size_t)layer * (size_t)c->n_kv_heads + (size_t)kv_head;
-    float *keys = s->keys + head * s->key_stride + (size_t)(position / LANES) * (size_t)head_dim * LANES +
-                  (size_t)(position % LANES);
-    for (int d = 0; d < head_dim; d++) keys[(size_t)d * LANES] = k[d];
-    float *values = s->values + head * s->value_stride + (size_t)position * LANES;
-    for (int d = 0; d < head_dim; d++)
-        values[(size_t)(d / LANES) * (size_t)s->seq_len * LANES + (size_t)(d % LANES)] = v[d];
-}
-
-/* `n` queries against one head's cache: query j (head_dim,) at q + j * ld_q sees the positions up to last + j * step.
- * out + j * ld_out (head_dim,) */
-static void attend(const Forward *f, int layer, const l2p_session *s, int kv_head, const float *q, size_t ld_q, int n,
-                   int last, int step, float *out, size_t ld_out, int thread) {
-    const FloatKernels *kernels = f->model->floats;
-    const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
-    const size_t head = (size_t)layer * (size_t)f->model->config.n_kv_heads + (size_t)kv_head;
-    const size_t ld = (size_t)f->max_scores, block_stride = (size_t)s->seq_len * LANES;
-    const float *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
-    float *scores = f->scores + (size_t)thread * f->scores_stride;         /* (n, max_scores) */
-    float *head_out = f->head_out + (size_t)thread * f->head_out_stride;   /* (n, padded_dim) */
-
-    /* Scores of all positions that the last query sees; an earlier query leaves those after it unread. */
-    kernels->matmul_f32(keys, (size_t)head_dim * LANES, (last + (n - 1) * step) / LANES + 1, head_dim, q, ld_q, n,
-                        scores, ld, MATMUL_STORE);
-    for (int j = 0; j < n; j++)
-        kernels->softmax(scores + (size_t)j * ld, last + j * step + 1, sqrtf((float)head_dim));
-    /* Weighted values: the positions that all queries see together, then what each sees beyond. */
-    kernels->matmul_f32(values, block_stride, padded_dim / LANES, last + 1, scores, ld, n, head_out,
-                        (size_t)padded_dim, MATMUL_STORE);
-    for (int j = 1; j < n && step > 0; j++)
-        kernels->matmul_f32(values + (size_t)(last + 1) * LANES, block_stride, padded_dim / LANES, j * step,
-                            scores + (size_t)j * ld + last + 1, ld, 1, head_out + (size_t)(j * padded_dim),
-                            (size_t)padded_dim, MATMUL_CONTINUE);
-    for (int j = 0; j < n; j++)
-        memcpy(out + (size_t)j * ld_out, head_out + (size_t)(j * padded_dim), (size_t)head_dim * sizeof(float));
-}
-
-static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, int thread) {
-    const l2p_config *c = &f->model->config;
-    const l2p_session *s = f->sessions[chunk.first];
-    const int group = c->n_heads / c->n_kv_heads, first_head = kv_head * group, position = f->positions[chunk.first];
-    const size_t ld_qkv = (size_t)f->model->layers[layer].qkv.rows, ld_att = (size_t)(c->n_heads * c->head_dim);
-    const float *q = f->qkv + (size_t)chunk.first * ld_qkv + (size_t)(first_head * c->head_dim);
-    float *out = f->att + (size_t)chunk.first * ld_att + (size_t)(first_head * c->head_dim);
-    const size_t head_dim = (size_t)c->head_dim;
-
-    if (chunk.n == 1) /* the heads that share this key/value head, together */
-        attend(f, layer, s, kv_head, q, head_dim, group, position, 0, out, head_dim, thread);
-    else /* the tokens of the chunk, head by head */
-        for (int h = 0; h < group; h++)
-            attend(f, layer, s, kv_head, q + (size_t)h * head_dim, ld_qkv, chunk.n, position, 1,
-                   out + (size_t)h * head_dim, ld_att, thread);
-}
-
-static void attention(const Forward *f, int layer, int thread, int n_threads) {
-    const int kv_heads = f->model->config.n_kv_heads;
-    int begin, end;
-    threads_share(f->n * kv_heads, 1, thread, n_threads, &begin, &end);
-    for (int unit = begin; unit < end; unit++) store_kv(f, layer, unit / kv_heads, unit % kv_heads);
-    if (f->n > 1) threads_barrier(n_threads); /* with one token, each thread reads just the heads it has stored */
-    threads_share(f->n_chunks * kv_heads, 1, thread, n_threads, &begin, &end);
-    for (int unit = begin; unit < end; unit++)
-        attend_chunk(f, layer, f->chunks[unit / kv_heads], unit % kv_heads, thread);
 }
 
 /* ---- the transformer ---- */
@@ -358,19 +228,6 @@ static int check_arguments(const Forward *f) {
     for (int i = 0; i < f->n_logits; i++)
         if (f->logits_rows[i] < 0 || f->logits_rows[i] >= f->n) return L2P_BAD_ARGUMENT;
     return L2P_OK;
-}
-
-/* Cut the batch into chunks: up to CHUNK tokens of one session at consecutive positions. */
-static void find_chunks(Forward *f) {
-    f->n_chunks = 0;
-    for (int i = 0; i < f->n; i++) {
-        Chunk *last = f->n_chunks ? &f->chunks[f->n_chunks - 1] : NULL;
-        if (last && last->n < CHUNK && f->sessions[i] == f->sessions[i - 1] &&
-            f->positions[i] == f->positions[i - 1] + 1)
-            last->n++;
-        else
-            f->chunks[f->n_chunks++] = (Chunk){i, 1};
-    }
 }
 
 int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,

@@ -22,7 +22,7 @@ Result = subprocess.CompletedProcess[str]
 def llama2py(*args: str | Path, stdin: bytes = b"", **environment: str) -> Result:
     """Run a command to its end; output as text, undecodable bytes as surrogates."""
     done = subprocess.run(
-        [sys.executable, "-m", "llama2py", *map(os.fspath, args)],
+        [sys.executable, "-m", "llama2py", *[os.fspath(arg) for arg in args]],
         input=stdin,
         capture_output=True,
         env=os.environ | environment,
@@ -182,8 +182,8 @@ def test_nan_and_infinite_weights_load_and_are_told(test_data: Path, tmp_path: P
     told = llama2py("info", path).stdout
     assert "token_embedding_table: 2 values are NaN or infinite" in told
     for backend in ("c", "numpy"):
-        flags = ["-z", test_data / "data" / "tok512.bin", "-n", "5", "--backend", backend]
-        done = llama2py("run", path, *flags)
+        vocabulary = test_data / "data" / "tok512.bin"
+        done = llama2py("run", path, "-z", vocabulary, "-n", "5", "--backend", backend)
         assert done.returncode == 0
         warning = f"llama2py: warning: {path}: 2 weights are NaN or infinite\n"
         assert done.stderr.startswith(warning)

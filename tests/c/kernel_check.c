@@ -899,19 +899,15 @@ static void end_run(Run *run) {
 }
 
 /* The engine's logits are the naive transformer's: to the bit where numerics are EXACT, else nearly */
-static void compare_naive(const Run *run) {
+static void compare_naive(const Run *run, float *const *naive) {
     const int exact = run->model->floats->numerics == EXACT, vocab = run->s->config.vocab_size;
-    for (int i = 0; i < N_SESSIONS; i++) {
-        float *naive = malloc((size_t)(LENGTHS[i] * vocab) * sizeof(float));
-        naive_forward(run->s, run->s->tokens[i], LENGTHS[i], naive);
+    for (int i = 0; i < N_SESSIONS; i++)
         for (int k = 0; k < LENGTHS[i] * vocab; k++) {
-            const float got = run->want[i][k];
-            if (exact ? !same(got, naive[k]) : !(fabsf(got - naive[k]) <= 2e-4f * (1.0f + fabsf(naive[k]))))
+            const float got = run->want[i][k], want = naive[i][k];
+            if (exact ? !same(got, want) : !(fabsf(got - want) <= 2e-4f * (1.0f + fabsf(want))))
                 fail("session %d, token %d, logit %d: %.9g, but the naive transformer says %.9g", i, k / vocab,
-                     k % vocab, (double)got, (double)naive[k]);
+                     k % vocab, (double)got, (double)want);
         }
-        free(naive);
-    }
 }
 
 /* dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, seq_len, shared_classifier */
@@ -949,15 +945,18 @@ static Run start_run(const Synthetic *s, int isa, int pack_threads) {
     return run;
 }
 
-static void check_shape(const Synthetic *s, int isa, uint64_t *h) {
+static void check_shape(const Synthetic *s, int isa, float *const *naive, uint64_t *h) {
     Run run = start_run(s, isa, 1 + s->config.dim % 3);
     for (int i = 0; i < N_SESSIONS; i++) hash(h, run.want[i], (size_t)(LENGTHS[i] * s->config.vocab_size));
-    compare_naive(&run);
-    for (run.n_threads = 1; run.n_threads <= 4; run.n_threads++) {
-        feed_prompts(&run);
-        if (run.n_threads % 2) feed_pieces(&run), feed_interleaved(&run);
-        else feed_mixed(&run), feed_rewound(&run);
-    }
+    compare_naive(&run, naive);
+    feed_prompts(&run);
+    feed_interleaved(&run);
+    run.n_threads = 2;
+    feed_pieces(&run);
+    feed_mixed(&run);
+    run.n_threads = 3;
+    feed_prompts(&run);
+    feed_rewound(&run);
     end_run(&run);
 }
 
@@ -976,28 +975,34 @@ static void check_big(int isa, int group) {
 
 static void check_models(void) {
     static const int groups[] = {0, 1, 4, 32, 64}; /* 64 divides dim 64 but not its hidden_dim 172 */
-    uint64_t first_simd = 0, first_int8 = 0;
-    const char *name;
-    for (int isa = 0; (name = l2p_isa_name(isa)); isa++) {
-        if (!l2p_isa_supported(isa)) continue;
-        const uint64_t basis = 0xcbf29ce484222325u;
-        uint64_t hashes[2] = {basis, basis};
-        for (int g = 0; g < 5; g++)
-            for (int shape = 0; shape < N_SHAPES; shape++) {
-                const Synthetic s = synthesize(with_weights(SHAPES[shape], groups[g]));
-                check_shape(&s, isa, &hashes[g > 0]);
-                free_synthetic(s);
+    enum { MAX_ISAS = 16 };
+    uint64_t hashes[MAX_ISAS][2], simd = 0;
+    for (int isa = 0; isa < MAX_ISAS; isa++) hashes[isa][0] = hashes[isa][1] = 0xcbf29ce484222325u;
+    for (int g = 0; g < 5; g++)
+        for (int shape = 0; shape < N_SHAPES; shape++) {
+            const Synthetic s = synthesize(with_weights(SHAPES[shape], groups[g]));
+            float *naive[N_SESSIONS];
+            for (int i = 0; i < N_SESSIONS; i++) {
+                naive[i] = malloc((size_t)(LENGTHS[i] * s.config.vocab_size) * sizeof(float));
+                naive_forward(&s, s.tokens[i], LENGTHS[i], naive[i]);
             }
-        now("%s", name);
-        printf("%s float32 %016llx\n%s int8 %016llx\n", name, (unsigned long long)hashes[0], name,
-               (unsigned long long)hashes[1]);
-        fflush(stdout);
-        if (strcmp(name, "portable") != 0) {
-            if (!first_simd) first_simd = hashes[0];
-            if (hashes[0] != first_simd) fail("other float32 logits than the first SIMD set's");
+            for (int isa = 0; l2p_isa_name(isa); isa++)
+                if (l2p_isa_supported(isa)) check_shape(&s, isa, naive, &hashes[isa][g > 0]);
+            for (int i = 0; i < N_SESSIONS; i++) free(naive[i]);
+            free_synthetic(s);
         }
-        if (!first_int8) first_int8 = hashes[1];
-        if (hashes[1] != first_int8) fail("other int8 logits than the first set's");
+    for (int isa = 0; l2p_isa_name(isa); isa++) {
+        if (!l2p_isa_supported(isa)) continue;
+        now("%s", l2p_isa_name(isa));
+        printf("%s float32 %016llx\n", doing, (unsigned long long)hashes[isa][0]);
+        printf("%s int8 %016llx\n", doing, (unsigned long long)hashes[isa][1]);
+        if (strcmp(doing, "portable") != 0) {
+            if (!simd) simd = hashes[isa][0];
+            if (hashes[isa][0] != simd) fail("other float32 logits than another SIMD set's");
+        }
+        for (int other = 0; other < isa; other++)
+            if (l2p_isa_supported(other) && hashes[other][1] != hashes[isa][1])
+                fail("other int8 logits than %s", l2p_isa_name(other));
     }
 }
 
@@ -1205,16 +1210,16 @@ static void check_cancel(void) {
         for (int layer = -1; layer < config.n_layers; layer++) {
             now("cancelled in layer %d, %d threads", layer, n_threads); /* -1: before the call */
             norms = threads_seen = cancel_flag = 0;
-            cancel_at = 1 + 2 * layer; /* a layer's second norm: noticed in the next layer */
+            cancel_at = 1 + 2 * layer; /* the first norm of a layer: noticed where the next one begins */
             if (layer < 0) cancel_flag = 1;
             if (n_threads == 2) cancel_at = 0; /* the threads' norms come in any order: just count them */
             const int cancelled = cancel_flag || (cancel_at > 0 && layer < config.n_layers - 1);
             const int error = l2p_forward(run.model, 1, &s.tokens[0][0], run.sessions, &row, 1, &row, out, n_threads,
                                           &cancel_flag);
             CHECK(error == (cancelled ? L2P_CANCELLED : L2P_OK));
-            /* with few vectors each thread norms for itself; a cancelled call ends after the products of its layer's start */
-            const int want = cancelled ? 2 * layer + 3 - (layer < 0) * 0 : 2 * config.n_layers + 1;
-            CHECK(norms == n_threads * (layer < 0 ? 1 : want));
+            /* each thread norms for itself; a cancelled call ends after the first products of its layer */
+            const int want = !cancelled ? 2 * config.n_layers + 1 : 2 * (layer + 1) + 1;
+            CHECK(norms == n_threads * want);
             CHECK(threads_seen == (n_threads == 1 ? 1u : 3u)); /* a second thread does take part */
         }
     cancel_at = cancel_flag = 0;
@@ -1269,7 +1274,7 @@ static int exit_code_of(pid_t child) { /* or minus the signal that ended it */
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
-/* fork() while another thread is in l2p_forward, with n_threads of its own; `before`: a pool exists by then */
+/* fork() while another thread is in l2p_forward, with n_threads of its own */
 static void fork_beside(int n_threads) {
     const Synthetic s = synthesize(with_weights(SHAPES[2], 0));
     Run run = start_run(&s, best_isa(), 1);

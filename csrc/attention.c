@@ -1,0 +1,108 @@
+/* Attention: rotate queries and keys, keep keys and values, and weigh the values. Split by key/value head, so that with one token
+ * no thread waits for another; the caches are laid out as the matrices that the products read (engine.h). */
+#include <math.h>
+#include <string.h>
+
+#include "forward.h"
+
+/* Cut the batch into chunks: up to CHUNK tokens of one session at consecutive positions. */
+void find_chunks(Forward *f) {
+    f->n_chunks = 0;
+    for (int i = 0; i < f->n; i++) {
+        Chunk *last = f->n_chunks ? &f->chunks[f->n_chunks - 1] : NULL;
+        if (last && last->n < CHUNK && f->sessions[i] == f->sessions[i - 1] &&
+            f->positions[i] == f->positions[i - 1] + 1)
+            last->n++;
+        else
+            f->chunks[f->n_chunks++] = (Chunk){i, 1};
+    }
+}
+
+/* turn the pairs of one head, x (head_dim,) */
+static void rotate(float *x, const float *rope, int head_dim) {
+    for (int i = 0; i < head_dim; i += 2) {
+        const float a = x[i], b = x[i + 1];
+        x[i] = a * rope[i] - b * rope[i + 1];
+        x[i + 1] = a * rope[i + 1] + b * rope[i];
+    }
+}
+
+/* Rotate one token's queries and key of one key/value head, and put key and value where attention reads them. */
+static void store_kv(const Forward *f, int layer, int i, int kv_head) {
+    const l2p_config *c = &f->model->config;
+    const l2p_session *s = f->sessions[i];
+    const int head_dim = c->head_dim, group = c->n_heads / c->n_kv_heads, position = f->positions[i];
+    const size_t q_rows = (size_t)round_up(c->n_heads * head_dim, LANES);
+    const size_t kv_rows = (size_t)round_up(c->n_kv_heads * head_dim, LANES);
+    float *q = f->qkv + (size_t)i * (size_t)f->model->layers[layer].qkv.rows;
+    float *k = q + q_rows + (size_t)(kv_head * head_dim);
+    const float *v = q + q_rows + kv_rows + (size_t)(kv_head * head_dim);
+    const float *rope = f->rope + (size_t)i * (size_t)head_dim;
+
+    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) rotate(q + (size_t)(h * head_dim), rope, head_dim);
+    rotate(k, rope, head_dim);
+
+    const size_t head = (size_t)layer * (size_t)c->n_kv_heads + (size_t)kv_head;
+    float *keys = s->keys + head * s->key_stride + (size_t)(position / LANES) * (size_t)head_dim * LANES +
+                  (size_t)(position % LANES);
+    for (int d = 0; d < head_dim; d++) keys[(size_t)d * LANES] = k[d];
+    float *values = s->values + head * s->value_stride + (size_t)position * LANES;
+    for (int d = 0; d < head_dim; d++)
+        values[(size_t)(d / LANES) * (size_t)s->seq_len * LANES + (size_t)(d % LANES)] = v[d];
+}
+
+/* `n` queries against one head's cache: query j (head_dim,) at q + j * ld_q sees the positions up to last + j * step.
+ * out + j * ld_out (head_dim,) */
+static void attend(const Forward *f, int layer, const l2p_session *s, int kv_head, const float *q, size_t ld_q, int n,
+                   int last, int step, float *out, size_t ld_out, int thread) {
+    const FloatKernels *kernels = f->model->floats;
+    const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
+    const size_t head = (size_t)layer * (size_t)f->model->config.n_kv_heads + (size_t)kv_head;
+    const size_t ld = (size_t)f->max_scores, block_stride = (size_t)s->seq_len * LANES;
+    const float *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
+    float *scores = f->scores + (size_t)thread * f->scores_stride;         /* (n, max_scores) */
+    float *head_out = f->head_out + (size_t)thread * f->head_out_stride;   /* (n, padded_dim) */
+
+    /* Scores of all positions that the last query sees; an earlier query leaves those after it unread. */
+    kernels->matmul_f32(keys, (size_t)head_dim * LANES, (last + (n - 1) * step) / LANES + 1, head_dim, q, ld_q, n,
+                        scores, ld, MATMUL_STORE);
+    for (int j = 0; j < n; j++)
+        kernels->softmax(scores + (size_t)j * ld, last + j * step + 1, sqrtf((float)head_dim));
+    /* Weighted values: the positions that all queries see together, then what each sees beyond. */
+    kernels->matmul_f32(values, block_stride, padded_dim / LANES, last + 1, scores, ld, n, head_out,
+                        (size_t)padded_dim, MATMUL_STORE);
+    for (int j = 1; j < n && step > 0; j++)
+        kernels->matmul_f32(values + (size_t)(last + 1) * LANES, block_stride, padded_dim / LANES, j * step,
+                            scores + (size_t)j * ld + last + 1, ld, 1, head_out + (size_t)(j * padded_dim),
+                            (size_t)padded_dim, MATMUL_CONTINUE);
+    for (int j = 0; j < n; j++)
+        memcpy(out + (size_t)j * ld_out, head_out + (size_t)(j * padded_dim), (size_t)head_dim * sizeof(float));
+}
+
+static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, int thread) {
+    const l2p_config *c = &f->model->config;
+    const l2p_session *s = f->sessions[chunk.first];
+    const int group = c->n_heads / c->n_kv_heads, first_head = kv_head * group, position = f->positions[chunk.first];
+    const size_t ld_qkv = (size_t)f->model->layers[layer].qkv.rows, ld_att = (size_t)(c->n_heads * c->head_dim);
+    const float *q = f->qkv + (size_t)chunk.first * ld_qkv + (size_t)(first_head * c->head_dim);
+    float *out = f->att + (size_t)chunk.first * ld_att + (size_t)(first_head * c->head_dim);
+    const size_t head_dim = (size_t)c->head_dim;
+
+    if (chunk.n == 1) /* the heads that share this key/value head, together */
+        attend(f, layer, s, kv_head, q, head_dim, group, position, 0, out, head_dim, thread);
+    else /* the tokens of the chunk, head by head */
+        for (int h = 0; h < group; h++)
+            attend(f, layer, s, kv_head, q + (size_t)h * head_dim, ld_qkv, chunk.n, position, 1,
+                   out + (size_t)h * head_dim, ld_att, thread);
+}
+
+void attention(const Forward *f, int layer, int thread, int n_threads) {
+    const int kv_heads = f->model->config.n_kv_heads;
+    int begin, end;
+    threads_share(f->n * kv_heads, 1, thread, n_threads, &begin, &end);
+    for (int unit = begin; unit < end; unit++) store_kv(f, layer, unit / kv_heads, unit % kv_heads);
+    if (f->n > 1) threads_barrier(n_threads); /* with one token, each thread reads just the heads it has stored */
+    threads_share(f->n_chunks * kv_heads, 1, thread, n_threads, &begin, &end);
+    for (int unit = begin; unit < end; unit++)
+        attend_chunk(f, layer, f->chunks[unit / kv_heads], unit % kv_heads, thread);
+}
