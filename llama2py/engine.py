@@ -85,6 +85,7 @@ class EngineCache:
                 f" for {config.seq_len} positions, expected that much free"
             )
         self._session: Any = ffi.gc(session, lib.l2p_session_free)
+        self.cancel: Any = ffi.new("int32_t *")  # the engine looks at it once a layer
 
     @property
     def handle(self) -> Any:
@@ -94,7 +95,8 @@ class EngineCache:
         return self._session
 
     def close(self) -> None:
-        self._session = None  # freed here, or when a call that runs in another thread is done
+        self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then
+        self._session = None  # the memory is freed
 
 
 class Engine:
@@ -177,7 +179,7 @@ class Engine:
             ffi.new("int32_t[]", list(logits_rows)),
             ffi.from_buffer("float[]", out, require_writable=True),
             self.threads,
-            ffi.NULL,
+            caches[0].cancel if len(set(caches)) == 1 else ffi.NULL,  # a mixed batch runs on
         )
         _check(error, "a forward pass")
         return out
@@ -228,6 +230,6 @@ def _check(error: int, what: str) -> None:
     if error == lib.L2P_NO_MEMORY:
         raise EngineError(f"no memory left for {what}")
     if error == lib.L2P_CANCELLED:
-        raise Cancelled(f"{what} was cancelled")
+        raise Cancelled(f"{what} was cancelled: its session has been closed meanwhile")
     if error != lib.L2P_OK:
         raise EngineError(f"{what} got an argument that the engine refuses (error {error})")

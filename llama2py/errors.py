@@ -38,4 +38,4 @@ class ClosedError(Llama2pyError):
 
 
 class Cancelled(Llama2pyError):
-    """A forward pass was stopped half-way because somebody asked for it."""
+    """A forward pass was stopped half-way: another thread closed its session."""

@@ -192,7 +192,7 @@ class Stream(Iterator[str]):
         )
 
     def close(self) -> None:
-        """Stop here. Twice does no harm."""
+        """Stop here, from any thread. Twice does no harm."""
         if self._owns_session:
             self._session.close()
 

@@ -63,6 +63,8 @@ class Session:
             nothing has been run then.
         ClosedError
             After `close`.
+        Cancelled
+            If another thread closes the session meanwhile.
         """
         cache = self._open_cache()
         ids = self._checked(tokens)
@@ -100,7 +102,10 @@ class Session:
         self._position = position
 
     def close(self) -> None:
-        """Free the memory. Twice does no harm."""
+        """Free the memory. Twice does no harm.
+
+        A `forward` that runs in another thread ends soon, with `Cancelled`.
+        """
         if self._cache is not None:
             self._cache.close()
             self._cache = None

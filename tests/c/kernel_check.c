@@ -116,10 +116,9 @@ static Guarded guarded(size_t bytes) {
 static Guarded guarded_floats(size_t n) { return guarded(n * sizeof(float)); }
 static float *floats(Guarded g) { return (float *)(void *)g.array; }
 
-static int is_canary(const void *memory, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++)
-        if (((const unsigned char *)memory)[i] != CANARY) return 0;
-    return 1;
+static int is_canary(const void *memory, size_t bytes) { /* the first byte is one, and each is like its neighbour */
+    const unsigned char *at = memory;
+    return bytes == 0 || (at[0] == CANARY && memcmp(at, at + 1, bytes - 1) == 0);
 }
 
 static void unguard(Guarded g) {
@@ -912,11 +911,11 @@ static void compare_naive(const Run *run, float *const *naive) {
 
 /* dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, seq_len, shared_classifier */
 static const l2p_config SHAPES[] = {
-    {.dim = 10, .hidden_dim = 3001, .n_layers = 1, .n_heads = 5, .n_kv_heads = 5, .head_dim = 2, .vocab_size = 1,
+    {.dim = 10, .hidden_dim = 1201, .n_layers = 1, .n_heads = 5, .n_kv_heads = 5, .head_dim = 2, .vocab_size = 1,
      .seq_len = 37, .shared_classifier = 1, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
-    {.dim = 36, .hidden_dim = 700, .n_layers = 2, .n_heads = 6, .n_kv_heads = 2, .head_dim = 6, .vocab_size = 17,
+    {.dim = 36, .hidden_dim = 301, .n_layers = 2, .n_heads = 6, .n_kv_heads = 2, .head_dim = 6, .vocab_size = 17,
      .seq_len = 48, .shared_classifier = 0, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
-    {.dim = 64, .hidden_dim = 172, .n_layers = 3, .n_heads = 8, .n_kv_heads = 4, .head_dim = 8, .vocab_size = 500,
+    {.dim = 64, .hidden_dim = 172, .n_layers = 2, .n_heads = 8, .n_kv_heads = 4, .head_dim = 8, .vocab_size = 500,
      .seq_len = 50, .shared_classifier = 1, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
     {.dim = 96, .hidden_dim = 130, .n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 48, .vocab_size = 500,
      .seq_len = 64, .shared_classifier = 0, .norm_eps = 1e-6f, .rope_theta = 500000.0f},
@@ -949,7 +948,6 @@ static void check_shape(const Synthetic *s, int isa, float *const *naive, uint64
     Run run = start_run(s, isa, 1 + s->config.dim % 3);
     for (int i = 0; i < N_SESSIONS; i++) hash(h, run.want[i], (size_t)(LENGTHS[i] * s->config.vocab_size));
     compare_naive(&run, naive);
-    feed_prompts(&run);
     feed_interleaved(&run);
     run.n_threads = 2;
     feed_pieces(&run);
@@ -980,6 +978,7 @@ static void check_models(void) {
     for (int isa = 0; isa < MAX_ISAS; isa++) hashes[isa][0] = hashes[isa][1] = 0xcbf29ce484222325u;
     for (int g = 0; g < 5; g++)
         for (int shape = 0; shape < N_SHAPES; shape++) {
+            if (g > 0 && (g + shape) % 2) continue; /* enough, and half the time */
             const Synthetic s = synthesize(with_weights(SHAPES[shape], groups[g]));
             float *naive[N_SESSIONS];
             for (int i = 0; i < N_SESSIONS; i++) {
@@ -1028,7 +1027,7 @@ static void check_errors(void) {
         Run run = start_run(&s, best_isa(), 1), other = start_run(&s, best_isa(), 1);
         const l2p_config *c = &s.config;
         now("l2p_model_set");
-        const float values[700 * 36] = {[1] = NAN, [5] = INFINITY, [7] = -INFINITY};
+        const float values[301 * 36] = {[1] = NAN, [5] = INFINITY, [7] = -INFINITY};
         int64_t bad = 10;
         CHECK(l2p_model_bytes(other.model) > 0);
         CHECK(l2p_model_set(other.model, L2P_WQ, -1, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
@@ -1257,12 +1256,15 @@ static void check_threads(void) {
 
 /* ---- fork ---- */
 
+static atomic_int calls_beside;
+
 static void *call_forever(void *argument) {
     Run *run = argument;
     for (;;) { /* ends with the process */
         Batch batch = {0};
         add(&batch, 1, 0, LENGTHS[1]);
         feed(run, &batch, 0, "beside forks");
+        atomic_fetch_add(&calls_beside, 1);
         pause_ms(1);
     }
     return NULL;
@@ -1285,6 +1287,7 @@ static void fork_beside(int n_threads) {
     beside.n_threads = n_threads;
     pthread_t thread;
     if (pthread_create(&thread, NULL, call_forever, &beside)) fail("no thread for the check");
+    while (!calls_beside) pause_ms(1); /* a thread that only starts may hold locks of the sanitizers */
     for (int i = 0; i < 30; i++) {
         for (uint32_t spin = random_u32() >> 14; spin; spin--) __asm__ __volatile__("");
         const pid_t child = fork();

@@ -1,0 +1,255 @@
+"""The package from outside: its names, how loading fails, and which module may import which."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, random_checkpoint, tiny_tokenizer
+
+import llama2py
+from llama2py import CheckpointError, EngineError, Llama2pyError, ParameterError, TokenizerError
+from llama2py.checkpoint import write_checkpoint
+from llama2py.engine import Engine, isa_names
+from llama2py.tokenizer_files import write_tokenizer_bin
+
+PACKAGE = Path(llama2py.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoint = random_checkpoint(TINY)
+    write_checkpoint(folder / "tiny.bin", TINY, dict(checkpoint.tensors))
+    write_tokenizer_bin(tiny_tokenizer(), folder / "tok300.bin")
+    return folder / "tiny.bin", folder / "tok300.bin"
+
+
+# ---- names ----
+
+
+def test_public_names() -> None:
+    assert sorted(llama2py.__all__) == llama2py.__all__
+    for name in llama2py.__all__:
+        assert getattr(llama2py, name).__doc__, name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", llama2py.__version__)
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_every_error_is_ours() -> None:
+    errors = [value for value in vars(llama2py.errors).values() if isinstance(value, type)]
+    assert len(errors) > 5
+    for error in errors:
+        assert issubclass(error, Llama2pyError)
+        assert error.__name__ in llama2py.__all__
+    assert issubclass(ParameterError, ValueError)
+
+
+# ---- loading ----
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_load(files: tuple[Path, Path], backend: Any) -> None:
+    """Text and str paths alike; the file may go once the model is loaded."""
+    with llama2py.load(*files, backend=backend) as model:
+        assert model.config == TINY
+        assert model.tokenizer.vocab_size == 300
+        assert model.backend.dtype == "float32"
+        assert model.backend.non_finite == 0
+        text = model.generate("abc", seed=1).text
+        assert "float32" in repr(model)
+    again = llama2py.load(str(files[0]), tokenizer=str(files[1]), backend=backend)
+    assert again.generate("abc", seed=1).text == text
+
+
+def test_threads(files: tuple[Path, Path]) -> None:
+    assert llama2py.load(*files, threads=3).backend.threads == 3
+    assert llama2py.load(*files).backend.threads >= 1
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_is_an_error(files: tuple[Path, Path], threads: int) -> None:
+    with pytest.raises(ParameterError, match=f"threads is {threads}, expected"):
+        llama2py.load(*files, threads=threads)
+
+
+def test_an_unknown_backend_is_an_error(files: tuple[Path, Path]) -> None:
+    with pytest.raises(ParameterError, match="backend is 'x', expected 'c' or 'numpy'"):
+        llama2py.load(*files, backend="x")  # type: ignore[arg-type]
+
+
+def test_missing_files_are_errors(files: tuple[Path, Path], tmp_path: Path) -> None:
+    missing = tmp_path / "missing.bin"
+    with pytest.raises(CheckpointError, match=r"missing\.bin"):
+        llama2py.load(missing)
+    with pytest.raises(TokenizerError, match=r"missing\.bin"):
+        llama2py.load(files[0], missing)
+
+
+def test_another_models_tokenizer_is_an_error(files: tuple[Path, Path]) -> None:
+    """The bundled one has 32000 tokens."""
+    with pytest.raises(TokenizerError, match=r"(?s)32000.*300|300.*32000"):
+        llama2py.load(files[0])
+
+
+def test_weights_that_are_no_numbers_are_told(
+    tmp_path: Path, files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = random_checkpoint(TINY)
+    for tensor in (checkpoint.tensors["wq"][0], checkpoint.tensors["rms_ffn_weight"][1]):
+        tensor.dequantize().flat[3] = np.nan
+    write_checkpoint(tmp_path / "nan.bin", TINY, dict(checkpoint.tensors))
+    for backend in ("c", "numpy"):
+        caplog.clear()
+        model = llama2py.load(tmp_path / "nan.bin", files[1], backend=backend)
+        assert model.backend.non_finite == 2
+        assert "nan.bin: 2 weights are NaN or infinite" in caplog.text
+
+
+# ---- instruction sets ----
+
+
+@pytest.mark.parametrize("isa", isa_names())
+def test_an_instruction_set_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA2PY_ISA", isa)
+    assert Engine(random_checkpoint(TINY)).isa == isa
+
+
+@pytest.mark.parametrize("unset", [True, False])
+def test_the_best_one_is_the_default(unset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if unset:
+        monkeypatch.delenv("LLAMA2PY_ISA", raising=False)
+    else:
+        monkeypatch.setenv("LLAMA2PY_ISA", "")
+    assert Engine(random_checkpoint(TINY)).isa == isa_names()[0]
+    assert isa_names()[-1] == "portable"
+
+
+def test_an_unknown_one_is_an_error(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA2PY_ISA", "sse9")
+    with pytest.raises(EngineError) as raised:
+        llama2py.load(*files)
+    assert str(raised.value) == (
+        "LLAMA2PY_ISA=sse9: no such instruction set in this build,"
+        f" expected one of {', '.join(isa_names())}"
+    )
+
+
+def test_one_that_the_cpu_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this CPU has: pretend that it lacks the best."""
+    isas = [("best", False), ("portable", True)]
+    monkeypatch.setattr("llama2py.engine._all_isas", lambda: isas)
+    monkeypatch.setenv("LLAMA2PY_ISA", "best")
+    with pytest.raises(EngineError, match=r"^LLAMA2PY_ISA=best: this CPU lacks it, .* portable$"):
+        Engine(random_checkpoint(TINY))
+    monkeypatch.delenv("LLAMA2PY_ISA")
+    assert isa_names() == ["portable"]
+
+
+# ---- the import graph ----
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name within it: 'model', 'checkpoint.base'."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name.removesuffix(".__init__") or "__init__"] = ast.parse(path.read_text("utf-8"))
+    return found
+
+
+def imports(name: str, tree: ast.Module, known: set[str]) -> Iterator[str]:
+    """The package's own modules that one imports, wherever in the file it does so."""
+    is_package = any(other.startswith(f"{name}.") for other in known) or name == "__init__"
+    parts = [] if name == "__init__" else name.split(".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            bases = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = node.level - (1 if is_package else 0)
+                base = ".".join(["llama2py", *parts[: len(parts) - up], *filter(None, [base])])
+            bases = [(base, alias.name) for alias in node.names]
+        else:
+            continue
+        for base, item in bases:
+            if base.split(".")[0] == "llama2py":
+                inside = base.removeprefix("llama2py").removeprefix(".")
+                full = ".".join(filter(None, [inside, item]))
+                yield full if full in known | {"_engine"} else inside or "__init__"
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    trees = modules()
+    return {name: set(imports(name, tree, set(trees))) for name, tree in trees.items()}
+
+
+def test_the_graph_is_read_right(graph: dict[str, set[str]]) -> None:
+    assert {"engine", "reference", "session", "checkpoint", "errors"} <= graph["model"]
+    assert "config" in graph["checkpoint.base"]
+    assert "checkpoint.base" in graph["checkpoint"]
+    assert "model" in graph["__init__"]
+
+
+def test_only_engine_imports_the_extension(graph: dict[str, set[str]]) -> None:
+    assert [name for name, needs in graph.items() if "_engine" in needs] == ["engine"]
+    users = {name.split(".")[0] for name, needs in graph.items() if "engine" in needs}
+    assert users <= {"model", "bench", "cli"}
+
+
+# The arrow of the design: file -> checkpoint -> model -> session -> sampler -> tokenizer -> text.
+# What a module may import, itself and its own package apart.
+BASE = {"errors", "config"}
+MAY_IMPORT = {
+    "errors": set[str](),
+    "config": {"errors"},
+    "cpu": {"errors"},
+    "backend": {"config"},
+    "checkpoint": {"errors", "config", "gguf_metadata"},
+    "bpe": {"errors"},
+    "tokenizer": {"errors", "bpe"},
+    "tokenizer_files": {"errors", "tokenizer", "gguf_metadata"},
+    "gguf_metadata": {"errors"},
+    "sampling": {*BASE, "backend"},
+    "session": {*BASE, "backend"},
+    "generation": {*BASE, "sampling", "session", "tokenizer"},
+    "engine": {*BASE, "_engine", "backend", "checkpoint", "cpu"},
+    "reference": {*BASE, "backend", "checkpoint", "sampling"},
+}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_follow_the_arrow(module: str, graph: dict[str, set[str]]) -> None:
+    for name, needs in graph.items():
+        if name.split(".")[0] == module:
+            outside = {need.split(".")[0] for need in needs} - {module}
+            assert outside <= MAY_IMPORT[module], name
+
+
+def test_nothing_imports_the_command_line(graph: dict[str, set[str]]) -> None:
+    for name, needs in graph.items():
+        if not name.startswith("cli") and name != "__main__":
+            assert not [need for need in needs if need.split(".")[0] == "cli"], name
+
+
+def test_the_library_never_prints_nor_exits() -> None:
+    """It raises and logs; the command line prints."""
+    for name, tree in modules().items():
+        if name.split(".")[0] in ("cli", "__main__"):
+            continue
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Name(id="print" | "exit" | "quit" | "input" as function)):
+                    pytest.fail(f"{name}, line {node.lineno}: {function}()")
+                case ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stderr" | "exit"):
+                    pytest.fail(f"{name}, line {node.lineno}: sys.{node.attr}")
