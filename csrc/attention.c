@@ -1,5 +1,5 @@
-/* Attention: rotate queries and keys, keep keys and values, and weigh the values. Split by key/value head, so that with one token
- * no thread waits for another; the caches are laid out as the matrices that the products read (engine.h). */
+/* Attention: rotate queries and keys, keep keys and values, and weigh the values. Split by key/value head, so that with
+ * one token no thread waits for another; the caches are laid out as the matrices that the products read (engine.h). */
 #include <math.h>
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* The transformer: a batch of tokens in, logits out. Read forward_share() from top to bottom; all else is staging.
  *
- * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention by
- * (tokens, key/value head), the rest by token: no split changes a result. */
+ * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
+ * by (tokens, key/value head), the rest by token: no split changes a result. */
 #include <math.h>
 
 #include "forward.h"
@@ -141,8 +141,9 @@ static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t l
     for (int i = begin; i < end; i++) {
         const float *row = x + (size_t)(rows ? rows[i] : i) * ld;
         if (norm) {
-            f->model->floats->rmsnorm(normed + (size_t)i * (size_t)w->cols, row, norm, w->cols, f->model->config.norm_eps);
-            row = normed + (size_t)i * (size_t)w->cols;
+            float *to = normed + (size_t)i * (size_t)w->cols;
+            f->model->floats->rmsnorm(to, row, norm, w->cols, f->model->config.norm_eps);
+            row = to;
         }
         if (w->type == L2P_INT8) kernels->quantize(&v, i, row, w);
     }

@@ -46,7 +46,7 @@ typedef struct {
 /* attention.c: cut the batch into chunks, into f->chunks */
 void find_chunks(Forward *f);
 
-/* att = attention(rope(q), rope(k), v) of one layer, this thread's share of it. Other threads may still be at theirs. */
+/* att = attention(rope(q), rope(k), v) of one layer, this thread's share; other threads may still be at theirs. */
 void attention(const Forward *f, int layer, int thread, int n_threads);
 
 #endif

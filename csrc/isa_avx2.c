@@ -39,7 +39,7 @@ INLINE_PRIMITIVE i32x16 i_set1(int32_t x) { return (i32x16){_mm256_set1_epi32(x)
 INLINE_PRIMITIVE i8x64 b_load(const void *p) {
     return (i8x64){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1)};
 }
-/* The instruction multiplies unsigned by signed and saturates pairs at 16 bits: |w| <= 128 times x with w's sign fits. */
+/* It multiplies unsigned by signed, and pairs saturate at 16 bits: |w| <= 128 times x with w's sign fits. */
 INLINE_PRIMITIVE __m256i dot4_half(__m256i acc, __m256i w, __m256i x) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -4,14 +4,14 @@
 #define LLAMA2PY_KERNELS_H
 #include "engine.h"
 
-/* Each output is one chain of operations in a fixed order, so neither the number of vectors nor the thread nor the width of the
- * registers changes a bit.
+/* Each output is one chain of operations in a fixed order, so neither the number of vectors nor the thread nor the
+ * width of the registers changes a bit.
  *
- * EXACT: llama2.c's very bits. Products are rounded before they are added, sums run from left to right, exp is libm's. All of
- *   the portable set, and int8 models in every set: their activations are rounded to whole numbers at every
+ * EXACT: llama2.c's very bits. Products are rounded before they are added, sums run from left to right, exp is libm's.
+ *   All of the portable set, and int8 models in every set: their activations are rounded to whole numbers at every
  *   product, so that a last bit which differs would soon be another story.
- * FUSED: for speed, float32 models in the SIMD sets. Fused multiply-add, k from 0 upwards; where a vector is summed up, 16
- *   partial sums and one tree; one polynomial for exp. The same bits in all of these sets. */
+ * FUSED: for speed, float32 models in the SIMD sets. Fused multiply-add, k from 0 upwards; where a vector is summed up,
+ *   16 partial sums and one tree; one polynomial for exp. The same bits in all of these sets. */
 enum { EXACT, FUSED };
 
 /* What matmul does with the old content of its output. */
@@ -21,8 +21,8 @@ enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 typedef struct FloatKernels {
     int numerics;
 
-    /* Attention's products: out[i] = W x[i], i in [0, n), W a bare float32 matrix of blocks [cols][LANES], block_stride floats
-     * apart; ld: floats from one vector to the next. MATMUL_CONTINUE: the sums start from out instead of 0, so
+    /* Attention's products: out[i] = W x[i], i in [0, n), W a bare float32 matrix of blocks [cols][LANES], block_stride
+     * floats apart; ld: floats from one vector to the next. MATMUL_CONTINUE: the sums start from out instead of 0, so
      * that a long sum can be computed in parts. */
     void (*matmul_f32)(const float *w, size_t block_stride, int blocks, int cols, const float *x, size_t ld_x, int n,
                        float *out, size_t ld_out, int mode);

@@ -27,8 +27,8 @@ static void sink(const float *p, int32_t *heap, int n, int at) {
     heap[at] = moved;
 }
 
-/* The smallest set of most probable tokens whose sum exceeds top_p, then one of them. A heap gives them in order without
- * sorting the rest: most often a handful of 32000 is taken. */
+/* The smallest set of most probable tokens whose sum exceeds top_p, then one of them. A heap gives them in order
+ * without sorting the rest: most often a handful of 32000 is taken. */
 static int32_t draw_top_p(const float *p, int n, float top_p, float coin, int32_t *heap) {
     /* What is below this cannot be among them: the n - 1 others would sum up to less than 1 - top_p. */
     const float cutoff = (1.0f - top_p) / (float)(n - 1);

@@ -1,11 +1,11 @@
-/* Compile what stands between TARGET_BEGIN and TARGET_END for more than the machine's baseline; dispatch.c sees to it that only
- * a CPU that can run it does. */
-#if defined(__clang__)
+/* Compile what stands between TARGET_BEGIN and TARGET_END for more than the machine's baseline; dispatch.c sees to it
+ * that only a CPU that can run it does. */
 #define TARGET_PRAGMA(text) _Pragma(#text)
-#define TARGET_BEGIN(features) TARGET_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#if defined(__clang__)
+#define TARGET_BEGIN(features) \
+    TARGET_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define TARGET_END _Pragma("clang attribute pop")
 #else
-#define TARGET_PRAGMA(text) _Pragma(#text)
 #define TARGET_BEGIN(features) _Pragma("GCC push_options") TARGET_PRAGMA(GCC target(features))
 #define TARGET_END _Pragma("GCC pop_options")
 #endif
