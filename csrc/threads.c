@@ -30,7 +30,6 @@ typedef struct {
 
 static struct {
     pthread_mutex_t turn; /* held by whoever runs work or changes the pool */
-    int watches_fork;
     int n_workers;
     Worker workers[MAX_THREADS]; /* worker i is thread i + 1 of a run; thread 0 is the caller */
 
@@ -88,9 +87,9 @@ static void after_fork_in_child(void) {
     pthread_mutex_init(&pool.turn, NULL);
 }
 
+static void watch_fork(void) { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); }
+
 static void add_workers(int wanted) {
-    if (!pool.watches_fork)
-        pool.watches_fork = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
     while (pool.n_workers < wanted) {
         Worker *worker = &pool.workers[pool.n_workers];
         atomic_init(&worker->round, 0);
@@ -102,7 +101,11 @@ static void add_workers(int wanted) {
     }
 }
 
-void threads_take_turn(void) { pthread_mutex_lock(&pool.turn); }
+void threads_take_turn(void) {
+    static pthread_once_t watched = PTHREAD_ONCE_INIT;
+    pthread_once(&watched, watch_fork);
+    pthread_mutex_lock(&pool.turn);
+}
 void threads_end_turn(void) { pthread_mutex_unlock(&pool.turn); }
 
 void threads_run(int n_threads, Work work, void *context) {

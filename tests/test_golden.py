@@ -218,3 +218,18 @@ def test_fast_numerics_are_close(
     with load(model_files[checkpoint], kernels) as model:
         ours = logits_of(model, logits[checkpoint])
     np.testing.assert_allclose(ours, logits[checkpoint], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in isa_names() if isa != "portable"])
+def test_fused_numerics_are_the_same_on_every_machine(
+    isa: str, model_files: dict[str, ModelFiles]
+) -> None:
+    """A hash stands in for another machine, with another instruction set, at another time.
+
+    It was recorded from this engine. Where it changes, every user's seed gives another story.
+    """
+    with load(model_files["stories260K"], isa) as model, model.session() as session:
+        tokens = model.tokenizer.encode("Once upon a time, there was a little girl named Lily.")
+        rows = session.forward(tokens * 8, all_logits=True)
+    digest = hashlib.sha256(rows.astype("<f4").tobytes()).hexdigest()
+    assert digest == "c9a8fcda34a7c3e255200bafdd6fdb5630e73716d394b2aaab6b3530544347f6"

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -20,7 +21,7 @@ from conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
 from numpy.typing import NDArray
 
 import llama2py
-from llama2py import ClosedError, Model, ModelConfig, PromptError
+from llama2py import Cancelled, ClosedError, Model, ModelConfig, PromptError
 from llama2py.engine import Engine
 
 TOKENS = [1, 270, 33, 259, 5, 299, 0, 271]
@@ -146,6 +147,15 @@ def test_errors_change_nothing(model: Model, tokens: list[int], message: str) ->
         assert same(session.forward([7] * 56), undisturbed.forward([7] * 56))
 
 
+@pytest.mark.parametrize("tokens", ["12", [1.0], [None], ["1"]])
+def test_tokens_are_whole_numbers(model: Model, tokens: Any) -> None:
+    """Digits and fractions are a caller's mistake, not tokens."""
+    with model.session() as session:
+        with pytest.raises(TypeError):
+            session.forward(tokens)
+        assert session.position == 0
+
+
 def test_a_full_context_takes_no_more(model: Model) -> None:
     with model.session() as session:
         session.forward([3] * 64)
@@ -228,6 +238,40 @@ def test_eight_threads_generate_on_one_model(threads: int) -> None:
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(story, range(8)))
     assert together == alone
+
+
+@pytest.mark.parametrize("what", ["session", "model"])
+def test_closing_while_another_thread_runs_is_safe(what: str) -> None:
+    """The call ends early or is finished, and the memory under it stays until then."""
+    config = ModelConfig(256, 688, 4, 4, 4, 300, 2048)
+    checkpoint = random_checkpoint(config)
+    for pause in (0.0, 0.002, 0.02):
+        model = Model(Engine(checkpoint, threads=2), tiny_tokenizer())
+        session = model.session()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(session.forward, [1] * 2048)
+            time.sleep(pause)
+            (session if what == "session" else model).close()
+            error = future.exception(timeout=20)
+        assert isinstance(error, Cancelled | ClosedError | None)
+        with pytest.raises(ClosedError):
+            session.forward([1])
+
+
+def test_closing_a_session_cuts_its_call_short() -> None:
+    config = ModelConfig(512, 1376, 12, 8, 8, 300, 128)
+    model = Model(Engine(random_checkpoint(config), threads=1), tiny_tokenizer())
+    errors = []
+    for _ in range(20):  # now and then the call is over, or not begun, when the session closes
+        session = model.session()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(session.forward, [1] * 128)
+            time.sleep(0.005)
+            session.close()
+            errors.append(future.exception(timeout=20))
+        if any(isinstance(error, Cancelled) for error in errors):
+            return
+    pytest.fail(f"none was cancelled: {errors}")
 
 
 def forked(work: Callable[[], object], seconds: float) -> object:

@@ -1,0 +1,113 @@
+"""The C engine without Python: ``c/kernel_check.c``, plain, sanitized, and emulated as ARM."""
+
+from __future__ import annotations
+
+import os
+import platform
+import runpy
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+CHECK = ROOT / "tests" / "c" / "kernel_check.c"
+SETTINGS = runpy.run_path(str(CSRC / "build_ffi.py"))  # the one list of sources and flags
+SIMD = {"avx2", "avx512", "avx512vnni", "neon"}
+# Instruction set and weight type -> hash of the logits.
+Hashes = dict[tuple[str, str], str]
+
+
+def compiler(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"no {name} here")
+    return path
+
+
+def build(folder: Path, cc: str, *flags: str) -> Path:
+    """The program, with the project's flags and any warning an error; `flags` overrule them."""
+
+    def compile_one(source: Path) -> Path:
+        out = folder / f"{source.stem}.o"
+        arguments = [*SETTINGS["COMPILE_ARGS"], "-Werror", *flags, f"-I{CSRC}"]
+        run([cc, *arguments, "-c", str(source), "-o", str(out)])
+        return out
+
+    sources = [CHECK, *(CSRC / name for name in SETTINGS["SOURCES"])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [str(path) for path in pool.map(compile_one, sources)]
+    program = folder / "kernel_check"
+    run([cc, *flags, *objects, "-o", str(program), "-lm", "-lpthread"])
+    return program
+
+
+def run(command: Sequence[str]) -> str:
+    """What a command that succeeds prints."""
+    environment = os.environ | {"UBSAN_OPTIONS": "print_stacktrace=1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        said = done.stderr + done.stdout
+        pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+    return done.stdout
+
+
+def read_hashes(output: str) -> Hashes:
+    """The lines ``avx2 float32 0123456789abcdef``."""
+    rows = [line.split() for line in output.splitlines()]
+    return {(row[0], row[1]): row[2] for row in rows if len(row) == 3}
+
+
+@pytest.fixture(scope="module")
+def hashes(tmp_path_factory: pytest.TempPathFactory) -> Hashes:
+    """This machine's logits; all parts of the program have passed."""
+    program = build(tmp_path_factory.mktemp("native"), compiler("cc"))
+    return read_hashes(run([str(program)]))
+
+
+def test_every_part_passes_and_instruction_sets_agree(hashes: Hashes) -> None:
+    assert hashes[("portable", "float32")] != hashes[("portable", "int8")]
+    simd = {digest for (isa, kind), digest in hashes.items() if isa in SIMD and kind == "float32"}
+    assert len(simd) <= 1
+    assert len({digest for (_, kind), digest in hashes.items() if kind == "int8"}) == 1
+    if platform.machine() in ("aarch64", "arm64"):
+        assert ("neon", "float32") in hashes
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "parts"),
+    [
+        ("address,undefined", []),  # all of them
+        ("thread", ["threads"]),  # not minutes for the rest; after fork() TSan knows no threads
+    ],
+)
+def test_sanitized(tmp_path: Path, sanitizer: str, parts: list[str]) -> None:
+    cc = compiler("cc")
+    flags = ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    source, probe = tmp_path / "probe.c", tmp_path / "probe"
+    source.write_text("int main(void) { return 0; }\n", encoding="ascii")
+    for command in [cc, *flags, str(source), "-o", str(probe)], [str(probe)]:
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip(f"{cc} has no working runtime of -fsanitize={sanitizer}")
+    run([str(build(tmp_path, cc, *flags)), *parts])
+
+
+def test_emulated_arm_computes_the_same_bits(tmp_path: Path, hashes: Hashes) -> None:
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if emulator is None:
+        pytest.skip("no qemu-aarch64 here")
+    program = build(tmp_path, compiler("aarch64-linux-gnu-gcc"), "-static")
+    # Without `fork`, which the emulator itself does not survive beside threads.
+    output = run([emulator, str(program), "errors", "kernels", "models", "threads"])
+    emulated = read_hashes(output)
+    simd = {digest for (isa, kind), digest in hashes.items() if isa in SIMD and kind == "float32"}
+    assert {emulated[("neon", "float32")]} >= simd  # none on a CPU that has only the portable set
+    # Numerics that end in libm's bits (portable, and int8) are the same wherever libm is; this
+    # compares two builds of it, so it is said and not required.
+    for key in [("portable", "float32"), ("portable", "int8")]:
+        verdict = "the same" if emulated[key] == hashes[key] else "other bits: another libm"
+        print(f"{' '.join(key)}, emulated ARM beside {platform.machine()}: {verdict}")
