@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from llama2py.engine import Engine, isa_names
 from llama2py.tokenizer_files import write_tokenizer_bin
 
 PACKAGE = Path(llama2py.__file__).parent
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,19 @@ def test_weights_that_are_no_numbers_are_told(
 def test_an_instruction_set_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA2PY_ISA", isa)
     assert Engine(random_checkpoint(TINY)).isa == isa
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.exists(), reason="reads cpuinfo")
+def test_no_instruction_set_is_overlooked() -> None:
+    """Or every test that goes through `isa_names` would leave its kernels out, silently."""
+    flags = set(re.findall(r"\S+", CPUINFO.read_text("ascii").split("flags", 1)[1].split("\n")[0]))
+    needs = {
+        "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "avx2": {"avx2", "fma"},
+        "portable": set[str](),
+    }
+    assert isa_names() == [isa for isa, wanted in needs.items() if wanted <= flags]
 
 
 @pytest.mark.parametrize("unset", [True, False])

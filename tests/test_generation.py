@@ -118,13 +118,14 @@ def test_max_tokens_ends_it(max_tokens: int) -> None:
     assert len(backend.runs) == max(1, max_tokens)
 
 
-@pytest.mark.parametrize("max_tokens", [None, 64, 10**9])
+@pytest.mark.parametrize("max_tokens", [None, 701, 10**9])
 def test_the_context_ends_it(max_tokens: int | None) -> None:
-    """64 places; the token sampled behind the last of them needs none."""
-    model, backend = scripted(*[A] * 100)
-    g = model.generate([BOS], max_tokens=max_tokens)
-    assert (len(g.tokens), g.finish_reason) == (64, "length")
-    assert backend.runs[-1] == (63, A)
+    """The token sampled behind the last place needs none."""
+    for seq_len in (64, 700):
+        model, backend = scripted(*[A] * seq_len, seq_len=seq_len)
+        g = model.generate([BOS], max_tokens=max_tokens)
+        assert (len(g.tokens), g.finish_reason) == (seq_len, "length")
+        assert backend.runs[-1] == (seq_len - 1, A)
 
 
 def test_a_prompt_that_fills_the_context_gets_one_token(model: Model) -> None:

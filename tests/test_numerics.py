@@ -118,6 +118,29 @@ def test_instruction_sets_give_the_same_bits(name: str) -> None:
         assert same(first, other), isa
 
 
+@pytest.mark.parametrize("group_size", [4, 6, 64])
+def test_extreme_int8_weights(group_size: int) -> None:
+    """-128, which llama2.c's exporter never writes, and sums as large as they get.
+
+    Where an instruction adds pairs in 16 bits, this is where they would saturate.
+    """
+    config = shape(192, 96, 2, 2, 33)
+    tensors = dict(random_checkpoint(config, group_size).tensors)
+    for name in ("token_embedding_table", "wq", "wv", "wo", "w1", "w2", "w3"):
+        for i, tensor in enumerate(tensors[name]):
+            assert isinstance(tensor, QuantizedTensor)
+            values = np.where(tensor.values < 0, np.int8(-128), np.int8(127)).astype(np.int8)
+            values[::3] = -128
+            values[1::3] = 127
+            changed = replace(tensor, values=values)
+            tensors[name] = (*tensors[name][:i], changed, *tensors[name][i + 1 :])
+    checkpoint = in_memory(config, tensors, group_size)
+    tokens = some_tokens(config)
+    first, *others = [run(engine(checkpoint, isa), tokens) for isa in isa_names()]
+    assert all(same(first, other) for other in others)
+    assert distance(first, run(Reference(checkpoint), tokens)) < TOLERANCE["int8"]
+
+
 @pytest.mark.parametrize("isa", isa_names())
 @pytest.mark.parametrize("name", MODELS)
 def test_close_to_numpy(name: str, isa: str) -> None:
@@ -181,7 +204,9 @@ def test_a_batch_of_sessions_equals_each_alone(name: str, isa: str, n_sessions: 
     """One more token for sessions at different positions, all in one call."""
     checkpoint = checkpoint_of(name)
     backend = engine(checkpoint, isa, threads=2)
-    stories = [some_tokens(checkpoint.config, 1 + (5 * i) % 37, seed=i) for i in range(n_sessions)]
+    # Some sessions are one position ahead of their neighbour, as if they were one session.
+    lengths = [1 + i % 4 + 9 * (i % 11 // 4) for i in range(n_sessions)]
+    stories = [some_tokens(checkpoint.config, n, seed=i) for i, n in enumerate(lengths)]
     caches = [backend.new_cache() for _ in stories]
     for story, cache in zip(stories, caches, strict=True):
         if story[:-1]:

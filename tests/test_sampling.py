@@ -152,12 +152,14 @@ def test_argmax_of_infinities(backend: Backend) -> None:
 @pytest.mark.parametrize("isa", isa_names())
 def test_argmax_of_nan_is_llama2cs(isa: str) -> None:
     """In front it wins every comparison, elsewhere it loses them; NumPy would take the NaN."""
-    for n in (3, 40):
-        logits = np.arange(n, dtype=np.float32)
-        for at in range(n - 1):
-            spoiled = logits.copy()
-            spoiled[at] = np.nan
-            assert BACKENDS[isa].argmax(spoiled) == (n - 1 if at else 0)
+    for n in (3, 40, 48):
+        for best in (1, n // 2, n - 1):
+            logits = np.zeros(n, np.float32)
+            logits[best] = 1
+            for at in set(range(n)) - {best}:
+                spoiled = logits.copy()
+                spoiled[at] = np.nan
+                assert BACKENDS[isa].argmax(spoiled) == (best if at else 0)
 
 
 # ---- top-p ----
@@ -197,6 +199,12 @@ LOG_HALVES = [math.log(p) for p in (0.125, 0.5, 0.125, 0.25)]
 )
 def test_exact_cases(backend: Backend, top_p: float, coin: float, token: int) -> None:
     assert sample(backend, LOG_HALVES, 1.0, top_p, coin) == (token, token)
+
+
+def test_the_nucleus_exceeds_top_p(backend: Backend) -> None:
+    """A sum that is just top_p is not enough: of four quarters, three for a half."""
+    drawn = [backend.sample(np.zeros(4, np.float32), 1.0, 0.5, coin) for coin in (0.3, 0.6, 0.9)]
+    assert drawn == [0, 1, 2]
 
 
 @settings(max_examples=300, deadline=None)

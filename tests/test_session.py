@@ -315,13 +315,7 @@ class TestFork:
             assert same(session.forward(TOKENS), before)  # the child's positions are not ours
             assert model.generate(" abc", seed=1).tokens == expected
 
-    @pytest.mark.parametrize(
-        "threads",
-        [
-            pytest.param(1, marks=pytest.mark.xfail(strict=True, reason="the child hangs")),
-            2,
-        ],
-    )
+    @pytest.mark.parametrize("threads", [1, 2])
     def test_forking_while_another_thread_is_in_the_engine(self, threads: int) -> None:
         """In a process of its own: the engine must not have had a pool before."""
         script = (
