@@ -78,6 +78,7 @@ void pages_free(void *memory, size_t bytes);
 typedef void (*Work)(void *context, int thread, int n_threads);
 void threads_take_turn(void);
 void threads_end_turn(void);
+enum { MAX_THREADS = 256 };
 /* Run work on n_threads threads (fewer if the system gives no more), the caller being thread 0, and wait for all. */
 void threads_run(int n_threads, Work work, void *context);
 /* Within work: return when all of its threads have come here. */

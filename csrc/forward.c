@@ -250,8 +250,10 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
     const int64_t values_per_byte = model->config.weight_type == L2P_INT8 ? 1 : 4;
     if ((int64_t)model->arena_bytes / values_per_byte * n < SMALL_WORK) n_threads = 1;
 
+    n_threads = n_threads < 1 ? 1 : n_threads > MAX_THREADS ? MAX_THREADS : n_threads;
+
     threads_take_turn();
-    error = prepare_workspace(&f, max_int(n_threads, 1));
+    error = prepare_workspace(&f, n_threads);
     if (!error) {
         find_chunks(&f);
         threads_run(n_threads, forward_share, &f);

@@ -28,25 +28,26 @@ static void sink(const float *p, int32_t *heap, int n, int at) {
 }
 
 /* The smallest set of most probable tokens whose sum exceeds top_p, then one of them. A heap gives them in order
- * without sorting the rest: most often a handful of 32000 is taken. */
+ * without sorting the rest: most often a handful of 32000 is taken. -1: so flat, and top_p so small, that the sieve
+ * leaves nothing (or there is nothing but NaN). */
 static int32_t draw_top_p(const float *p, int n, float top_p, float coin, int32_t *heap) {
-    /* What is below this cannot be among them: the n - 1 others would sum up to less than 1 - top_p. */
+    /* What is below this cannot be among them: it and all below would sum up to less than 1 - top_p. */
     const float cutoff = (1.0f - top_p) / (float)(n - 1);
     int size = 0;
     for (int32_t i = 0; i < n; i++)
         if (p[i] >= cutoff) heap[size++] = i;
-    if (size == 0) return n - 1; /* nothing but NaN */
+    if (size == 0) return -1;
     for (int at = size / 2 - 1; at >= 0; at--) sink(p, heap, size, at);
 
     /* Taken candidates go to the end of the array, where the shrinking heap leaves room: most probable last. */
     const int last = size - 1;
     float sum = 0.0f;
     while (size > 0) {
-        const int32_t best = heap[0];
+        const int32_t taken = heap[0];
         heap[0] = heap[--size];
         sink(p, heap, size, 0);
-        heap[size] = best;
-        sum += p[best];
+        heap[size] = taken;
+        sum += p[taken];
         if (sum > top_p) break;
     }
     const float target = coin * sum;
@@ -62,5 +63,6 @@ int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperatu
                    int32_t *scratch) {
     model->kernels->for_float32->softmax(logits, n, temperature);
     if (top_p <= 0.0f || top_p >= 1.0f || n == 1) return draw(logits, n, coin);
-    return draw_top_p(logits, n, top_p, coin, scratch);
+    const int32_t drawn = draw_top_p(logits, n, top_p, coin, scratch);
+    return drawn >= 0 ? drawn : model->kernels->argmax(logits, n); /* a set of one */
 }

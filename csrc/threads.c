@@ -18,7 +18,7 @@
 #define spin_pause() ((void)0)
 #endif
 
-enum { MAX_THREADS = 256, SPINS = 2000 };
+enum { SPINS = 2000 };
 
 typedef struct {
     _Alignas(64) atomic_uint round; /* grows by one when there is something to do */

@@ -75,7 +75,6 @@ class EngineCache:
     """A session's keys and values in the engine's memory."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine  # the weights outlive the cache
         session = lib.l2p_session_new(engine.handle)
         if session == ffi.NULL:
             config = engine.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -20,6 +21,8 @@ from .tokenizer import Tokenizer
 from .tokenizer_files import bundled_tokenizer, load_tokenizer
 
 _log = logging.getLogger(__name__)
+
+MAX_THREADS = 256  # of the engine's pool
 
 StrPath = str | os.PathLike[str]
 BackendName = Literal["c", "numpy"]
@@ -41,7 +44,7 @@ def load(
         The model's ``tokenizer.bin``. Default: the 32000-token one of Llama 2, which llama2.c's
         story models use.
     threads : int, optional
-        Threads of the engine. Default: the physical cores this process may use. Results do not
+        Threads of the engine, up to 256. Default: the physical cores this process may use. Results do not
         depend on it.
     backend : {'c', 'numpy'}
         The C engine, or the NumPy reference: about a hundred times slower, and needs no compiler.
@@ -67,8 +70,8 @@ def load(
     >>> model = load("stories15M.bin")  # doctest: +SKIP
     >>> print(model.generate("Once upon a time", seed=1).text)  # doctest: +SKIP
     """
-    if threads is not None and threads < 1:
-        raise ParameterError(f"threads is {threads}, expected a whole number from 1 up")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ParameterError(f"threads is {threads}, expected a whole number, 1 to {MAX_THREADS}")
     if backend not in ("c", "numpy"):
         raise ParameterError(f"backend is {backend!r}, expected 'c' or 'numpy'")
     with open_checkpoint(path) as checkpoint:
@@ -165,15 +168,16 @@ class Model:
             If a number is out of its range.
         """
         tokens = self._prompt_tokens(prompt)
-        if max_tokens is not None and max_tokens < 0:
-            raise ParameterError(f"max_tokens is {max_tokens}, expected a whole number from 0 up")
+        limit = self.config.seq_len if max_tokens is None else index(max_tokens)
+        if limit < 0:
+            raise ParameterError(f"max_tokens is {limit}, expected a whole number from 0 up")
         sampler = Sampler(self.backend, SamplingParams(temperature, top_p), seed)
         return Stream(
             self.session(),
             sampler,
             self.tokenizer,
             tokens,
-            max_tokens=self.config.seq_len if max_tokens is None else max_tokens,
+            max_tokens=limit,
             stop_tokens=frozenset([self.tokenizer.bos_id]),  # llama2.c: BOS parts the stories
         )
 
@@ -218,9 +222,12 @@ class Model:
         return f"<Model {millions:.1f}M {self._backend.dtype}, {self._backend.isa}>"
 
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        tokens = (
-            self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
-        )
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt, bos=True)
+        elif isinstance(prompt, bytes):  # a sequence of int, but not of tokens
+            raise PromptError("the prompt is bytes, expected str or a sequence of token ids")
+        else:
+            tokens = [index(token) for token in prompt]
         if not tokens:
             raise PromptError("the prompt has no tokens, expected at least one (such as BOS)")
         if len(tokens) > self.config.seq_len:

@@ -141,7 +141,7 @@ class Reference:
         return np.einsum("kgt,tkh->kgh", softmax(scores), values)
 
     def argmax(self, logits: Logits) -> int:
-        return int(np.argmax(logits))
+        return 0 if np.isnan(logits[0]) else int(np.nanargmax(logits))  # as in llama2.c
 
     def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
         return draw(softmax(logits / np.float32(temperature)), top_p, coin)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from .backend import Backend, Logits
 from .errors import ParameterError
 
+# Logits over a smaller temperature leave float32: it counts as 0.
+_SMALLEST_TEMPERATURE = 1e-30
 _MASK = (1 << 64) - 1
 # xorshift64* cannot leave the state 0, so seed 0 stands for another (2^64 / golden ratio).
 _SEED_ZERO = 0x9E3779B97F4A7C15
@@ -105,11 +107,11 @@ def draw(probabilities: NDArray[np.float32], top_p: float, coin: float) -> int:
         The first index whose running sum exceeds ``coin`` times the sum of the set.
     """
     order = np.arange(len(probabilities))
-    total = np.float32(1)
-    if 0 < top_p < 1:
+    total, cut = np.float32(1), np.float32(top_p)
+    if 0 < cut < 1:
         order = np.argsort(-probabilities, kind="stable")
         sums = np.cumsum(probabilities[order])
-        order = order[: int(np.searchsorted(sums, np.float32(top_p), side="right")) + 1]
+        order = order[: int(np.searchsorted(sums, cut, side="right")) + 1]
         total = sums[len(order) - 1]
     sums = np.cumsum(probabilities[order])
     drawn = int(np.searchsorted(sums, np.float32(coin) * total, side="right"))
@@ -138,9 +140,9 @@ class Sampler:
     def sample(self, logits: Logits) -> int:
         """The next token; logits (vocab_size,) may be overwritten.
 
-        With temperature 0 the coin is not touched.
+        With temperature 0 (or below 1e-30) the coin is not touched.
         """
-        if self.params.temperature == 0:
+        if self.params.temperature < _SMALLEST_TEMPERATURE:
             return self._backend.argmax(logits)
         return self._backend.sample(
             logits, self.params.temperature, self.params.top_p, self._coin.flip()

@@ -47,7 +47,8 @@ class Session:
         Parameters
         ----------
         tokens : sequence of int
-            Token ids, at least one. How they are split over calls does not change any bit.
+            Token ids, at least one. How they are split over calls changes no bit (of the C
+            engine; NumPy's matrix products are not that strict).
         all_logits : bool
             Give the logits behind every token, not only the last.
 
