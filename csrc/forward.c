@@ -218,9 +218,15 @@ static void forward_share(void *context, int thread, int n_threads) {
              n_threads);
 }
 
+/* of one token through all matrices */
+static int64_t multiplications(const l2p_config *c) {
+    const int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
+    return c->dim * (c->n_layers * (2 * q_dim + 2 * kv_dim + 3 * (int64_t)c->hidden_dim) + c->vocab_size);
+}
+
 static int check_arguments(const Forward *f) {
     const l2p_config *c = &f->model->config;
-    if (f->n < 1 || f->n_logits < 0) return L2P_BAD_ARGUMENT;
+    if (f->n < 1 || f->n > INT32_MAX / c->n_kv_heads || f->n_logits < 0) return L2P_BAD_ARGUMENT;
     for (int i = 0; i < f->n; i++) {
         if (f->tokens[i] < 0 || f->tokens[i] >= c->vocab_size) return L2P_BAD_ARGUMENT;
         if (f->positions[i] < 0 || f->positions[i] >= c->seq_len) return L2P_BAD_ARGUMENT;
@@ -247,8 +253,7 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
     if (error) return error;
     for (int i = 0; i < n; i++) f.max_scores = max_int(f.max_scores, (int)round_up(positions[i] + 1, LANES));
 
-    const int64_t values_per_byte = model->config.weight_type == L2P_INT8 ? 1 : 4;
-    if ((int64_t)model->arena_bytes / values_per_byte * n < SMALL_WORK) n_threads = 1;
+    if (multiplications(&model->config) * n < SMALL_WORK) n_threads = 1;
 
     n_threads = n_threads < 1 ? 1 : n_threads > MAX_THREADS ? MAX_THREADS : n_threads;
 

@@ -223,7 +223,8 @@ static int64_t copy_vector(float *to, const unsigned char *values, int n) {
 int l2p_model_set(l2p_model *model, int tensor, int layer, const void *values, const void *scales, int n_threads,
                   int64_t *non_finite) {
     const l2p_config *c = &model->config;
-    if (layer < 0 || layer >= c->n_layers) return L2P_BAD_ARGUMENT;
+    const int of_layer = tensor != L2P_TOKEN_EMBEDDING_TABLE && tensor != L2P_RMS_FINAL_WEIGHT && tensor != L2P_WCLS;
+    if (layer < 0 || layer >= (of_layer ? c->n_layers : 1)) return L2P_BAD_ARGUMENT;
     Layer *l = &model->layers[layer];
     const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
     const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
@@ -249,6 +250,7 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, const void *values, c
     case L2P_W2: p.to = &l->w2; p.rows = c->dim; break;
     default: return L2P_BAD_ARGUMENT;
     }
+    if (p.to->type == L2P_INT8 && !scales) return L2P_BAD_ARGUMENT;
     p.cols = p.to->cols;
     threads_take_turn();
     threads_run(n_threads, pack_share, &p);

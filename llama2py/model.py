@@ -44,8 +44,8 @@ def load(
         The model's ``tokenizer.bin``. Default: the 32000-token one of Llama 2, which llama2.c's
         story models use.
     threads : int, optional
-        Threads of the engine, up to 256. Default: the physical cores this process may use. Results do not
-        depend on it.
+        Threads of the engine, up to 256. Default: the physical cores this process may use.
+        Results do not depend on it.
     backend : {'c', 'numpy'}
         The C engine, or the NumPy reference: about a hundred times slower, and needs no compiler.
 

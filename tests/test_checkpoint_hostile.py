@@ -31,8 +31,8 @@ def v1(*numbers: int, version: int = 1, shared: int = 0, body: int = 0) -> bytes
     return struct.pack("<Ii7iB", MAGIC, version, *numbers, shared).ljust(256, b"\0") + bytes(body)
 
 
-def v2(group_size: int, body: int = 4096) -> bytes:
-    head = struct.pack("<Ii7iBi", MAGIC, 2, *GOOD, 0, group_size)
+def v2(group_size: int, body: int = 4096, dim: int = GOOD[0]) -> bytes:
+    head = struct.pack("<Ii7iBi", MAGIC, 2, dim, *GOOD[1:], 0, group_size)
     return head.ljust(256, b"\0") + bytes(body)
 
 
@@ -83,6 +83,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "group 0": (v2(0), "group_size is 0, expected a positive divisor of dim 8"),
     "group -8": (v2(-8), "group_size is -8, expected a positive divisor of dim 8"),
     "group 3": (v2(3), "group_size is 3, expected a positive divisor of dim 8"),
+    "group past 32 bits": (
+        v2(1 << 17, dim=1 << 17),
+        "group_size is 131072, expected a positive divisor of dim 131072, up to 65536",
+    ),
     "group huge": (v2(INT_MAX), f"group_size is {INT_MAX}, expected a positive divisor of dim 8"),
     # Numbers that make no model.
     "all zero but one": (v0(0, 0, 0, 0, 0, 0, 1), WILD + "dim is 0, expected 1 to 1048576"),

@@ -23,6 +23,8 @@ from .llama2c_layout import (
 from .mapped_file import MappedFile
 from .tensors import DenseTensor, QuantizedTensor, Tensor
 
+# The engine sums a group up in 32 bits: 127 * 127 * 65536 fits, with room for its offsets.
+MAX_GROUP_SIZE = 1 << 16
 _FORMATS = {0: "llama2.c v0", 1: "llama2.c v1", 2: "llama2.c v2 (int8)"}
 
 
@@ -70,10 +72,10 @@ def read_versioned(file: MappedFile) -> Checkpoint:
     group_size = None
     if version == 2:
         (group_size,) = V2_GROUP_SIZE.unpack_from(header, V1_HEADER.size)
-        if group_size < 1 or config.dim % group_size:
+        if not 1 <= group_size <= MAX_GROUP_SIZE or config.dim % group_size:
             raise CheckpointError(
                 f"{file.path}: group_size is {group_size},"
-                f" expected a positive divisor of dim {config.dim}"
+                f" expected a positive divisor of dim {config.dim}, up to {MAX_GROUP_SIZE}"
             )
     return _map_tensors(file, config, version, group_size)
 
