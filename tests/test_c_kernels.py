@@ -1,4 +1,4 @@
-"""The C engine without Python: ``c/kernel_check.c``, plain, sanitized, and emulated as ARM."""
+"""The C engine without Python: the program in ``c/``, plain, sanitized, and emulated as ARM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-CHECK = ROOT / "tests" / "c" / "kernel_check.c"
+CHECKS = ROOT / "tests" / "c"
 SETTINGS = runpy.run_path(str(CSRC / "build_ffi.py"))  # the one list of sources and flags
 SIMD = {"avx2", "avx512", "avx512vnni", "neon"}
 # Instruction set and weight type -> hash of the logits.
@@ -34,11 +34,11 @@ def build(folder: Path, cc: str, *flags: str) -> Path:
 
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.stem}.o"
-        arguments = [*SETTINGS["COMPILE_ARGS"], "-Werror", *flags, f"-I{CSRC}"]
+        arguments = [*SETTINGS["COMPILE_ARGS"], "-Werror", *flags, f"-I{CHECKS}", f"-I{CSRC}"]
         run([cc, *arguments, "-c", str(source), "-o", str(out)])
         return out
 
-    sources = [CHECK, *(CSRC / name for name in SETTINGS["SOURCES"])]
+    sources = [*sorted(CHECKS.glob("*.c")), *(CSRC / name for name in SETTINGS["SOURCES"])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(path) for path in pool.map(compile_one, sources)]
     program = folder / "kernel_check"

@@ -1,0 +1,186 @@
+/* `kernels`: each kernel alone against plain scalar loops, at sizes around the vector's width. Here those that work on
+ * floats; the products are in check_products.c. */
+#include "check.h"
+#include "parts.h"
+
+static const int SIZES[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 100, 255, 256, 257};
+enum { N_SIZES = sizeof SIZES / sizeof SIZES[0] };
+
+static void check_rmsnorm(const FloatKernels *kernels) {
+    for (int s = 0; s < N_SIZES; s++) {
+        const int n = SIZES[s];
+        Guarded x = guarded_floats((size_t)n), weight = guarded_floats((size_t)n), out = guarded_floats((size_t)n);
+        fill(floats(x), (size_t)n);
+        fill(floats(weight), (size_t)n);
+        now("rmsnorm of %d", n);
+        /* left to right, or 16 partial sums and a tree that adds halves: the numerics contract, bit by bit */
+        float partial[LANES] = {0}, sum = 0.0f;
+        for (int i = 0; i < n; i++) {
+            const float v = floats(x)[i];
+            if (kernels->numerics == EXACT)
+                sum += v * v;
+            else
+                partial[i % LANES] = fmaf(v, v, partial[i % LANES]);
+        }
+        for (int half = LANES / 2; half; half /= 2)
+            for (int i = 0; i < half; i++) partial[i] += partial[i + half];
+        if (kernels->numerics == FUSED) sum = partial[0];
+        const float scale = 1.0f / sqrtf(sum / (float)n + 1e-5f);
+        kernels->rmsnorm(floats(out), floats(x), floats(weight), n, 1e-5f);
+        for (int i = 0; i < n; i++) CHECK(same(floats(out)[i], floats(weight)[i] * (scale * floats(x)[i])));
+        unguard(x), unguard(weight), unguard(out);
+    }
+}
+
+/* How far `got` is from `want`, in units of the last place of a float near `want` */
+static double ulps(double got, double want) {
+    int exponent;
+    frexp(want, &exponent);
+    return fabs(got - want) / ldexp(1.0, (exponent < -125 ? -125 : exponent) - 24);
+}
+
+static void check_softmax(const FloatKernels *kernels) {
+    const float divisor = 2.5f;
+    for (int s = 0; s < N_SIZES; s++) {
+        const int n = SIZES[s];
+        float in[257], want[257], max = -INFINITY, sum = 0.0f;
+        double exact[257], exact_sum = 0.0;
+        Guarded x = guarded_floats((size_t)n);
+        fill(in, (size_t)n);
+        for (int i = 0; i < n; i++) in[i] *= 20.0f;
+        in[random_u32() % (uint32_t)n] = 21.0f; /* the maximum, at any place */
+        memcpy(floats(x), in, (size_t)n * sizeof(float));
+        for (int i = 0; i < n; i++) max = fmaxf(max, in[i] / divisor);
+        for (int i = 0; i < n; i++) {
+            sum += want[i] = expf(in[i] / divisor - max);
+            exact_sum += exact[i] = exp((double)(in[i] / divisor - max));
+        }
+        now("softmax of %d", n);
+        kernels->softmax(floats(x), n, divisor);
+        for (int i = 0; i < n; i++)
+            if (kernels->numerics == EXACT)
+                CHECK(same(floats(x)[i], want[i] / sum));
+            else
+                CHECK(ulps(floats(x)[i], exact[i] / exact_sum) < 8.0);
+        unguard(x);
+    }
+    now("softmax of what is not a number");
+    float nan_first[] = {NAN, 1.0f, 2.0f}, nan_later[20] = {[18] = NAN}, infinite[] = {0.0f, -INFINITY};
+    kernels->softmax(nan_first, 3, 1.0f);
+    kernels->softmax(nan_later, 20, 1.0f);
+    kernels->softmax(infinite, 2, 1.0f);
+    for (int i = 0; i < 3; i++) CHECK(isnan(nan_first[i]));
+    for (int i = 0; i < 20; i++) CHECK(isnan(nan_later[i]));
+    CHECK(infinite[0] == 1.0f && infinite[1] == 0.0f);
+}
+
+/* exp(t) bare: beside a 0 the sum of softmax is 1 + exp(t), which is 1 below -17.4 */
+static void check_exp(const FloatKernels *kernels) {
+    double worst = 0.0;
+    for (int i = 0; i < 200000; i += LANES) {
+        float t[LANES], x[2 * LANES];
+        for (int lane = 0; lane < LANES; lane++) t[lane] = -87.3f + (float)(i + lane) * (69.0f / 200000);
+        for (int lane = 0; lane < LANES; lane++) { /* each alone beside its 0, at every place of a vector in turn */
+            if (lane != i / LANES % LANES) continue;
+            for (int k = 0; k < 2 * LANES; k++) x[k] = -INFINITY;
+            x[0] = 0.0f;
+            x[LANES + lane] = t[lane];
+            now("exp of %.9g", (double)t[lane]);
+            kernels->softmax(x, 2 * LANES, 1.0f);
+            CHECK(x[0] == 1.0f);
+            worst = fmax(worst, ulps(x[LANES + lane], exp((double)t[lane])));
+        }
+    }
+    now("exp, at worst %.3f units of the last place off", worst);
+    CHECK(worst < 1.5);
+    now("exp near 0");
+    for (float t = -17.5f; t < 0.0f; t += 0.0037f) { /* here the two divisions by the sum round, too */
+        float x[] = {0.0f, t};
+        kernels->softmax(x, 2, 1.0f);
+        const double e = exp((double)t);
+        CHECK(ulps(x[1], e / (1.0 + e)) < 3.5);
+    }
+    now("exp of what is far below");
+    float far[] = {0.0f, -88.5f, -104.0f, -1e30f, -INFINITY};
+    kernels->softmax(far, 5, 1.0f);
+    CHECK(far[0] == 1.0f && far[1] < 1.2e-38f && far[2] == 0.0f && far[3] == 0.0f && far[4] == 0.0f);
+}
+
+static void check_swiglu(const FloatKernels *kernels) {
+    for (int blocks = 0; blocks <= 5; blocks++) {
+        const size_t n = (size_t)blocks * LANES;
+        Guarded in = guarded_floats(2 * n), out = guarded_floats(n);
+        fill(floats(in), 2 * n);
+        for (size_t i = 0; i < 2 * n; i++) floats(in)[i] *= 12.0f;
+        now("swiglu of %d blocks", blocks);
+        kernels->swiglu(floats(out), floats(in), blocks);
+        for (size_t i = 0; i < n; i++) {
+            const size_t at = i / LANES * 2 * LANES + i % LANES;
+            const float gate = floats(in)[at], up = floats(in)[at + LANES];
+            if (kernels->numerics == EXACT)
+                CHECK(same(floats(out)[i], gate * (1.0f / (1.0f + expf(-gate))) * up));
+            else
+                CHECK(ulps(floats(out)[i], gate / (1.0 + exp(-(double)gate)) * up) < 5.0);
+        }
+        unguard(in), unguard(out);
+    }
+    now("swiglu of gates that overflow exp");
+    float in[2 * LANES] = {-87.0f, -88.4f, -89.0f, -200.0f, 88.0f, 200.0f, NAN, 0.0f}, out[LANES];
+    for (int i = 0; i < LANES; i++) in[LANES + i] = 1.0f;
+    in[LANES + 7] = NAN;
+    kernels->swiglu(out, in, 1);
+    CHECK(fabsf(out[0]) < 1.5e-36f && fabsf(out[1]) < 1e-36f && fabsf(out[2]) < 1e-36f && fabsf(out[3]) < 1e-36f);
+    CHECK(out[4] == 88.0f && out[5] == 200.0f && isnan(out[6]) && isnan(out[7]) && out[8] == 0.0f);
+}
+
+static void check_argmax(const Kernels *kernels) {
+    for (int s = 0; s < N_SIZES; s++) {
+        const int n = SIZES[s];
+        Guarded g = guarded_floats((size_t)n);
+        float *x = floats(g);
+        now("%s argmax of %d", kernels->name, n);
+        for (int at = 0; at < n; at++) {
+            for (int i = 0; i < n; i++) x[i] = -1.0f - (float)(random_u32() >> 8);
+            x[at] = -0.5f;
+            CHECK(kernels->argmax(x, n) == at);
+            for (int i = at; i < n; i += 1 + n / 5) x[i] = -0.5f; /* the first of equals */
+            CHECK(kernels->argmax(x, n) == at);
+            if (at > 0) x[at - 1] = NAN; /* counts as nothing, */
+            if (at + LANES < n) x[at + LANES] = NAN; /* in the lane of the largest, too */
+            CHECK(kernels->argmax(x, n) == (at == 1 ? 0 : at)); /* but in front, as in llama2.c */
+        }
+        for (int i = 0; i < n; i++) x[i] = -INFINITY;
+        CHECK(kernels->argmax(x, n) == 0);
+        x[n - 1] = INFINITY;
+        CHECK(kernels->argmax(x, n) == n - 1);
+        x[0] = -0.0f;
+        for (int i = 1; i < n; i++) x[i] = 0.0f; /* equals, too */
+        CHECK(kernels->argmax(x, n) == 0);
+        unguard(g);
+    }
+}
+
+void check_kernels(void) {
+    const char *name;
+    for (int isa = 0; (name = l2p_isa_name(isa)); isa++) {
+        const Kernels *kernels = kernels_of_isa(isa);
+        if (!kernels) continue;
+        lcg_state = 1;
+        now("%s", name);
+        CHECK(kernels->for_int8->numerics == EXACT);
+        CHECK(kernels->for_float32->numerics == (strcmp(name, "portable") ? FUSED : EXACT));
+        const FloatKernels *sets[] = {kernels->for_float32, kernels->for_int8};
+        for (int i = 0; i < 2; i++) {
+            if (i && sets[1] == sets[0]) break;
+            check_rmsnorm(sets[i]);
+            check_softmax(sets[i]);
+            check_exp(sets[i]);
+            check_swiglu(sets[i]);
+            check_matmul_f32(sets[i]);
+        }
+        check_matmul(kernels);
+        check_quantize(kernels);
+        check_argmax(kernels);
+        printf("%s kernels\n", name);
+    }
+}

@@ -1,0 +1,179 @@
+/* `threads`: pool, turns, cancelling and l2p_release, several callers at once. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include "check.h"
+#include "feeding.h"
+#include "parts.h"
+
+typedef struct {
+    int reached[16]; /* not atomic on purpose: the barriers alone must order these */
+    int wrong, n_threads;
+    atomic_int started;
+} PoolTest;
+
+static void pool_work(void *context, int thread, int n_threads) {
+    PoolTest *p = context;
+    atomic_fetch_add(&p->started, 1);
+    for (int round = 1; round <= 200; round++) {
+        p->reached[thread] = round;
+        threads_barrier(n_threads);
+        for (int i = 0; i < n_threads; i++)
+            if (p->reached[i] != round) p->wrong = 1;
+        threads_barrier(n_threads);
+    }
+    if (thread == n_threads - 1) p->n_threads = n_threads;
+}
+
+static void check_pool(void) {
+    for (int repeat = 0; repeat < 4; repeat++) {
+        for (int n_threads = 1; n_threads <= 6; n_threads++) {
+            now("the pool with %d threads", n_threads);
+            PoolTest p = {0};
+            threads_take_turn();
+            threads_run(n_threads, pool_work, &p);
+            threads_end_turn();
+            CHECK(!p.wrong && p.n_threads == n_threads && p.started == n_threads);
+        }
+        if (repeat == 1) l2p_release();
+        if (repeat == 2) pause_us(20000); /* the workers fall asleep */
+    }
+    now("threads_share"); /* each unit to exactly one thread */
+    for (int n = 0; n < 70; n += 3)
+        for (int unit = 1; unit <= 2; unit++)
+            for (int n_threads = 1, begin, end; n_threads <= 5; n_threads++)
+                for (int thread = 0, last = 0; thread < n_threads; thread++, last = end) {
+                    threads_share(n, unit, thread, n_threads, &begin, &end);
+                    CHECK(begin == last && end >= begin && (begin % unit == 0 || begin == n));
+                    CHECK(thread < n_threads - 1 || end == n);
+                }
+}
+
+typedef struct {
+    Run run;
+    int repeats;
+    atomic_int *ended;
+} Caller;
+
+static void *caller_main(void *argument) {
+    Caller *caller = argument;
+    for (int i = 0; i < caller->repeats; i++) {
+        feed_prompts(&caller->run);
+        feed_mixed(&caller->run);
+        Batch one = {0}; /* a single token, past the batches: position 13 once more */
+        add(&one, 0, 13, 14);
+        feed(&caller->run, &one, 0, "a token again");
+    }
+    atomic_fetch_add(caller->ended, 1);
+    return NULL;
+}
+
+/* Several callers on one model, while another thread keeps taking pool and workspace away */
+static void check_callers(void) {
+    for (int group = 0; group <= 32; group += 32) {
+        const Synthetic s = synthesize(with_weights(SHAPES[2], group));
+        Run run = start_run(&s, best_isa(), 2);
+        now("several callers at once, group %d", group);
+        enum { CALLERS = 4 };
+        Caller callers[CALLERS];
+        pthread_t threads[CALLERS];
+        atomic_int ended = 0;
+        for (int i = 0; i < CALLERS; i++) {
+            callers[i] = (Caller){run, 3, &ended};
+            memset(callers[i].run.sessions, 0, sizeof run.sessions);
+            callers[i].run.n_threads = 1 + i;
+            if (pthread_create(&threads[i], NULL, caller_main, &callers[i])) fail("no thread for the check");
+        }
+        while (ended < CALLERS) l2p_release(), pause_us(2000);
+        for (int i = 0; i < CALLERS; i++) {
+            pthread_join(threads[i], NULL);
+            for (int k = 0; k < N_SESSIONS; k++) l2p_session_free(callers[i].run.sessions[k]);
+        }
+        end_run(&run);
+        free_synthetic(s);
+    }
+}
+
+/* Kernels with an rmsnorm that counts, so that cancelling can be placed and looked at to the very call */
+static const FloatKernels *counted_kernels;
+static atomic_int norms, cancel_at;
+static atomic_uint threads_seen;
+static int32_t cancel_flag;
+static pthread_t main_thread;
+
+static void counting_rmsnorm(float *out, const float *x, const float *weight, int n, float eps) {
+    if (atomic_fetch_add(&norms, 1) + 1 == cancel_at) __atomic_store_n(&cancel_flag, 1, __ATOMIC_RELAXED);
+    atomic_fetch_or(&threads_seen, pthread_equal(pthread_self(), main_thread) ? 1u : 2u);
+    counted_kernels->rmsnorm(out, x, weight, n, eps);
+}
+
+static void *cancel_soon(void *argument) {
+    pause_us(5000);
+    __atomic_store_n((int32_t *)argument, 1, __ATOMIC_RELAXED);
+    return NULL;
+}
+
+static void check_cancel(void) {
+    l2p_config config = BIG;
+    config.n_layers = 6;
+    const Synthetic s = synthesize(config);
+    Run run = start_run(&s, best_isa(), 2);
+    FloatKernels counting = *run.model->floats;
+    counted_kernels = run.model->floats;
+    counting.rmsnorm = counting_rmsnorm;
+    run.model->floats = &counting;
+    main_thread = pthread_self();
+    const int32_t row = 0;
+    float *out = malloc((size_t)config.vocab_size * sizeof(float));
+    fresh_sessions(&run);
+    for (int n_threads = 1; n_threads <= 2; n_threads++)
+        for (int layer = -1; layer < config.n_layers; layer++) {
+            now("cancelled in layer %d, %d threads", layer, n_threads); /* -1: before the call */
+            norms = cancel_flag = 0;
+            threads_seen = 0;
+            cancel_at = 1 + 2 * layer; /* the first norm of a layer: noticed where the next one begins */
+            if (layer < 0) cancel_flag = 1;
+            if (n_threads == 2) cancel_at = 0; /* the threads' norms come in any order: just count them */
+            const int cancelled = cancel_flag || (cancel_at > 0 && layer < config.n_layers - 1);
+            const int error = l2p_forward(run.model, 1, &s.tokens[0][0], run.sessions, &row, 1, &row, out, n_threads,
+                                          &cancel_flag);
+            CHECK(error == (cancelled ? L2P_CANCELLED : L2P_OK));
+            /* each thread norms for itself; a cancelled call ends after the first products of its layer */
+            const int want = !cancelled ? 2 * config.n_layers + 1 : 2 * (layer + 1) + 1;
+            CHECK(norms == n_threads * want);
+            CHECK(threads_seen == (n_threads == 1 ? 1u : 3u)); /* a second thread does take part */
+        }
+    cancel_at = cancel_flag = 0;
+    run.model->floats = counted_kernels;
+    now("after cancelling");
+    run.n_threads = 2;
+    Batch all = {0};
+    add(&all, 0, 0, LENGTHS[0]);
+    feed(&run, &all, 0, "a cancelled session, from its start");
+
+    now("cancelled by another thread");
+    pthread_t thread;
+    int32_t flag = 0, positions[TOKENS];
+    l2p_session *sessions[TOKENS];
+    for (int i = 0; i < LENGTHS[0]; i++) positions[i] = i, sessions[i] = run.sessions[0];
+    if (pthread_create(&thread, NULL, cancel_soon, &flag)) fail("no thread for the check");
+    int error = L2P_OK;
+    for (time_t end = time(NULL) + 60; !error && time(NULL) < end;)
+        error = l2p_forward(run.model, LENGTHS[0], s.tokens[0], sessions, positions, 1, &row, out, 2, &flag);
+    CHECK(error == L2P_CANCELLED);
+    pthread_join(thread, NULL);
+    free(out);
+    end_run(&run);
+    free_synthetic(s);
+}
+
+void check_threads(void) {
+    check_pool();
+    check_cancel();
+    check_callers();
+    check_big(best_isa(), 0);
+    check_big(best_isa(), 8);
+    printf("threads\n");
+}

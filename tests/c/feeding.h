@@ -1,0 +1,35 @@
+/* One model, fed in many ways. */
+#ifndef LLAMA2PY_FEEDING_H
+#define LLAMA2PY_FEEDING_H
+#include "synthetic.h"
+
+typedef struct {
+    const Synthetic *s;
+    l2p_model *model;
+    l2p_session *sessions[N_SESSIONS];
+    float *want[N_SESSIONS]; /* (LENGTHS[i], vocab_size) */
+    int n_threads;
+} Run;
+
+typedef struct { /* a batch: which session's token at which position */
+    int n, session[TOKENS], position[TOKENS];
+} Batch;
+
+void add(Batch *batch, int session, int begin, int end);
+
+int best_isa(void);
+Run start_run(const Synthetic *s, int isa, int pack_threads);
+void end_run(Run *run);
+void fresh_sessions(Run *run);
+
+/* Run a batch; its logits, of the rows from `first` on backwards and of one row twice, must be run->want */
+void feed(Run *run, const Batch *batch, int first, const char *how);
+
+void feed_token_by_token(Run *run);
+void feed_prompts(Run *run);
+void feed_pieces(Run *run);
+void feed_mixed(Run *run);
+void feed_interleaved(Run *run);
+void feed_rewound(Run *run);
+
+#endif

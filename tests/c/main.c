@@ -1,0 +1,45 @@
+/* Checks of the C engine without Python: a stand-alone program linked with csrc's sources. Each part asks one thing:
+ *
+ *   fork     a child of fork() can compute, whatever the other threads of its parent were doing
+ *   errors   wrong arguments come back as error codes, and leave everything usable
+ *   kernels  each kernel alone against plain scalar loops, at sizes around the vector's width
+ *   models   l2p_forward against a naive transformer; the same bits for any batch, thread count and instruction set
+ *   threads  pool, turns, cancelling and l2p_release, several callers at once
+ *
+ * `kernel_check [part...]` runs some parts, or all. `models` prints a line per instruction set and weight type, with a
+ * hash of all logits, so that the outputs of two machines can be compared. The first failure ends the program with
+ * one line and exit code 1. */
+#define _GNU_SOURCE
+#define _GNU_SOURCE
+#include <signal.h>
+
+#include "check.h"
+#include "parts.h"
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        void (*check)(void);
+    } parts[] = {{"fork", check_fork}, /* first: see there */
+                 {"errors", check_errors},
+                 {"kernels", check_kernels},
+                 {"models", check_models},
+                 {"threads", check_threads}};
+    enum { N_PARTS = sizeof parts / sizeof parts[0] };
+    static const int signals[] = {SIGSEGV, SIGBUS, SIGILL};
+    for (int i = 0; i < 3; i++) signal(signals[i], on_signal);
+
+    for (int i = 1; i < argc; i++) {
+        int known = 0;
+        for (int p = 0; p < N_PARTS; p++) known |= strcmp(argv[i], parts[p].name) == 0;
+        now("arguments");
+        if (!known) fail("no part %s", argv[i]);
+    }
+    for (int p = 0; p < N_PARTS; p++) {
+        int wanted = argc == 1;
+        for (int i = 1; i < argc; i++) wanted |= strcmp(argv[i], parts[p].name) == 0;
+        if (wanted) parts[p].check();
+    }
+    l2p_release();
+    return 0;
+}

@@ -1,0 +1,20 @@
+/* The parts of the program, and the checks that one file lends another. */
+#ifndef LLAMA2PY_PARTS_H
+#define LLAMA2PY_PARTS_H
+#include "kernels.h"
+
+void check_fork(void);
+void check_errors(void);
+void check_kernels(void);
+void check_models(void);
+void check_threads(void);
+
+/* Of check_products.c, for check_kernels */
+void check_matmul(const Kernels *kernels);
+void check_matmul_f32(const FloatKernels *kernels);
+void check_quantize(const Kernels *kernels);
+
+/* Of check_models.c, for check_threads */
+void check_big(int isa, int group);
+
+#endif
