@@ -10,7 +10,6 @@
  * hash of all logits, so that the outputs of two machines can be compared. The first failure ends the program with
  * one line and exit code 1. */
 #define _GNU_SOURCE
-#define _GNU_SOURCE
 #include <signal.h>
 
 #include "check.h"

@@ -140,7 +140,7 @@ static void naive_product(const Synthetic *s, int tensor, int layer, const float
     int rows, cols;
     shape_of(&s->config, tensor, &rows, &cols);
     const int group = s->q[tensor] ? greatest_common_divisor(s->config.group_size, cols) : 0;
-    int8_t *q = malloc((size_t)cols);
+    int8_t *q = malloc((uint32_t)cols); /* not size_t: gcc would warn of negative numbers of columns */
     float *scales = malloc((size_t)cols * sizeof(float));
     for (int k0 = 0; group && k0 < cols; k0 += group) {
         float max = 0.0f;
