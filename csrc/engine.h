@@ -85,6 +85,9 @@ void threads_run(int n_threads, Work work, void *context);
 void threads_barrier(int n_threads);
 void threads_stop(void);
 
+/* n_threads within 1 to MAX_THREADS, and 1 for a model so small that waking a second thread costs more than it saves. */
+int threads_worth_it(const l2p_model *model, int n_threads);
+
 /* The part of [0, n) that belongs to a thread, in whole multiples of `unit`. */
 static inline void threads_share(int n, int unit, int thread, int n_threads, int *begin, int *end) {
     int64_t units = (n + unit - 1) / unit;

@@ -7,8 +7,7 @@
 #include "forward.h"
 
 enum {
-    FEW_VECTORS = 4,     /* up to so many each thread normalizes all for itself: cheaper than a barrier */
-    SMALL_WORK = 1 << 20 /* multiplications below which waking a second thread costs more than it saves */
+    FEW_VECTORS = 4 /* up to so many each thread normalizes all for itself: cheaper than a barrier */
 };
 
 /* ---- workspace: one for the process, used by whoever has the turn; it only grows ---- */
@@ -147,7 +146,10 @@ static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t l
         }
         if (w->type == L2P_INT8) kernels->quantize(&v, i, row, w);
     }
-    if (norm) v = (Vectors){normed, (size_t)w->cols, v.q, v.scale, v.bias};
+    if (norm) {
+        v.f = normed;
+        v.ld = (size_t)w->cols;
+    }
     if (shared) threads_barrier(n_threads);
     return v;
 }
@@ -218,12 +220,6 @@ static void forward_share(void *context, int thread, int n_threads) {
              n_threads);
 }
 
-/* of one token through all matrices */
-static int64_t multiplications(const l2p_config *c) {
-    const int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
-    return c->dim * (c->n_layers * (2 * q_dim + 2 * kv_dim + 3 * (int64_t)c->hidden_dim) + c->vocab_size);
-}
-
 static int check_arguments(const Forward *f) {
     const l2p_config *c = &f->model->config;
     if (f->n < 1 || f->n > INT32_MAX / c->n_kv_heads || f->n_logits < 0) return L2P_BAD_ARGUMENT;
@@ -253,9 +249,7 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
     if (error) return error;
     for (int i = 0; i < n; i++) f.max_scores = max_int(f.max_scores, (int)round_up(positions[i] + 1, LANES));
 
-    if (multiplications(&model->config) * n < SMALL_WORK) n_threads = 1;
-
-    n_threads = n_threads < 1 ? 1 : n_threads > MAX_THREADS ? MAX_THREADS : n_threads;
+    n_threads = threads_worth_it(model, n_threads);
 
     threads_take_turn();
     error = prepare_workspace(&f, n_threads);

@@ -135,6 +135,16 @@ void l2p_model_free(l2p_model *model) {
 
 int64_t l2p_model_bytes(const l2p_model *model) { return (int64_t)model->arena_bytes; }
 
+enum { SMALL_MODEL = 1 << 20 /* weights of the matrices; the smallest story model has 260K */ };
+
+int threads_worth_it(const l2p_model *model, int n_threads) {
+    const l2p_config *c = &model->config;
+    const int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
+    const int64_t layer = c->dim * (2 * q_dim + 2 * kv_dim + 3 * (int64_t)c->hidden_dim);
+    if (c->n_layers * layer + (int64_t)c->vocab_size * c->dim < SMALL_MODEL || n_threads < 1) return 1;
+    return n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
+}
+
 /* ---- packing ---- */
 
 typedef struct {
@@ -253,7 +263,7 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, const void *values, c
     if (p.to->type == L2P_INT8 && !scales) return L2P_BAD_ARGUMENT;
     p.cols = p.to->cols;
     threads_take_turn();
-    threads_run(n_threads, pack_share, &p);
+    threads_run(threads_worth_it(model, n_threads), pack_share, &p);
     threads_end_turn();
     *non_finite += p.non_finite;
     return L2P_OK;

@@ -115,10 +115,8 @@ void threads_take_turn(void) {
 void threads_end_turn(void) { pthread_mutex_unlock(&pool.turn); }
 
 void threads_run(int n_threads, Work work, void *context) {
-    if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
     if (n_threads > 1) add_workers(n_threads - 1);
     if (n_threads > pool.n_workers + 1) n_threads = pool.n_workers + 1;
-    if (n_threads < 1) n_threads = 1;
 
     pool.work = work;
     pool.context = context;

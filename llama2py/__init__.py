@@ -5,6 +5,7 @@
 >>> print(model.generate("Once upon a time", seed=1).text)  # doctest: +SKIP
 """
 
+from .chat import Chat
 from .config import ModelConfig
 from .errors import (
     Cancelled,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cancelled",
+    "Chat",
     "CheckpointError",
     "ClosedError",
     "ConfigError",

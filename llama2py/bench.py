@@ -133,7 +133,7 @@ def benchmark(
         parameters=config.n_params,
         dtype=backend.dtype,
         weight_bytes=backend.nbytes,
-        session_bytes=2 * 4 * config.n_layers * config.kv_dim * config.seq_len,
+        session_bytes=config.cache_bytes,
         prompt_tokens=prompt_tokens,
         generated_tokens=generated_tokens,
         repeats=repeats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from .errors import PromptError
 from .generation import Stream
 from .model import Model
 from .sampling import Sampler, SamplingParams
@@ -52,6 +53,7 @@ class Chat:
         self._limit = context if max_tokens is None else min(max_tokens, context)
         self._answer: Stream | None = None
         self._answer_from = 0  # where in the context the last turn began
+        self._pending: list[int] = []  # to be run before the next turn
 
     @property
     def room(self) -> int:
@@ -75,12 +77,17 @@ class Chat:
         Raises
         ------
         PromptError
-            When iterated, if the turn does not fit in the context any more.
+            If the turn does not fit in the context any more; the dialogue stays as it was.
         """
         tokenizer = self._model.tokenizer
         system = None if self._session.position else self.system
         tokens = tokenizer.encode(render_turn(user, system), bos=True)
         tokens = [*self._end_of_last_turn(), *tokens]
+        if len(tokens) > self._session.room:
+            raise PromptError(
+                f"this turn's {len(tokens)} tokens do not fit:"
+                f" the model's context has room for {self._session.room} more"
+            )
         self._answer_from = self._session.position
         self._answer = Stream(
             self._session,
@@ -94,13 +101,16 @@ class Chat:
         return self._answer
 
     def _end_of_last_turn(self) -> list[int]:
-        """What the last answer has sampled but not run, and the EOS that ends every answer."""
+        """What the last answer has sampled but not run, and the EOS that ends every answer.
+
+        The same again as long as no later turn has begun to run.
+        """
         run = self._session.position - self._answer_from
-        if self._answer is None or not run:
-            return []
-        answer = self._answer
-        unrun = answer.tokens[run - len(answer.prompt_tokens) :]
-        return [*unrun, self._model.tokenizer.eos_id]
+        if self._answer is not None and run:
+            unrun = self._answer.tokens[run - len(self._answer.prompt_tokens) :]
+            self._pending = [*unrun, self._model.tokenizer.eos_id]
+            self._answer = None
+        return self._pending
 
     def close(self) -> None:
         """Free the memory. Twice does no harm."""

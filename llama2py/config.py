@@ -97,6 +97,11 @@ class ModelConfig:
         return self.n_kv_heads * self.head_dim
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of one session's keys and values at full length, float32."""
+        return 2 * 4 * self.n_layers * self.kv_dim * self.seq_len
+
+    @property
     def n_params(self) -> int:
         """Number of weights, the embedding counted once when the classifier shares it."""
         dim, hidden = self.dim, self.hidden_dim

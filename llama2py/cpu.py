@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MAX_THREADS = 256  # of the engine's pool (csrc/engine.h)
+
 
 def allowed_cpus() -> set[int]:
     """The logical CPUs this process may run on."""
@@ -47,6 +49,6 @@ def default_threads() -> int:
     Returns
     -------
     int
-        At least 1.
+        1 to `MAX_THREADS`.
     """
-    return max(1, int(min(_physical_cores(allowed_cpus()), _cgroup_quota())))
+    return max(1, int(min(_physical_cores(allowed_cpus()), _cgroup_quota(), MAX_THREADS)))

@@ -78,9 +78,8 @@ class EngineCache:
         session = lib.l2p_session_new(engine.handle)
         if session == ffi.NULL:
             config = engine.config
-            size = 8 * config.n_layers * config.kv_dim * config.seq_len
             raise EngineError(
-                f"no memory for a session: {size / 2**20:.0f} MiB of keys and values"
+                f"no memory for a session: {config.cache_bytes / 2**20:.0f} MiB of keys and values"
                 f" for {config.seq_len} positions, expected that much free"
             )
         self._session: Any = ffi.gc(session, lib.l2p_session_free)

@@ -180,6 +180,11 @@ class Stream(Iterator[str]):
         -------
         Generation
             Its ``text`` holds only what no iteration has taken before.
+
+        Raises
+        ------
+        ClosedError
+            After `close`, if the text had not come to its end.
         """
         text = "".join(self)
         return Generation(

@@ -130,7 +130,8 @@ def read_gguf_metadata(path: str | Path, error: type[Llama2pyError]) -> GGUFMeta
     path = Path(path)
     try:
         if not path.is_file():
-            raise _Broken("expected a file" if path.exists() else "no such file")
+            problem = "this is no regular file" if path.exists() else "no such file"
+            raise _Broken(f"{problem}, expected a GGUF file")
         with path.open("rb") as file:
             if not file.seek(0, 2):
                 raise _Broken("the file is empty, expected a GGUF file")

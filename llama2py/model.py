@@ -13,7 +13,8 @@ from typing import Literal
 from .backend import Backend
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
-from .errors import ClosedError, ParameterError, PromptError
+from .cpu import MAX_THREADS
+from .errors import ClosedError, EngineError, ParameterError, PromptError
 from .generation import Generation, Stream
 from .sampling import Sampler, SamplingParams
 from .session import Session
@@ -21,8 +22,6 @@ from .tokenizer import Tokenizer
 from .tokenizer_files import bundled_tokenizer, load_tokenizer
 
 _log = logging.getLogger(__name__)
-
-MAX_THREADS = 256  # of the engine's pool
 
 StrPath = str | os.PathLike[str]
 BackendName = Literal["c", "numpy"]
@@ -47,7 +46,8 @@ def load(
         Threads of the engine, up to 256. Default: the physical cores this process may use.
         Results do not depend on it.
     backend : {'c', 'numpy'}
-        The C engine, or the NumPy reference: about a hundred times slower, and needs no compiler.
+        The C engine, or the NumPy reference: about ten times slower, and works where the
+        extension is not built.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def load(
     >>> model = load("stories15M.bin")  # doctest: +SKIP
     >>> print(model.generate("Once upon a time", seed=1).text)  # doctest: +SKIP
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
+    if threads is not None and not 1 <= index(threads) <= MAX_THREADS:
         raise ParameterError(f"threads is {threads}, expected a whole number, 1 to {MAX_THREADS}")
     if backend not in ("c", "numpy"):
         raise ParameterError(f"backend is {backend!r}, expected 'c' or 'numpy'")
@@ -81,8 +81,12 @@ def load(
         )
         weights: Backend
         if backend == "c":
-            from .engine import Engine  # the C extension; the reference runs without it
-
+            try:
+                from .engine import Engine  # the C extension; the reference runs without it
+            except ImportError as error:
+                raise EngineError(
+                    f"the C engine is not built ({error}): pip install -e ., or use backend 'numpy'"
+                ) from error
             weights = Engine(checkpoint, threads)
         else:
             from .reference import Reference
@@ -224,7 +228,7 @@ class Model:
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt, bos=True)
-        elif isinstance(prompt, bytes):  # a sequence of int, but not of tokens
+        elif isinstance(prompt, bytes | bytearray | memoryview):  # of int, but not of tokens
             raise PromptError("the prompt is bytes, expected str or a sequence of token ids")
         else:
             tokens = [index(token) for token in prompt]

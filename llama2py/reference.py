@@ -65,8 +65,8 @@ def linear(tensor: Tensor) -> Callable[[Array], Array]:
 
     def multiply(x: Array) -> Array:
         q, x_scales = quantize_activations(x, group)
-        sums = np.einsum("ngk,rgk->nrg", q, values)  # whole numbers below 2^24: exact in float32
-        return np.einsum("nrg,rg,ng->nr", sums, scales, x_scales)
+        sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact: whole numbers
+        return np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
 
     return multiply
 

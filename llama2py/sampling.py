@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,7 @@ class Coin:
     """
 
     def __init__(self, seed: int) -> None:
+        seed = index(seed)
         if not 0 <= seed <= _MASK:
             raise ParameterError(f"seed is {seed}, expected a whole number from 0 to 2**64 - 1")
         self._state = seed or _SEED_ZERO

@@ -96,6 +96,7 @@ class Session:
             If ``position`` is not between 0 and the current one.
         """
         self._open_cache()
+        position = index(position)
         if not 0 <= position <= self._position:
             raise PromptError(
                 f"cannot rewind to position {position}, expected 0 to {self._position}"

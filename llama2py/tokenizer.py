@@ -144,9 +144,12 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            what = f"U+{code:04X}, half of a surrogate pair,"
+            if 0xDC80 <= code <= 0xDCFF:  # how Python stands in for bytes that it could not decode
+                what = f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8,"
             raise PromptError(
-                f"the text holds U+{ord(text[error.start]):04X} at position {error.start},"
-                " half of a surrogate pair, expected whole characters"
+                f"the text holds {what} at position {error.start}, expected whole characters"
             ) from None
         if text:
             tokens += self._encoder.encode(" " + text)

@@ -8,20 +8,18 @@ Source: karpathy/llama2.c, ``tokenizer.py`` (writes it) and ``run.c`` (reads it)
 
 from __future__ import annotations
 
-import os
-import secrets
 import struct
 from array import array
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import TokenizerError
+from .files import replacing
 from .gguf_metadata import read_gguf_metadata
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 NAME = "tokenizer.bin"
-MAX_FILE_SIZE = 64 << 20  # bytes: 32000 tokens are 0.4 MB, 256000 about 4 MB
+MAX_FILE_SIZE = 16 << 20  # bytes: 32000 tokens are 0.4 MB, 256000 about 4 MB
 HEADER = struct.Struct("<i")
 RECORD = struct.Struct("<fi")
 
@@ -64,7 +62,8 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
     path = Path(path)
     try:
         if not path.is_file():
-            raise TokenizerError("expected a file" if path.exists() else "no such file")
+            problem = "this is no regular file" if path.exists() else "no such file"
+            raise TokenizerError(f"{problem}, expected a {NAME}")
         size = path.stat().st_size
         if size > MAX_FILE_SIZE:
             raise TokenizerError(f"{size} bytes, expected a {NAME} of at most {MAX_FILE_SIZE}")
@@ -129,17 +128,8 @@ def write_tokenizer_bin(tokenizer: Tokenizer, path: str | Path) -> None:
     parts = [HEADER.pack(max(map(len, pieces)))]
     for token, piece in enumerate(pieces):
         parts += (RECORD.pack(tokenizer.score(token), len(piece)), piece)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.writelines(parts)
-            os.replace(temporary, path)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be written: {error.strerror}") from None
+    with replacing(path, TokenizerError) as file:
+        file.writelines(parts)
 
 
 def read_gguf_vocabulary(path: str | Path) -> Tokenizer:

@@ -5,7 +5,7 @@
 Builds in a temporary copy of the tree and runs pytest there, by default on the whole suite but
 ``test_c_kernels.py``, which has sanitizers of its own. Exits with pytest's code. The engine's big
 blocks come from mmap, which ASan does not fence: what it sees here is a wrong access to Python's
-and NumPy's arrays, or to the stack; ``c/kernel_check.c`` puts guard pages around the kernels'.
+and NumPy's arrays, or to the stack; ``c/`` puts guard pages around the kernels'.
 """
 
 from __future__ import annotations

@@ -77,6 +77,18 @@ def test_a_turn_that_was_never_heard_leaves_no_trace(tokenizer: Tokenizer) -> No
     assert backend.runs == list(enumerate([*tokenizer.encode("[INST] Hello [/INST]"), 300]))
 
 
+def test_a_turn_that_does_not_fit_leaves_the_dialogue_as_it_was(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, EOS, 302, EOS], len(tokenizer), seq_len=64)
+    chat = Chat(Model(backend, tokenizer))
+    chat.say("Hi").finish()
+    with pytest.raises(PromptError, match="do not fit"):
+        chat.say("and so on " * 50)
+    chat.say("never heard")
+    chat.say("Bye").finish()
+    hi, bye = tokenizer.encode("[INST] Hi [/INST]"), tokenizer.encode("[INST] Bye [/INST]")
+    assert backend.runs == list(enumerate([*hi, 300, 301, EOS, *bye, 302]))
+
+
 def test_bos_does_not_end_an_answer(tokenizer: Tokenizer) -> None:
     backend = ScriptedBackend([300, BOS, 301, EOS], len(tokenizer))
     assert Chat(Model(backend, tokenizer)).say("Hi").finish().tokens == [300, BOS, 301]

@@ -246,7 +246,7 @@ def test_the_reader_needs_no_engine() -> None:
     ours = {name for name in modules if name.startswith("llama2py.")}
     inside = {name for name in ours if name.startswith("llama2py.checkpoint")}
     assert "llama2py.checkpoint" in inside
-    assert ours - inside == {"llama2py.config", "llama2py.errors"}
+    assert ours - inside == {"llama2py.config", "llama2py.errors", "llama2py.files"}
     assert "_cffi_backend" not in modules
 
 

@@ -225,6 +225,8 @@ def test_version_and_help() -> None:
         (["run", "x.bin", "-p", "-0.5"], "top_p is -0.5"),
         (["run", "x.bin", "-p", "nan"], "top_p is nan"),
         (["run", "x.bin", "-s", "one"], "'one' is not a whole number"),
+        (["run", "x.bin", "-s", str(1 << 64)], "18446744073709551616 is above 2**64 - 1"),
+        (["run", "x.bin", "--threads", "257"], "257 is above 256"),
         (["run", "x.bin", "-n", "1.5"], "'1.5' is not a whole number"),
         (["run", "x.bin", "-m", "sing"], "invalid choice: 'sing'"),
         (["run", "x.bin", "--threads", "0"], "0 is not a whole number from 1 up"),
@@ -258,7 +260,6 @@ def bad_input(test_data: Path, tmp_path: Path) -> dict[str, tuple[list[str | Pat
         "cut tokenizer": (["run", model, "-z", tmp_path / "tok.bin"], "tok.bin: "),
         "other vocabulary": (["run", model], "32000 tokens, the model has 512"),
         "long prompt": ([*run, "-i", "and so on " * 300], "longer than the model's context of 512"),
-        "seed too large": ([*run, "-s", str(1 << 64)], "seed is 18446744073709551616"),
         "no gguf": (["export-tokenizer", model, "-o", tmp_path / "out.bin"], "stories260K.bin: "),
     }
 
@@ -273,7 +274,6 @@ def bad_input(test_data: Path, tmp_path: Path) -> dict[str, tuple[list[str | Pat
         "cut tokenizer",
         "other vocabulary",
         "long prompt",
-        "seed too large",
         "no gguf",
     ],
 )
@@ -297,7 +297,57 @@ def test_prompts_that_are_not_text(story: list[str]) -> None:
     )
     typed = llama2py(*story, "-i", b"ok \xff".decode("utf-8", "surrogateescape"))
     assert (typed.returncode, typed.stdout) == (1, "")
-    assert typed.stderr.count("\n") == 1
+    assert typed.stderr == (
+        "llama2py: the text holds the byte 0xFF, which is not UTF-8, at position 3,"
+        " expected whole characters\n"
+    )
+
+
+def test_chat_survives_a_turn_it_cannot_take(story: list[str]) -> None:
+    """Too long, or not text: said on standard error, and the next turn is asked for."""
+    turns = b"\xff\n" + b"and so on " * 400 + b"\nHi\n"
+    done = llama2py(*story, "-m", "chat", "-y", "", "-n", "80", stdin=turns)
+    assert done.returncode == 0
+    assert done.stdout.startswith("User: User: User: Assistant: ")
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("llama2py: ")]
+    assert "0xFF" in complaints[0]
+    assert "do not fit" in complaints[1]
+    assert "used up its tokens" in complaints[2]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("flags", [["-n", "9"], ["-i", "-", "-n", "9"], ["-m", "chat"]])
+def test_closed_standard_streams_are_no_crash(
+    story: list[str], closed: str, flags: list[str]
+) -> None:
+    command = f'exec "$@" {closed}'
+    arguments = [sys.executable, "-m", "llama2py", *story, *flags]
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", *arguments], capture_output=True, input=b"", check=False
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stdout + done.stderr
+    if closed == "2>&-":
+        assert b"tok/s" not in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line(story: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "llama2py", *story, "-n", "9"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_without_the_extension_the_error_says_what_to_do(
+    story: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "llama2py.engine", raising=False)
+    monkeypatch.setitem(sys.modules, "llama2py._engine", None)
+    assert main([*story, "-n", "3"]) == 1
+    assert "the C engine is not built" in capsys.readouterr().err
+    assert main([*story, "-n", "3", "--backend", "numpy"]) == 0
 
 
 def test_an_instruction_set_this_cpu_lacks(story: list[str]) -> None:

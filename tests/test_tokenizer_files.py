@@ -77,7 +77,7 @@ def test_a_failed_write_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = parse_tokenizer_bin(GOOD)
-    with pytest.raises(TokenizerError, match=r"nowhere/out\.bin: cannot be written: No such file"):
+    with pytest.raises(TokenizerError, match=r"nowhere/out\.bin: cannot be written \(No such file"):
         write_tokenizer_bin(tokenizer, tmp_path / "nowhere" / "out.bin")
     target = tmp_path / "out.bin"
     target.write_bytes(b"as it was")
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(TokenizerError, match=r"out\.bin: cannot be written: No space left"):
+    with pytest.raises(TokenizerError, match=r"out\.bin: cannot be written \(No space left"):
         write_tokenizer_bin(tokenizer, target)
     assert [path.name for path in tmp_path.iterdir()] == ["out.bin"]
     assert target.read_bytes() == b"as it was"
@@ -155,15 +155,15 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.bin"
     with path.open("wb") as file:
         file.truncate(tokenizer_files.MAX_FILE_SIZE + 1)
-    with pytest.raises(TokenizerError, match=r"^\S+: 67108865 bytes, expected a t"):
+    with pytest.raises(TokenizerError, match=r"^\S+: 16777217 bytes, expected a t"):
         load_tokenizer(path)
 
 
 @pytest.mark.parametrize("read", [load_tokenizer, read_gguf_vocabulary])
 def test_what_is_no_file(tmp_path: Path, read: Any) -> None:
-    with pytest.raises(TokenizerError, match=f"^{tmp_path}/none: no such file$"):
+    with pytest.raises(TokenizerError, match=f"^{tmp_path}/none: no such file, expected a "):
         read(tmp_path / "none")
-    with pytest.raises(TokenizerError, match=f"^{tmp_path}: expected a file$"):
+    with pytest.raises(TokenizerError, match=f"^{tmp_path}: this is no regular file, expected a "):
         read(tmp_path)
     with pytest.raises(TokenizerError, match=r"\0: "):
         read("\0")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ParameterError
+from ..files import replacing
 from .base import Checkpoint
 from .llama2c_layout import header_config, header_numbers, lay_out, pack_header
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
@@ -97,7 +96,7 @@ def write_checkpoint(
             " expected version 0 or 1 without one, or version 2"
         )
     sections, file_size = lay_out(config, version, group_size)
-    with _replacing(path) as out:
+    with replacing(path, CheckpointError) as out:
         out.write(pack_header(config, version, group_size))
         for section in sections:
             out.write(bytes(section.offset - out.tell()))  # the RoPE tables of v0
@@ -153,25 +152,3 @@ def _check_quantized(
             if found != expected:
                 raise ParameterError(f"{name} has group size {found}, expected {expected}")
     return group_size
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file in the folder of ``path`` that takes its place if the block ends well."""
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: this is no regular file, expected one or a new name")
-    target = Path(os.path.realpath(path))  # a link stays a link
-    temporary = target.parent / f".llama2py-{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())  # or a crash could leave the new name without its data
-        os.replace(temporary, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror or error}), expected a writable folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # it is gone where all went well
-            temporary.unlink()

@@ -44,9 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; by default the process's own. Returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows "?"
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     logging.basicConfig(format="llama2py: warning: %(message)s")
     args = build_parser().parse_args(argv)
     try:
@@ -59,7 +57,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return CLOSED_PIPE
+    except OSError as error:  # a full disk behind standard output, say
+        _drop_output()
+        print(f"llama2py: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("llama2py: not enough memory", file=sys.stderr)
+        return 1
     return code
+
+
+def _prepare_streams() -> None:
+    """Closed standard streams lead nowhere; what cannot be decoded or shown is no crash."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for good)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # the tokenizer says which byte is not UTF-8
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def _drop_output() -> None:
+    """Let the flush that the interpreter does at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from ..tokenizer_files import read_gguf_vocabulary, write_tokenizer_bin
 
 if TYPE_CHECKING:
-    # Generic for type checkers only.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from .options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:

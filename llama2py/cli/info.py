@@ -72,7 +72,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "group_size": checkpoint.group_size,
         "parameters": config.n_params,
         "head_dim": config.head_dim,
-        "cache_bytes": 2 * 4 * config.n_layers * config.kv_dim * config.seq_len,
+        "cache_bytes": config.cache_bytes,
         "config": asdict(config),
         "problems": _problems(checkpoint),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ..cpu import MAX_THREADS
 from ..errors import ParameterError
 from ..sampling import SamplingParams
 
@@ -32,6 +33,22 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
+def seed(text: str) -> int:
+    """A seed; 0 or less asks for a new one."""
+    value = whole_number(text)
+    if value >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{value} is above 2**64 - 1")
+    return value
+
+
+def threads(text: str) -> int:
+    """A thread count that the engine takes."""
+    value = count(text)
+    if value > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{value} is above {MAX_THREADS}")
+    return value
+
+
 def count(text: str) -> int:
     """A whole number from 1 up."""
     value = whole_number(text)
@@ -40,9 +57,9 @@ def count(text: str) -> int:
     return value
 
 
-def counts(text: str) -> list[int]:
-    """Whole numbers from 1 up, with commas between them."""
-    return [count(part) for part in text.split(",")]
+def thread_counts(text: str) -> list[int]:
+    """Different thread counts, with commas between them."""
+    return list(dict.fromkeys(threads(part) for part in text.split(",")))
 
 
 def _number(text: str) -> float:

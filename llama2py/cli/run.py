@@ -39,23 +39,23 @@ def add_parser(subparsers: Subparsers) -> None:
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a llama2.c model, as stories15M.bin")
     add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T", help=_T)
     add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P", help=_P)
-    add("-s", "--seed", type=options.whole_number, default=0, metavar="N", help=_S)
+    add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_S)
     add("-n", "--steps", type=options.whole_number, default=256, metavar="N", help=_N)
     add("-i", "--prompt", metavar="TEXT", help=_I)
     add("-z", "--tokenizer", type=Path, metavar="FILE", help=_Z)
     add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_M)
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt, in chat")
-    add("--threads", type=options.count, metavar="N", help="default: the physical cores")
+    add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
     add("--backend", choices=("c", "numpy"), default="c", help="the engine, or the slow reference")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load the model, then tell or chat."""
-    prompt = _prompt(args.prompt)
     seed = args.seed if args.seed > 0 else random_seed()
     with load(args.checkpoint, args.tokenizer, args.threads, args.backend) as model:
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
+        prompt = _prompt(args.prompt)
         if args.mode == "chat":
             with Chat(model, None, args.temperature, args.top_p, seed, max_tokens=steps) as chat:
                 return _chat(chat, prompt, args.system_prompt)
@@ -90,19 +90,16 @@ def _chat(chat: Chat, first: str | None, system: str | None) -> int:
     answer: Stream | None = None
     code = 0
     try:
-        if system is None:
-            system = _ask("Enter system prompt (optional): ")
-        chat.system = system
+        chat.system = _ask("Enter system prompt (optional): ") if system is None else system
+        if first is not None:
+            answer = _turn(chat, first)
         while chat.room:
-            user = first if first is not None else _ask("User: ")
-            first = None
-            _write("Assistant: ")
-            answer = chat.say(user)
-            lead = True
-            for piece in answer:
-                _write(piece.lstrip(" ") if lead else piece)
-                lead = False
-            _write("\n")
+            user = _ask("User: ")
+            try:
+                answer = _turn(chat, user)
+            except PromptError as error:  # not the end: a shorter or cleaner one may do
+                _say(f"llama2py: {error}")
+        _say("llama2py: the dialogue has used up its tokens (-n, or the model's context)")
     except EOFError:
         _write("\n")
     except KeyboardInterrupt:
@@ -111,6 +108,18 @@ def _chat(chat: Chat, first: str | None, system: str | None) -> int:
     if answer is not None:
         _report(answer.timings, answer.seed)
     return code
+
+
+def _turn(chat: Chat, user: str) -> Stream:
+    """Print the answer to what the user says."""
+    answer = chat.say(user)
+    _write("Assistant: ")
+    lead = " "  # the space of the first word
+    for piece in answer:
+        _write(piece.removeprefix(lead))
+        lead = ""
+    _write("\n")
+    return answer
 
 
 def _prompt(text: str | None) -> str | None:
