@@ -269,9 +269,7 @@ def test_bos_prints_nothing_and_takes_a_space() -> None:
 
 
 def test_half_a_surrogate_pair_is_no_text() -> None:
-    with pytest.raises(
-        PromptError, match=r"U\+D83D, half of a surrogate pair, at position 1"
-    ):
+    with pytest.raises(PromptError, match=r"U\+D83D, half of a surrogate pair, at position 1"):
         bundled().encode("a\ud83d")
 
 
