@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
+from .closing import Closing
 from .errors import PromptError
 from .generation import Stream
 from .model import Model
@@ -20,7 +19,7 @@ def render_turn(user: str, system: str | None = None) -> str:
     return f"[INST] {user} [/INST]"
 
 
-class Chat:
+class Chat(Closing):
     """A dialogue: the model remembers the turns so far. A context manager.
 
     Parameters
@@ -115,14 +114,3 @@ class Chat:
     def close(self) -> None:
         """Free the memory. Twice does no harm."""
         self._session.close()
-
-    def __enter__(self) -> Chat:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

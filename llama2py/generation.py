@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from types import TracebackType
 from typing import Literal
 
+from .closing import Closing
 from .sampling import Sampler
 from .session import Session
 from .tokenizer import Tokenizer
@@ -87,7 +87,7 @@ class Generation:
         return self.text
 
 
-class Stream(Iterator[str]):
+class Stream(Closing, Iterator[str]):
     """A text while it is generated: iterate for its pieces.
 
     Made by `Model.stream`; a context manager. A piece is whole characters, never empty: a character
@@ -200,14 +200,3 @@ class Stream(Iterator[str]):
         """Stop here, from any thread. Twice does no harm."""
         if self._owns_session:
             self._session.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

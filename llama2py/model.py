@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from operator import index
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from .backend import Backend
 from .checkpoint import open_checkpoint
+from .closing import Closing
 from .config import ModelConfig
 from .cpu import MAX_THREADS
 from .errors import ClosedError, EngineError, ParameterError, PromptError
@@ -97,7 +97,7 @@ def load(
         return Model(weights, vocabulary)
 
 
-class Model:
+class Model(Closing):
     """A loaded model; made by `load`. A context manager.
 
     Immutable: any number of sessions, streams and threads may share it.
@@ -207,17 +207,6 @@ class Model:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         if self._backend is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from types import TracebackType
 
 import numpy as np
 
 from .backend import Backend, Cache, Logits
+from .closing import Closing
 from .errors import ClosedError, PromptError
 
 # Multiplications in one call of the engine: about a tenth of a second of work, so that Ctrl-C is
@@ -17,7 +17,7 @@ _BLOCK_WORK = 4_000_000_000
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
 
 
-class Session:
+class Session(Closing):
     """A sequence of tokens run so far, with the model's memory of them (its KV cache).
 
     Made by `Model.session`; a context manager. Not for two threads at once; any number of sessions
@@ -111,17 +111,6 @@ class Session:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open_cache(self) -> Cache:
         if self._cache is None:

@@ -246,7 +246,9 @@ def test_the_reader_needs_no_engine() -> None:
     ours = {name for name in modules if name.startswith("llama2py.")}
     inside = {name for name in ours if name.startswith("llama2py.checkpoint")}
     assert "llama2py.checkpoint" in inside
-    assert ours - inside == {"llama2py.config", "llama2py.errors", "llama2py.files"}
+    assert ours - inside == {
+        f"llama2py.{name}" for name in ("closing", "config", "errors", "files")
+    }
     assert "_cffi_backend" not in modules
 
 

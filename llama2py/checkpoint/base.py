@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Literal
 
+from ..closing import Closing
 from ..config import ModelConfig
 from ..errors import ClosedError
 from .mapped_file import MappedFile
 from .tensors import DenseTensor, Tensor
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """An open checkpoint: the model's numbers, and its tensors where the file has them.
 
     Made by `open_checkpoint`; a context manager.
@@ -103,17 +104,6 @@ class Checkpoint:
         self._tensors = None  # they hold the mapping
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = " (closed)" if self._tensors is None else ""
