@@ -31,8 +31,7 @@ def softmax(x: Array) -> Array:
 
 def silu(x: Array) -> Array:
     """``x * sigmoid(x)``; far below zero exp overflows to infinity, and the result is 0."""
-    with np.errstate(over="ignore"):
-        return x / (1 + np.exp(-x))
+    return x / (1 + np.exp(-x))
 
 
 def rotate(x: Array, positions: NDArray[np.int64], theta: float) -> Array:
@@ -95,15 +94,15 @@ class Reference:
         self.norms = {
             k: [np.array(t.dequantize()) for t in tensors[k]] for k in tensors if k[:3] == "rms"
         }
-        self.linears = {
-            k: [linear(t) for t in tensors[k]] for k in tensors if k[0] == "w" and k != "wcls"
-        }
+        # Two letters: wq wk wv wo w1 w2 w3.
+        self.linears = {k: [linear(t) for t in tensors[k]] for k in tensors if len(k) == 2}
         self.classifier = linear(tensors.get("wcls", tensors["token_embedding_table"])[0])
 
     def new_cache(self) -> ReferenceCache:
         c = self.config
         return ReferenceCache((c.n_layers, c.seq_len, c.n_kv_heads, c.head_dim))
 
+    @np.errstate(all="ignore")  # NaN, infinity and 0 in weights go through, as in C
     def forward(
         self,
         tokens: Sequence[int],
