@@ -1,4 +1,5 @@
-# make story CHECKPOINT=stories15M.bin    from a fresh clone: an environment, a build, a story
+# make story                              from a fresh clone: an environment, a build, a story
+# make story CHECKPOINT=stories15M.bin    told by another model
 # make test                               from a fresh clone: an environment, a build, the tests
 
 PYTHON ?= python3
@@ -11,8 +12,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 .PHONY: story test lint sanitize wheel clean
 
 story: $(VENV)/.story
-	@test -n "$(CHECKPOINT)" || { echo 'name a model: make story CHECKPOINT=stories15M.bin' >&2; exit 2; }
-	@$(BIN)/python -m llama2py run "$(CHECKPOINT)" $(ARGS)
+	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)

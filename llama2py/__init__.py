@@ -1,8 +1,12 @@
 """llama2.c as a Python package: a small LLaMA with a C hot loop.
 
 >>> import llama2py
->>> model = llama2py.load("stories15M.bin")  # doctest: +SKIP
->>> print(model.generate("Once upon a time", seed=1).text)  # doctest: +SKIP
+>>> tell = llama2py.StoryTeller()
+>>> print(tell("a dragon who is afraid of fire", seed=7))  # doctest: +ELLIPSIS
+Once upon a time, there was a dragon who was afraid of fire. ...
+>>> model = llama2py.load()  # the built-in story model, or load("stories15M.bin")
+>>> model.generate("Once upon a time", seed=1).finish_reason
+'stop'
 """
 
 from .chat import Chat
@@ -12,15 +16,19 @@ from .errors import (
     CheckpointError,
     ClosedError,
     ConfigError,
+    CorpusError,
     EngineError,
     Llama2pyError,
     ParameterError,
     PromptError,
     TokenizerError,
+    TrainingError,
 )
 from .generation import Generation, Stream, Timings
 from .model import Model, load
+from .scoring import Score, score_texts
 from .session import Session
+from .story import Story, StoryTeller
 from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -31,6 +39,7 @@ __all__ = [
     "CheckpointError",
     "ClosedError",
     "ConfigError",
+    "CorpusError",
     "EngineError",
     "Generation",
     "Llama2pyError",
@@ -38,10 +47,15 @@ __all__ = [
     "ModelConfig",
     "ParameterError",
     "PromptError",
+    "Score",
     "Session",
+    "Story",
+    "StoryTeller",
     "Stream",
     "Timings",
     "Tokenizer",
     "TokenizerError",
+    "TrainingError",
     "load",
+    "score_texts",
 ]

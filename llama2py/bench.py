@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from .backend import Backend
+from .builtin import builtin_model
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .cpu import default_threads
@@ -70,7 +71,7 @@ class Report:
 
 
 def benchmark(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     threads: Sequence[int] | None = None,
     repeats: int = 5,
     prompt_tokens: int = 128,
@@ -83,8 +84,8 @@ def benchmark(
 
     Parameters
     ----------
-    path : str or path-like
-        The checkpoint.
+    path : str or path-like, optional
+        The checkpoint. Default: the built-in one.
     threads : sequence of int, optional
         Thread counts. Default: 1, 2, 4.. up to the physical cores.
     repeats : int
@@ -108,6 +109,7 @@ def benchmark(
     for value in (repeats, prompt_tokens, generated_tokens, *(threads or ())):
         if value < 1:
             raise ParameterError(f"a benchmark of {value}, expected whole numbers from 1 up")
+    path = builtin_model() if path is None else path
     counts = list(threads or _thread_counts())
     results: dict[int, list[tuple[float, float, float, float]]] = {n: [] for n in counts}
     for round_ in range(repeats + 1):

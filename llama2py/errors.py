@@ -39,3 +39,11 @@ class ClosedError(Llama2pyError):
 
 class Cancelled(Llama2pyError):
     """A forward pass was stopped half-way: another thread closed its session."""
+
+
+class CorpusError(Llama2pyError):
+    """A text to train on or to score is missing, not UTF-8, or holds no story."""
+
+
+class TrainingError(Llama2pyError):
+    """A training run cannot start, or cannot go on where an earlier one stopped."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from .backend import Backend
+from .builtin import builtin_model
 from .checkpoint import open_checkpoint
 from .closing import Closing
 from .config import ModelConfig
@@ -28,7 +29,7 @@ BackendName = Literal["c", "numpy"]
 
 
 def load(
-    path: StrPath,
+    path: StrPath | None = None,
     tokenizer: StrPath | None = None,
     threads: int | None = None,
     backend: BackendName = "c",
@@ -37,11 +38,13 @@ def load(
 
     Parameters
     ----------
-    path : str or path-like
-        A llama2.c checkpoint (v0, v1, v2), such as ``stories15M.bin``.
+    path : str or path-like, optional
+        A llama2.c checkpoint (v0, v1, v2), such as ``stories15M.bin``. Default: the story model
+        that comes with llama2py.
     tokenizer : str or path-like, optional
-        The model's ``tokenizer.bin``. Default: the 32000-token one of Llama 2, which llama2.c's
-        story models use.
+        The model's ``tokenizer.bin``. Default: the one beside the model (``story.tokenizer.bin``
+        for ``story.bin``), or else the 32000-token one of Llama 2, which llama2.c's story models
+        use.
     threads : int, optional
         Threads of the engine, up to 256. Default: the physical cores this process may use.
         Results do not depend on it.
@@ -67,18 +70,21 @@ def load(
 
     Examples
     --------
-    >>> model = load("stories15M.bin")  # doctest: +SKIP
-    >>> print(model.generate("Once upon a time", seed=1).text)  # doctest: +SKIP
+    >>> model = load()
+    >>> story = model.generate("Once upon a time", seed=1)
+    >>> story.finish_reason
+    'stop'
     """
     if threads is not None and not 1 <= index(threads) <= MAX_THREADS:
         raise ParameterError(f"threads is {threads}, expected a whole number, 1 to {MAX_THREADS}")
     if backend not in ("c", "numpy"):
         raise ParameterError(f"backend is {backend!r}, expected 'c' or 'numpy'")
+    path = builtin_model() if path is None else Path(path)
     with open_checkpoint(path) as checkpoint:
-        vocabulary = load_tokenizer(
-            bundled_tokenizer() if tokenizer is None else Path(tokenizer),
-            checkpoint.config.vocab_size,
-        )
+        if tokenizer is None:
+            own = beside(path)
+            tokenizer = own if own.is_file() else bundled_tokenizer()
+        vocabulary = load_tokenizer(Path(tokenizer), checkpoint.config.vocab_size)
         weights: Backend
         if backend == "c":
             try:
@@ -95,6 +101,11 @@ def load(
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
         return Model(weights, vocabulary)
+
+
+def beside(path: Path) -> Path:
+    """Where a checkpoint's own vocabulary lies: ``story.tokenizer.bin`` for ``story.bin``."""
+    return path.with_suffix(".tokenizer.bin")
 
 
 class Model(Closing):
@@ -171,7 +182,7 @@ class Model(Closing):
         ParameterError
             If a number is out of its range.
         """
-        tokens = self._prompt_tokens(prompt)
+        tokens = self.prompt_tokens(prompt)
         limit = self.config.seq_len if max_tokens is None else index(max_tokens)
         if limit < 0:
             raise ParameterError(f"max_tokens is {limit}, expected a whole number from 0 up")
@@ -214,7 +225,14 @@ class Model(Closing):
         millions = self._config.n_params / 1e6
         return f"<Model {millions:.1f}M {self._backend.dtype}, {self._backend.isa}>"
 
-    def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens that a prompt is run as: BOS and the text's, or those given.
+
+        Raises
+        ------
+        PromptError
+            If there are none or too many for the context, or the text is not encodable.
+        """
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt, bos=True)
         elif isinstance(prompt, bytes | bytearray | memoryview):  # of int, but not of tokens

@@ -70,10 +70,21 @@ class Coin:
     """
 
     def __init__(self, seed: int) -> None:
+        self._state = self.checked(seed) or _SEED_ZERO
+
+    @staticmethod
+    def checked(seed: int) -> int:
+        """The seed, if it is one.
+
+        Raises
+        ------
+        ParameterError
+            If it is out of range.
+        """
         seed = index(seed)
         if not 0 <= seed <= _MASK:
             raise ParameterError(f"seed is {seed}, expected a whole number from 0 to 2**64 - 1")
-        self._state = seed or _SEED_ZERO
+        return seed
 
     def flip(self) -> float:
         """The next coin."""

@@ -133,3 +133,40 @@ class Session(Closing):
                 f" the model's context holds {config.seq_len}"
             )
         return ids
+
+
+def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -> Logits:
+    """Run tokens of several sessions of one model in one pass.
+
+    Parameters
+    ----------
+    sessions : sequence of Session, length n
+        All different.
+    blocks : sequence of sequence of int, length n
+        Each session's next tokens, at least one.
+
+    Returns
+    -------
+    ndarray, float32, shape (n, vocab_size)
+        The logits behind each block, with the bits that a pass of its own would give them (of the C
+        engine).
+
+    Raises
+    ------
+    PromptError, ClosedError, Cancelled
+        As `Session.forward` does; nothing has been run then.
+    """
+    tokens: list[int] = []
+    caches: list[Cache] = []
+    positions: list[int] = []
+    rows: list[int] = []
+    for session, block in zip(sessions, blocks, strict=True):
+        ids = session._checked(block)
+        tokens += ids
+        caches += [session._open_cache()] * len(ids)
+        positions += range(session._position, session._position + len(ids))
+        rows.append(len(tokens) - 1)
+    logits = sessions[0]._backend.forward(tokens, caches, positions, rows)
+    for session, block in zip(sessions, blocks, strict=True):
+        session._position += len(block)
+    return logits

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,17 @@ def _tokenizer_of_gguf(pairs: dict[str, Any]) -> Tokenizer:
     tokens, scores, types = columns
     if len(types) != len(tokens):
         raise TokenizerError(f"{len(tokens)} tokens have {len(types)} types, expected one each")
-    pieces = [token.replace(SPACE_MARK, b" ") for token in tokens]
-    pieces[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
-    return Tokenizer(pieces, scores)
+    return tokenizer_of_pieces(tokens, scores)
+
+
+def tokenizer_of_pieces(pieces: Sequence[bytes], scores: Sequence[float]) -> Tokenizer:
+    """A tokenizer of sentencepiece's own pieces, as llama2.c's exporter spells them.
+
+    Raises
+    ------
+    TokenizerError
+        If they do not make a vocabulary.
+    """
+    spelled = [piece.replace(SPACE_MARK, b" ") for piece in pieces]
+    spelled[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
+    return Tokenizer(spelled, scores)

@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "several runs, thread counts taking turns.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path)
+    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT)
     add("--threads", type=options.thread_counts, metavar="N[,N..]", help=_THREADS)
     add("--repeats", type=options.count, default=5, metavar="N", help="runs that count (default 5)")
     add("--prompt-tokens", type=options.count, default=128, metavar="N", help="default 128")

@@ -12,6 +12,8 @@ from ..sampling import SamplingParams
 if TYPE_CHECKING:  # generic for type checkers only
     Subparsers = argparse._SubParsersAction[Any]
 
+CHECKPOINT = "a llama2.c model, as stories15M.bin (default: the built-in story model)"
+
 
 def temperature(text: str) -> float:
     """A temperature; below 0 it becomes 0, as in llama2.c."""

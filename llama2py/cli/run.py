@@ -23,7 +23,7 @@ _P = "draw from the most probable tokens that sum up to this; 1: from all (defau
 _S = "the same seed tells the same story; 0: a new one each time (default 0)"
 _N = "tokens to run, the prompt's included; 0: as many as the context holds (default 256)"
 _I = "the beginning of the story; - reads it from standard input"
-_Z = "the model's tokenizer.bin (default: the 32000-token one of Llama 2)"
+_Z = "the model's tokenizer.bin (default: the one beside it, or the 32000-token one of Llama 2)"
 _M = "chat is for models trained on [INST] dialogues (default generate)"
 
 
@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "The story goes to standard output, its speed to standard error.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, help="a llama2.c model, as stories15M.bin")
+    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT)
     add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T", help=_T)
     add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P", help=_P)
     add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_S)
