@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Protocol
 
 from .backend import Logits
+from .errors import ParameterError
 from .generation import FinishReason
 from .model import Model
 from .sampling import Sampler
@@ -63,32 +64,40 @@ class _Lane:
         self.job, self.number = job, number
         self.session: Session = model.session()
         self.block = job.prompt_tokens  # to be run next
-        self.budget = min(job.max_tokens, self.session.room - len(self.block) + 1)
-        self._decoder: Decoder = model.tokenizer.decoder(previous=self.block[-1])
+        self.budget = 0
+        self._tokenizer = model.tokenizer
         self._end = model.tokenizer.bos_id  # llama2.c: BOS parts the stories
 
-    def take(self, logits: Logits) -> bool:
-        """Draw a token; False if it was the last."""
+    def start(self) -> None:
+        """Check the prompt; `PromptError` if it cannot be run."""
+        self.session.checked(self.block)
+        self.budget = min(self.job.max_tokens, self.session.room - len(self.block) + 1)
+        self._decoder: Decoder = self._tokenizer.decoder(previous=self.block[-1])
+
+    def take(self, logits: Logits) -> FinishReason | None:
+        """Draw a token; tells why, if it was the last."""
         job = self.job
         if job.guide:
             job.guide.adjust(logits)
         token = job.sampler.sample(logits)
         if token == self._end:
-            return self._finish("stop")
+            return "stop"
         job.tokens.append(token)
         piece = self._decoder.feed(token)
         job.text += piece
         if job.guide and not job.guide.accept(token, piece):
-            return self._finish("stop")
+            return "stop"
         if len(job.tokens) >= self.budget:
-            return self._finish("length")
+            return "length"
         self.block = [token]
-        return True
+        return None
 
-    def _finish(self, reason: FinishReason) -> bool:
+    def leave(self, reason: FinishReason) -> Job:
+        """Finish the job."""
         self.job.text += self._decoder.flush()
         self.job.finish_reason = reason
-        return False
+        self.session.close()
+        return self.job
 
 
 def run_jobs(model: Model, jobs: Iterable[Job], max_batch: int) -> Iterator[Job]:
@@ -112,39 +121,42 @@ def run_jobs(model: Model, jobs: Iterable[Job], max_batch: int) -> Iterator[Job]
     ------
     PromptError
         If a prompt has no token, or one that is not in the vocabulary, or does not fit.
+    ParameterError
+        If ``max_batch`` is below 1.
     """
+    if max_batch < 1:
+        raise ParameterError(f"max_batch is {max_batch}, expected a whole number from 1 up")
     waiting = iter(enumerate(jobs))
     lanes: list[_Lane] = []
     finished: dict[int, Job] = {}
     next_out = 0
     try:
         while True:
+            room = max_batch - len(lanes)
             taken = 0
-            for number, job in islice(waiting, max_batch - len(lanes)):
+            for number, job in islice(waiting, room):
                 taken += 1
                 lane = _Lane(model, job, number)
-                if lane.budget > 0:
-                    lanes.append(lane)
-                else:
-                    lane._finish("length")
-                    lane.session.close()
-                    finished[number] = job
+                lanes.append(lane)  # closed below, whatever happens
+                lane.start()
+                if lane.budget <= 0:
+                    lanes.remove(lane)
+                    finished[number] = lane.leave("length")
             if lanes:
                 logits = forward_many(
                     [lane.session for lane in lanes], [lane.block for lane in lanes]
                 )
                 going = []
                 for lane, row in zip(lanes, logits, strict=True):
-                    if lane.take(row):
-                        going.append(lane)
+                    if reason := lane.take(row):
+                        finished[lane.number] = lane.leave(reason)
                     else:
-                        lane.session.close()
-                        finished[lane.number] = lane.job
+                        going.append(lane)
                 lanes = going
             while next_out in finished:
                 yield finished.pop(next_out)
                 next_out += 1
-            if not lanes and not taken:
+            if not lanes and taken < room:
                 return
     finally:
         for lane in lanes:

@@ -16,7 +16,7 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
     Parameters
     ----------
     path : str or path-like
-        UTF-8 text. A file without a separator is one story.
+        UTF-8 text, lines ending in LF or CRLF. A file without a separator is one story.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: byte {error.start} is not UTF-8, expected a text") from None
     except OSError as error:

@@ -67,7 +67,7 @@ def opening_about(about: str) -> str:
         about = f"{first} {rest}".strip()
     about = _RELATIVE.sub(lambda match: f"{match[1]} {_PAST[match[2]]}", about)
     noun = re.split(r" (?:who|that|which|with|in|on|of|from|and)\b", about)[0]
-    plural = first in _PLURAL or (first not in _ARTICLES and re.search(r"[^s]s$", noun))
+    plural = first in _PLURAL or (first not in _ARTICLES and re.search(r"[^su]s$", noun))
     if not plural and first not in _ARTICLES:
         about = f"{'an' if about[0] in 'aeiou' else 'a'} {about}"
     return f"Once upon a time, there {'were' if plural else 'was'} {about}."

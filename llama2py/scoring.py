@@ -99,6 +99,11 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
     -------
     ndarray, float64, shape (n - 1,)
         ``log p(tokens[i + 1] | tokens[.. i])``.
+
+    Raises
+    ------
+    PromptError
+        If a token is out of the vocabulary.
     """
     session.rewind(0)
     window = session.room
@@ -110,6 +115,10 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
         block = inputs[start : start + window]
         session.rewind(0)
         logits = session.forward(block, all_logits=True)[done - start :]  # (rows, vocab_size)
+        if not 0 <= (last := int(targets[-1])) < logits.shape[1]:  # the one that is never run
+            raise PromptError(
+                f"token {last} is out of the vocabulary, expected 0 to {logits.shape[1] - 1}"
+            )
         rows = np.arange(len(logits))
         peaks = logits.max(axis=1, keepdims=True)
         sums = np.log(np.exp(logits - peaks, dtype=np.float64).sum(axis=1))

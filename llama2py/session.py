@@ -68,7 +68,7 @@ class Session(Closing):
             If another thread closes the session meanwhile.
         """
         cache = self._open_cache()
-        ids = self._checked(tokens)
+        ids = self.checked(tokens)
         last = len(ids) - 1
         logits: list[Logits] = []
         for start in range(0, len(ids), self._block):
@@ -117,7 +117,14 @@ class Session(Closing):
             raise ClosedError("the session is closed, expected an open one")
         return self._cache
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
+    def checked(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens as a list, if they can be run next.
+
+        Raises
+        ------
+        PromptError
+            As `forward` does.
+        """
         ids = [index(token) for token in tokens]
         config = self._backend.config
         if not ids:
@@ -161,7 +168,7 @@ def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -
     positions: list[int] = []
     rows: list[int] = []
     for session, block in zip(sessions, blocks, strict=True):
-        ids = session._checked(block)
+        ids = session.checked(block)
         tokens += ids
         caches += [session._open_cache()] * len(ids)
         positions += range(session._position, session._position + len(ids))

@@ -242,6 +242,12 @@ MAY_IMPORT = {
     "generation": {*BASE, "sampling", "session", "tokenizer"},
     "engine": {*BASE, "_engine", "backend", "checkpoint", "cpu"},
     "reference": {*BASE, "backend", "checkpoint", "sampling"},
+    "builtin": {"errors"},
+    "corpus": {"errors"},
+    "opening": set[str](),
+    "guide": {"backend", "opening", "tokenizer"},
+    "batch": {*BASE, "backend", "generation", "model", "sampling", "session", "tokenizer"},
+    "scoring": {*BASE, "model", "session"},
 }
 
 
@@ -251,6 +257,14 @@ def test_imports_follow_the_arrow(module: str, graph: dict[str, set[str]]) -> No
         if name.split(".")[0] == module:
             outside = {need.split(".")[0] for need in needs} - {module}
             assert outside <= MAY_IMPORT[module], name
+
+
+def test_only_the_command_line_imports_the_trainer(graph: dict[str, set[str]]) -> None:
+    users = {name for name, needs in graph.items() if any(n.startswith("training") for n in needs)}
+    assert {name for name in users if not name.startswith("training")} == {
+        "cli.train",
+        "cli.train_tokenizer",
+    }
 
 
 def test_nothing_imports_the_command_line(graph: dict[str, set[str]]) -> None:

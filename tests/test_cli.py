@@ -217,7 +217,9 @@ def test_version_and_help() -> None:
     ("args", "complaint"),
     [
         ([], "arguments are required: COMMAND"),
-        (["run"], "arguments are required: CHECKPOINT"),
+        (["score", "x.bin"], "arguments are required: FILE"),
+        (["train", "x.txt"], "arguments are required: -o/--output"),
+        (["train", "x.txt", "-o", "x.bin", "--dim", "wide"], "invalid int value: 'wide'"),
         (["dance"], "invalid choice: 'dance'"),
         (["run", "x.bin", "-t", "warm"], "'warm' is not a number"),
         (["run", "x.bin", "-t", "nan"], "temperature is nan"),

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .options import Subparsers
 
 
+# Not an optional argument: argparse could not tell it from FILE behind an option.
+BUILTIN = "builtin"
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Register the command; ``args.run(args)`` runs it and returns the exit code."""
     parser = subparsers.add_parser(
@@ -29,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "scored from its beginning to its end, white space around it left out.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="MODEL", type=Path, nargs="?", help=options.CHECKPOINT)
+    add("checkpoint", metavar="MODEL", help=f"a llama2.c model; {BUILTIN!r}: the built-in one")
     add("file", metavar="FILE", type=Path, help="the text")
     add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: as in run")
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
@@ -40,7 +44,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score story by story."""
     stories = read_stories(args.file)
-    with load(args.checkpoint, args.tokenizer, args.threads) as model:
+    path = None if args.checkpoint == BUILTIN else args.checkpoint
+    with load(path, args.tokenizer, args.threads) as model:
         quiet = not sys.stderr.isatty()
         score = score_texts(model, tqdm(stories, unit="story", leave=False, disable=quiet))
     facts = {

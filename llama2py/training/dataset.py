@@ -81,12 +81,21 @@ class Dataset:
                 self._buckets[length].append(row)
                 self.n_tokens += len(row) - 1
 
+    @property
+    def n_batches(self) -> int:
+        """Batches of a pass."""
+        return sum(-(-len(rows) // self._rows(length)) for length, rows in self._buckets.items())
+
+    def _rows(self, length: int) -> int:
+        """Rows of that length in a batch."""
+        return max(1, self.batch_tokens // length)
+
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         """All rows once, in an order that seed and epoch give."""
         rng = np.random.default_rng([seed, epoch])
         order = []
         for length, rows in self._buckets.items():
-            n = max(1, self.batch_tokens // length)
+            n = self._rows(length)
             shuffled = rng.permutation(len(rows))
             order += [(length, shuffled[i : i + n], n) for i in range(0, len(rows), n)]
         for index in rng.permutation(len(order)):

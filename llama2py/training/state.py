@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,9 @@ def load_state(path: Path, config: TrainConfig, corpus: str, parts: Mapping[str,
     """
     hint = "; name another output, or start anew with --fresh"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch wonders aloud about files that are not its own
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
         saved, progress = state["config"], Progress(**state["progress"])
         progress.history = [Record(**record) for record in state["progress"]["history"]]
         theirs = state["corpus"]

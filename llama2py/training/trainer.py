@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 import torch
 from torch import nn
 
-from ..errors import TrainingError
+from ..errors import CorpusError, TrainingError
 from ..tokenizer import Tokenizer
 from .config import TrainConfig
 from .dataset import Batch, Dataset
@@ -71,6 +73,11 @@ class Trainer:
         self._accumulate = self._processes.share(config.gradient_accumulation_steps)
         batch_tokens = config.batch_size * config.max_seq_len
         self._data = Dataset(train_stories, tokenizer, config.max_seq_len, batch_tokens)
+        if self._data.n_batches < self._processes.count:
+            raise CorpusError(
+                f"the stories make {self._data.n_batches} batches,"
+                f" expected one for each of the {self._processes.count} processes"
+            )
         self._held_out: list[Batch] = []
         if held_out_stories:
             held_out = Dataset(held_out_stories, tokenizer, config.max_seq_len, batch_tokens)
@@ -143,20 +150,30 @@ class Trainer:
     def _step_model(self) -> nn.Module:
         """The model as it is trained: compiled, and its gradients averaged over the processes."""
         model: nn.Module = self.model
-        if self.config.compile:
+        if self.config.compile and not self._can_compile():
+            self._say("no C++ compiler found: training without torch.compile, slower")
+        elif self.config.compile:
             model = torch.compile(model, dynamic=True)  # type: ignore[assignment]
         return self._processes.wrap(model)
+
+    def _can_compile(self) -> bool:
+        """On a CPU ``torch.compile`` writes C++."""
+        compilers = os.environ.get("CXX", "c++"), "g++", "clang++"
+        return self._processes.device.type != "cpu" or any(map(shutil.which, compilers))
 
     def _batches(self) -> Iterator[Batch]:
         """This process's batches, from where the run stands, without end."""
         progress, processes = self.progress, self._processes
         while True:
+            group: list[Batch] = []  # one for each process
             for index, batch in enumerate(self._data.batches(self.config.seed, progress.epoch)):
                 if index < progress.batch:
                     continue
-                progress.batch += 1
-                if index % processes.count == processes.rank:
-                    yield batch
+                group.append(batch)
+                if len(group) == processes.count:
+                    progress.batch = index + 1
+                    yield group[processes.rank]
+                    group = []
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def _step(self, model: nn.Module, batches: Iterator[Batch]) -> float:
@@ -170,7 +187,7 @@ class Trainer:
             last = micro == self._accumulate - 1
             with contextlib.nullcontext() if last else self._processes.without_sync(model):
                 loss = self._loss(model, batch) / self._accumulate
-                self._scaler.scale(loss).backward()
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             progress.tokens += batch.n_tokens * self._processes.count
         for optimizer in self._optimizers:

@@ -23,7 +23,7 @@ def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
     stories : sequence of str
         What to learn from.
     vocab_size : int
-        Number of ids, the 259 of BOS, EOS, unknown and the bytes included.
+        Number of ids, the 259 of unknown, BOS, EOS and the bytes included.
 
     Returns
     -------
@@ -34,6 +34,12 @@ def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
     ------
     ParameterError
         If the size is too small for the bytes, or too large for the texts.
+    """
+    return read_sentencepiece(train_sentencepiece(stories, vocab_size))
+
+
+def train_sentencepiece(stories: Sequence[str], vocab_size: int) -> bytes:
+    """The same as a sentencepiece model.
 
     Notes
     -----
@@ -42,10 +48,9 @@ def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
     if vocab_size <= FIRST_PIECE:
         raise ParameterError(f"vocab_size is {vocab_size}, expected more than {FIRST_PIECE}")
     model = io.BytesIO()
-    lines = _lines(stories)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=_lines(stories),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -56,6 +61,7 @@ def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
             byte_fallback=True,
             unk_surface=UNKNOWN,
             normalization_rule_name="identity",
+            remove_extra_whitespaces=False,  # llama2.c leaves it out; but its run.c keeps them
             max_sentence_length=1 << 20,
             minloglevel=2,
         )
@@ -65,7 +71,7 @@ def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
             f"no vocabulary of {vocab_size} ids can be made of these texts ({reason}),"
             " expected a size that fits them"
         ) from None
-    return read_sentencepiece(model.getvalue())
+    return model.getvalue()
 
 
 def read_sentencepiece(model: bytes) -> Tokenizer:
