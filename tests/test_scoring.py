@@ -119,7 +119,7 @@ def test_large_logits_neither_overflow_nor_vanish(shift: float) -> None:
 
     class Rounded(Reference):
         def forward(self, *args: object, **kwargs: object) -> Logits:
-            return np.round(super().forward(*args, **kwargs))  # type: ignore
+            return np.round(super().forward(*args, **kwargs))  # type: ignore[arg-type,return-value]
 
     tokens = some_tokens(10)
     scored = []
