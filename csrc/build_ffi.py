@@ -11,6 +11,8 @@ from cffi import FFI
 CSRC = Path(__file__).resolve().parent
 SOURCES = [
     "model.c",
+    "pack.c",
+    "number.c",
     "forward.c",
     "attention.c",
     "threads.c",
@@ -18,9 +20,11 @@ SOURCES = [
     "dispatch.c",
     "isa_portable.c",
     "isa_avx2.c",
+    "isa_avxvnni.c",
     "isa_avx512.c",
     "isa_avx512vnni.c",
     "isa_neon.c",
+    "isa_neondot.c",
 ]
 # No fused multiply-add but where a kernel asks for one: the numerics contract.
 COMPILE_ARGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]

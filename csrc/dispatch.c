@@ -6,11 +6,27 @@ static int always(void) { return 1; }
 #if defined(__x86_64__)
 /* The compiler's own check, which also asks whether the system saves the wide registers. */
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int has_avxvnni(void) { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 static int has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+
+#if defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+static int has_dotprod(void) { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; } /* HWCAP_ASIMDDP */
+#else
+static int has_dotprod(void) { /* Apple's chips have had it since 2018 */
+#if defined(__APPLE__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+#endif
 #endif
 
 static const struct {
@@ -20,8 +36,10 @@ static const struct {
 #if defined(__x86_64__)
     {&kernels_avx512vnni, has_avx512vnni},
     {&kernels_avx512, has_avx512},
+    {&kernels_avxvnni, has_avxvnni},
     {&kernels_avx2, has_avx2},
 #elif defined(__aarch64__)
+    {&kernels_neondot, has_dotprod},
     {&kernels_neon, always}, /* every 64-bit ARM has it */
 #endif
     {&kernels_portable, always},

@@ -9,25 +9,35 @@
 #define LANES 16
 
 static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static inline int blocks_of(int rows) { return (rows + LANES - 1) / LANES; }
 
 /* A packed matrix W (rows, cols), its rows in blocks of LANES; the rows that fill the last block are zero.
- *   float32: block[cols][LANES]
- *   int8:    block[groups] of { int8 [group_quads][LANES][4], float32 scale[LANES] }
+ *   float32, bfloat16: block[cols][LANES]
+ *   int8: block[groups] of { int8 [group_quads][LANES][4], float32 scale[LANES] }
+ *   int4: block[groups] of { nibbles [group_quads / 2][LANES][4], float16 scale[LANES] }, a byte holding one value of
+ *         an even quad below and one of the next quad above, each plus INT4_OFFSET
  * A group is padded with zeros to whole quads (four values, the width of the CPUs' integer dot products).
- * `group` divides `cols`: where the file's group size does not, it is their greatest common divisor, and the
- * file's scale stands once for each part of its group, so that no value changes. */
+ * int8: `group` divides `cols`; where the file's group size does not, it is their greatest common divisor, and the
+ * file's scale stands once for each part of its group, so that no value changes.
+ * int4: a group is INT4_GROUP values of a row, the row's last one padded. */
+enum { INT4_GROUP = 32, INT4_OFFSET = 8 };
+
 typedef struct {
-    int type; /* L2P_FLOAT32 or L2P_INT8 */
+    int type;
     int rows, cols, blocks;
-    int group, groups, group_quads; /* of L2P_INT8 */
+    int group, groups, group_quads; /* of L2P_INT8 and L2P_INT4 */
+    size_t group_bytes;             /* values and scales of LANES rows */
     size_t block_bytes;
     unsigned char *data; /* [blocks][block_bytes] */
 } Matrix;
 
+/* Are the vectors that it is multiplied with rounded to int8, as the matrix's own values are? */
+static inline int is_quantized(const Matrix *m) { return m->type == L2P_INT8 || m->type == L2P_INT4; }
+
 /* What a matrix is multiplied with: n vectors x (cols,), as the matrix's type wants them.
- *   float32: f[n][ld]
- *   int8:    q[n][groups * group_quads * 4], scale[n][groups] and bias[n][groups], each group's sum times
- *            -Kernels.int8_offset, where its integer sum starts */
+ *   float32, bfloat16: f[n][ld]
+ *   int8, int4: q[n][groups * group_quads * 4], scale[n][groups] and bias[n][groups], each group's sum times minus the
+ *               offset of the packed weights, where its integer sum starts */
 typedef struct {
     const float *f;
     size_t ld;
@@ -50,7 +60,7 @@ struct FloatKernels;
 struct l2p_model {
     l2p_config config;
     const struct Kernels *kernels;
-    const struct FloatKernels *floats; /* kernels->for_float32 or for_int8 */
+    const struct FloatKernels *floats; /* kernels->for_int8 or for_the_rest */
     unsigned char *arena; /* everything packed, on huge pages where the system has them */
     size_t arena_bytes;
     Matrix embedding, classifier;
@@ -69,6 +79,17 @@ struct l2p_session {
     float *keys, *values;
     size_t bytes;
 };
+
+/* number.c: between float32 and its halves. The rounding is to nearest, ties to even; NaN stays NaN. */
+float float16_to_float(uint16_t half);
+uint16_t float_to_float16(float value);
+uint16_t float_to_bfloat16(float value);
+static inline float bfloat16_to_float(uint16_t upper) {
+    const uint32_t bits = (uint32_t)upper << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 /* Memory of whole pages, zeroed, on huge pages where asked for and possible. NULL: none left. */
 void *pages_alloc(size_t bytes, int huge);

@@ -100,14 +100,25 @@ static void embed(const l2p_model *model, int token, float *out) {
     if (m->type == L2P_FLOAT32) {
         const float *rows = (const float *)(const void *)block;
         for (int k = 0; k < m->cols; k++) out[k] = rows[(size_t)k * LANES + (size_t)lane];
-        return;
-    }
-    const size_t quads_bytes = (size_t)m->group_quads * LANES * 4;
-    for (int g = 0; g < m->groups; g++, block += quads_bytes + LANES * sizeof(float)) {
-        const float scale = ((const float *)(const void *)(block + quads_bytes))[lane];
-        for (int k = 0; k < m->group; k++) {
-            const unsigned char packed = block[(k / 4) * LANES * 4 + lane * 4 + k % 4];
-            *out++ = (float)(int8_t)(unsigned char)(packed - model->kernels->int8_offset) * scale;
+    } else if (m->type == L2P_BFLOAT16) {
+        const uint16_t *rows = (const uint16_t *)(const void *)block;
+        for (int k = 0; k < m->cols; k++) out[k] = bfloat16_to_float(rows[(size_t)k * LANES + (size_t)lane]);
+    } else if (m->type == L2P_INT8) {
+        const size_t quads_bytes = (size_t)m->group_quads * LANES * 4;
+        for (int g = 0; g < m->groups; g++, block += m->group_bytes) {
+            const float scale = ((const float *)(const void *)(block + quads_bytes))[lane];
+            for (int k = 0; k < m->group; k++) {
+                const unsigned char packed = block[(k / 4) * LANES * 4 + lane * 4 + k % 4];
+                *out++ = (float)(int8_t)(unsigned char)(packed - model->kernels->int8_offset) * scale;
+            }
+        }
+    } else {
+        for (int k = 0; k < m->cols; k++) {
+            const unsigned char *group = block + (size_t)(k / INT4_GROUP) * m->group_bytes;
+            const int in_group = k % INT4_GROUP, quad = in_group / 4;
+            const unsigned char both = group[(quad / 2) * LANES * 4 + lane * 4 + in_group % 4];
+            const uint16_t scale = ((const uint16_t *)(const void *)(group + INT4_GROUP / 2 * LANES))[lane];
+            out[k] = (float)((quad % 2 ? both >> 4 : both & 15) - INT4_OFFSET) * float16_to_float(scale);
         }
     }
 }
@@ -128,7 +139,7 @@ static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t l
                      const float *norm, int thread, int n_threads) {
     const Kernels *kernels = f->model->kernels;
     Vectors v = {.f = x, .ld = ld};
-    if (!norm && w->type == L2P_FLOAT32) return v;
+    if (!norm && !is_quantized(w)) return v;
 
     int begin = 0, end = n;
     const int shared = f->normed_stride == 0;
@@ -144,7 +155,7 @@ static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t l
             f->model->floats->rmsnorm(to, row, norm, w->cols, f->model->config.norm_eps);
             row = to;
         }
-        if (w->type == L2P_INT8) kernels->quantize(&v, i, row, w);
+        if (is_quantized(w)) kernels->quantize(&v, i, row, w);
     }
     if (norm) {
         v.f = normed;

@@ -1,7 +1,7 @@
 /* AVX-512 with VNNI: int8 weights, stored unsigned, go straight into the integer dot product. */
 #if defined(__x86_64__)
 #include "target.h"
-TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define KERNELS kernels_avx512vnni
 #define KERNELS_NAME "avx512vnni"
 #define INT8_OFFSET 128

@@ -1,10 +1,12 @@
 /* Plain C, for any machine: the compiler's own vectors of four. */
 #include <stdint.h>
 
+#include "engine.h"
+
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef struct { f32x4 part[4]; } f32x16;
 typedef struct { int32_t lane[16]; } i32x16;
-typedef struct { const int8_t *bytes; } i8x64; /* [16][4], left in memory */
+typedef struct { const int8_t *bytes; int shift; } i8x64; /* [16][4], left in memory */
 
 #define INLINE_PRIMITIVE static inline __attribute__((always_inline))
 
@@ -14,6 +16,16 @@ INLINE_PRIMITIVE f32x16 v_load(const float *p) {
     return v;
 }
 INLINE_PRIMITIVE void v_store(float *p, f32x16 v) { __builtin_memcpy(p, &v, sizeof v); }
+INLINE_PRIMITIVE f32x16 v_load_bf16(const uint16_t *p) {
+    float x[16];
+    for (int i = 0; i < 16; i++) x[i] = bfloat16_to_float(p[i]);
+    return v_load(x);
+}
+INLINE_PRIMITIVE f32x16 v_load_f16(const uint16_t *p) {
+    float x[16];
+    for (int i = 0; i < 16; i++) x[i] = float16_to_float(p[i]);
+    return v_load(x);
+}
 INLINE_PRIMITIVE f32x16 v_set1(float x) {
     f32x4 four = {x, x, x, x};
     return (f32x16){{four, four, four, four}};
@@ -42,10 +54,17 @@ INLINE_PRIMITIVE i32x16 i_set1(int32_t x) {
     for (int i = 0; i < 16; i++) v.lane[i] = x;
     return v;
 }
-INLINE_PRIMITIVE i8x64 b_load(const void *p) { return (i8x64){(const int8_t *)p}; }
+INLINE_PRIMITIVE i8x64 b_load(const void *p) { return (i8x64){(const int8_t *)p, 0}; }
+INLINE_PRIMITIVE i8x64 b_low_nibbles(i8x64 v) { return v; }
+INLINE_PRIMITIVE i8x64 b_high_nibbles(i8x64 v) { return (i8x64){v.bytes, 4}; }
 INLINE_PRIMITIVE i32x16 i_dot4(i32x16 acc, i8x64 w, const int8_t *x) {
     for (int i = 0; i < 16; i++)
         for (int k = 0; k < 4; k++) acc.lane[i] += w.bytes[i * 4 + k] * x[k];
+    return acc;
+}
+INLINE_PRIMITIVE i32x16 i_dot4_unsigned(i32x16 acc, i8x64 w, const int8_t *x) {
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < 4; k++) acc.lane[i] += (((unsigned char)w.bytes[i * 4 + k] >> w.shift) & 15) * x[k];
     return acc;
 }
 INLINE_PRIMITIVE f32x16 i_to_f32(i32x16 v) {

@@ -10,7 +10,7 @@
  * EXACT: llama2.c's very bits. Products are rounded before they are added, sums run from left to right, exp is libm's.
  *   All of the portable set, and int8 models in every set: their activations are rounded to whole numbers at every
  *   product, so that a last bit which differs would soon be another story.
- * FUSED: for speed, float32 models in the SIMD sets. Fused multiply-add, k from 0 upwards; where a vector is summed up,
+ * FUSED: for speed, all other models in the SIMD sets. Fused multiply-add, k from 0 upwards; where a vector is summed up,
  *   16 partial sums and one tree; one polynomial for exp. The same bits in all of these sets. */
 enum { EXACT, FUSED };
 
@@ -40,7 +40,7 @@ typedef struct FloatKernels {
 typedef struct Kernels {
     const char *name;
     int int8_offset; /* added to packed int8 weights: 128 where the CPU multiplies unsigned by signed */
-    const FloatKernels *for_float32, *for_int8;
+    const FloatKernels *for_int8, *for_the_rest;
 
     /* out[i][row] = W x[i] for the rows of blocks [begin, end), i in [0, n); ld_out floats from one out[i] to the next.
      * MATMUL_ADD: out += W x. */
@@ -53,7 +53,8 @@ typedef struct Kernels {
     int32_t (*argmax)(const float *x, int n);
 } Kernels;
 
-extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512vnni, kernels_neon;
+extern const Kernels kernels_portable, kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_avx512vnni, kernels_neon,
+    kernels_neondot;
 
 /* dispatch.c: the set l2p_isa_name(index), NULL where this CPU cannot run it */
 const Kernels *kernels_of_isa(int index);

@@ -14,10 +14,13 @@ enum {
     L2P_CANCELLED = 3
 };
 
-/* How a model's matrices are stored. */
+/* What matrices are made of, in a file and packed. */
 enum {
     L2P_FLOAT32 = 0,
-    L2P_INT8 = 1 /* groups of int8 with one float32 scale each */
+    L2P_INT8 = 1,     /* groups of int8 with one float32 scale each */
+    L2P_BFLOAT16 = 2, /* the upper half of a float32 */
+    L2P_INT4 = 3,     /* packed only: groups of 32 in a row, values -8 to 7, with one float16 scale each */
+    L2P_FLOAT16 = 4   /* in files only */
 };
 
 /* The tensors of a checkpoint, by llama2.c's names. */
@@ -39,8 +42,8 @@ enum {
 typedef struct {
     int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, seq_len;
     int32_t shared_classifier; /* 1: the output matrix is the token embedding */
-    int32_t weight_type;       /* L2P_FLOAT32 or L2P_INT8 */
-    int32_t group_size;        /* of L2P_INT8: values that share a scale, along the flattened tensor */
+    int32_t weight_type;       /* as packed: all but L2P_FLOAT16 */
+    int32_t group_size;        /* of int8 files and of L2P_INT8: values that share a scale, along the flattened tensor */
     float norm_eps, rope_theta;
 } l2p_config;
 
@@ -56,11 +59,12 @@ l2p_model *l2p_model_new(const l2p_config *config, int isa);
 void l2p_model_free(l2p_model *model);
 int64_t l2p_model_bytes(const l2p_model *model);
 
-/* Pack one tensor of one layer (0 where a tensor has none). values: float32, or int8 with its float32 scales
- * of the whole tensor behind `scales`; norms are always float32. Any alignment. *non_finite grows by the number
- * of values that are NaN or infinite. */
-int l2p_model_set(l2p_model *model, int tensor, int layer, const void *values, const void *scales, int n_threads,
-                  int64_t *non_finite);
+/* Pack one tensor of one layer (0 where a tensor has none), and convert or quantize it where the model's weight type
+ * is another. values: of values_type, in rows; of L2P_INT8, scales: float32, one for each group of the flattened
+ * tensor. Norms are always float32. Any alignment. *non_finite grows by the number of values that are NaN or infinite
+ * (of scales, where the model is quantized). */
+int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
+                  int n_threads, int64_t *non_finite);
 
 /* The cache of seq_len positions; memory is taken page by page as positions are used. NULL: no memory. */
 l2p_session *l2p_session_new(const l2p_model *model);

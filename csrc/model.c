@@ -1,7 +1,6 @@
-/* Packed weights: lay out the arena, pack row-major tensors into it, free it. And the memory of sessions. */
+/* A model in memory: the arena of its packed weights. And the memory of sessions. pack.c fills the arena. */
 #define _GNU_SOURCE
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -53,9 +52,16 @@ static void lay_out(l2p_model *model, Matrix *m, int blocks, int rows, int cols,
         m->group = greatest_common_divisor(model->config.group_size, cols);
         m->groups = cols / m->group;
         m->group_quads = (m->group + 3) / 4;
-        m->block_bytes = (size_t)m->groups * ((size_t)m->group_quads * LANES * 4 + LANES * sizeof(float));
+        m->group_bytes = (size_t)m->group_quads * LANES * 4 + LANES * sizeof(float);
+        m->block_bytes = (size_t)m->groups * m->group_bytes;
+    } else if (m->type == L2P_INT4) {
+        m->group = INT4_GROUP;
+        m->groups = (cols + INT4_GROUP - 1) / INT4_GROUP;
+        m->group_quads = INT4_GROUP / 4;
+        m->group_bytes = INT4_GROUP / 2 * LANES + LANES * sizeof(uint16_t);
+        m->block_bytes = (size_t)round_up((int64_t)m->groups * (int64_t)m->group_bytes, 64);
     } else {
-        m->block_bytes = (size_t)cols * LANES * sizeof(float);
+        m->block_bytes = (size_t)cols * LANES * (m->type == L2P_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
     }
     m->data = model->arena ? model->arena + *used : NULL;
     *used += m->block_bytes * (size_t)blocks;
@@ -65,8 +71,6 @@ static void lay_out_vector(l2p_model *model, float **vector, int n, size_t *used
     *vector = model->arena ? (float *)(void *)(model->arena + *used) : NULL;
     *used += (size_t)round_up(n, LANES) * sizeof(float); /* keeps what follows on cache lines */
 }
-
-static int blocks_of(int rows) { return (rows + LANES - 1) / LANES; }
 
 /* In the order a forward pass reads them. */
 static size_t lay_out_model(l2p_model *model) {
@@ -111,7 +115,7 @@ l2p_model *l2p_model_new(const l2p_config *config, int isa) {
     if (!model) return NULL;
     model->config = *config;
     model->kernels = kernels;
-    model->floats = config->weight_type == L2P_INT8 ? kernels->for_int8 : kernels->for_float32;
+    model->floats = config->weight_type == L2P_INT8 ? kernels->for_int8 : kernels->for_the_rest;
     model->layers = calloc((size_t)config->n_layers, sizeof *model->layers);
     if (model->layers) {
         model->arena_bytes = (size_t)round_up((int64_t)lay_out_model(model), HUGE_PAGE);
@@ -143,130 +147,6 @@ int threads_worth_it(const l2p_model *model, int n_threads) {
     const int64_t layer = c->dim * (2 * q_dim + 2 * kv_dim + 3 * (int64_t)c->hidden_dim);
     if (c->n_layers * layer + (int64_t)c->vocab_size * c->dim < SMALL_MODEL || n_threads < 1) return 1;
     return n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
-}
-
-/* ---- packing ---- */
-
-typedef struct {
-    Matrix *to;
-    int first, step;             /* source block b becomes block first + b * step of `to` */
-    int rows, cols;              /* of the source */
-    const unsigned char *values; /* float32 or int8 (rows, cols), of any alignment */
-    const unsigned char *scales; /* of int8: float32, one per file_group values of the flattened tensor */
-    int file_group, offset;
-    atomic_llong non_finite;
-} Packing;
-
-static float read_float(const unsigned char *floats, int64_t index) {
-    float value;
-    memcpy(&value, floats + index * (int64_t)sizeof value, sizeof value);
-    return value;
-}
-
-static int is_non_finite(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (bits & 0x7f800000u) == 0x7f800000u;
-}
-
-/* rows (height, cols) to block[cols][LANES]; returns how many values are not finite */
-static int64_t pack_block_f32(const Packing *p, float *block, int row, int height) {
-    int64_t non_finite = 0;
-    if (height < LANES) memset(block, 0, (size_t)p->cols * LANES * sizeof(float));
-    for (int k0 = 0; k0 < p->cols; k0 += LANES) { /* a square at a time stays in the first-level cache */
-        const int k1 = k0 + LANES < p->cols ? k0 + LANES : p->cols;
-        for (int lane = 0; lane < height; lane++) {
-            const int64_t source = (int64_t)(row + lane) * p->cols;
-            for (int k = k0; k < k1; k++) {
-                const float value = read_float(p->values, source + k);
-                non_finite += is_non_finite(value);
-                block[(size_t)k * LANES + (size_t)lane] = value;
-            }
-        }
-    }
-    return non_finite;
-}
-
-/* rows (height, cols) to block[groups] of { [group_quads][LANES][4], scale[LANES] } */
-static int64_t pack_block_int8(const Packing *p, unsigned char *block, int row, int height) {
-    const Matrix *m = p->to;
-    const size_t quads_bytes = (size_t)m->group_quads * LANES * 4;
-    int64_t non_finite = 0;
-    for (int g = 0; g < m->groups; g++, block += quads_bytes + LANES * sizeof(float)) {
-        float scales[LANES] = {0};
-        memset(block, p->offset, quads_bytes);
-        for (int lane = 0; lane < height; lane++) {
-            const int64_t source = (int64_t)(row + lane) * p->cols + (int64_t)g * m->group;
-            scales[lane] = read_float(p->scales, source / p->file_group);
-            non_finite += is_non_finite(scales[lane]);
-            for (int k = 0; k < m->group; k++)
-                block[(k / 4) * LANES * 4 + lane * 4 + k % 4] = (unsigned char)(p->values[source + k] + p->offset);
-        }
-        memcpy(block + quads_bytes, scales, sizeof scales);
-    }
-    return non_finite;
-}
-
-static void pack_share(void *context, int thread, int n_threads) {
-    Packing *p = context;
-    int begin, end;
-    int64_t non_finite = 0;
-    threads_share(blocks_of(p->rows), 1, thread, n_threads, &begin, &end);
-    for (int b = begin; b < end; b++) {
-        unsigned char *block = p->to->data + (size_t)(p->first + b * p->step) * p->to->block_bytes;
-        const int height = p->rows - b * LANES < LANES ? p->rows - b * LANES : LANES;
-        non_finite += p->to->type == L2P_INT8 ? pack_block_int8(p, block, b * LANES, height)
-                                              : pack_block_f32(p, (float *)(void *)block, b * LANES, height);
-    }
-    atomic_fetch_add(&p->non_finite, non_finite);
-}
-
-static int64_t copy_vector(float *to, const unsigned char *values, int n) {
-    int64_t non_finite = 0;
-    for (int i = 0; i < n; i++) {
-        to[i] = read_float(values, i);
-        non_finite += is_non_finite(to[i]);
-    }
-    return non_finite;
-}
-
-int l2p_model_set(l2p_model *model, int tensor, int layer, const void *values, const void *scales, int n_threads,
-                  int64_t *non_finite) {
-    const l2p_config *c = &model->config;
-    const int of_layer = tensor != L2P_TOKEN_EMBEDDING_TABLE && tensor != L2P_RMS_FINAL_WEIGHT && tensor != L2P_WCLS;
-    if (layer < 0 || layer >= (of_layer ? c->n_layers : 1)) return L2P_BAD_ARGUMENT;
-    Layer *l = &model->layers[layer];
-    const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
-    const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
-
-    Packing p = {.step = 1, .values = values, .scales = scales, .file_group = c->group_size};
-    p.offset = model->kernels->int8_offset;
-    switch (tensor) {
-    case L2P_RMS_ATT_WEIGHT: *non_finite += copy_vector(l->att_norm, values, c->dim); return L2P_OK;
-    case L2P_RMS_FFN_WEIGHT: *non_finite += copy_vector(l->ffn_norm, values, c->dim); return L2P_OK;
-    case L2P_RMS_FINAL_WEIGHT: *non_finite += copy_vector(model->final_norm, values, c->dim); return L2P_OK;
-    case L2P_TOKEN_EMBEDDING_TABLE: p.to = &model->embedding; p.rows = c->vocab_size; break;
-    case L2P_WCLS:
-        if (c->shared_classifier) return L2P_BAD_ARGUMENT;
-        p.to = &model->classifier;
-        p.rows = c->vocab_size;
-        break;
-    case L2P_WQ: p.to = &l->qkv; p.rows = q_rows; break;
-    case L2P_WK: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks; break;
-    case L2P_WV: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks + kv_blocks; break;
-    case L2P_WO: p.to = &l->wo; p.rows = c->dim; break;
-    case L2P_W1: p.to = &l->w13; p.rows = c->hidden_dim; p.step = 2; break;
-    case L2P_W3: p.to = &l->w13; p.rows = c->hidden_dim; p.step = 2; p.first = 1; break;
-    case L2P_W2: p.to = &l->w2; p.rows = c->dim; break;
-    default: return L2P_BAD_ARGUMENT;
-    }
-    if (p.to->type == L2P_INT8 && !scales) return L2P_BAD_ARGUMENT;
-    p.cols = p.to->cols;
-    threads_take_turn();
-    threads_run(threads_worth_it(model, n_threads), pack_share, &p);
-    threads_end_turn();
-    *non_finite += p.non_finite;
-    return L2P_OK;
 }
 
 /* ---- sessions ---- */

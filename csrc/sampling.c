@@ -61,7 +61,7 @@ static int32_t draw_top_p(const float *p, int n, float top_p, float coin, int32_
 
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch) {
-    model->kernels->for_float32->softmax(logits, n, temperature);
+    model->kernels->for_the_rest->softmax(logits, n, temperature);
     if (top_p <= 0.0f || top_p >= 1.0f || n == 1) return draw(logits, n, coin);
     const int32_t drawn = draw_top_p(logits, n, top_p, coin, scratch);
     return drawn >= 0 ? drawn : model->kernels->argmax(logits, n); /* a set of one */

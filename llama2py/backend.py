@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig
+from .config import Dtype, ModelConfig
 
 Logits: TypeAlias = NDArray[np.float32]
 
@@ -27,7 +27,7 @@ class Backend(Protocol):
     ----------
     config : ModelConfig
         The shape.
-    dtype : {'float32', 'int8'}
+    dtype : {'float32', 'bfloat16', 'int8', 'int4'}
         What the matrices are made of.
     isa : str
         The instruction set in use.
@@ -36,11 +36,11 @@ class Backend(Protocol):
     nbytes : int
         Memory of the weights.
     non_finite : int
-        Weights (for int8: scales) that are NaN or infinite.
+        Weights (of int8 and int4: scales) that are NaN or infinite.
     """
 
     config: ModelConfig
-    dtype: Literal["float32", "int8"]
+    dtype: Dtype
     isa: str
     threads: int
     nbytes: int

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from .errors import ConfigError
+
+# What the engine's matrices are made of; norms are always float32.
+Dtype: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
 
 # Far above any real model (llama-2-70b: dim 8192, hidden_dim 28672), low enough that every product
 # of two of them stays an exact 64-bit integer in the engine.

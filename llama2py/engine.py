@@ -11,8 +11,8 @@ import numpy as np
 
 from ._engine import ffi, lib
 from .backend import Logits
-from .checkpoint import Checkpoint, QuantizedTensor, Tensor
-from .config import ModelConfig
+from .checkpoint import Checkpoint, DenseTensor, QuantizedTensor, Tensor, default_group_size
+from .config import Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
 
@@ -29,6 +29,13 @@ _TENSORS = {
     "w3": lib.L2P_W3,
     "rms_final_weight": lib.L2P_RMS_FINAL_WEIGHT,
     "wcls": lib.L2P_WCLS,
+}
+
+_DTYPES: dict[Dtype, int] = {
+    "float32": lib.L2P_FLOAT32,
+    "bfloat16": lib.L2P_BFLOAT16,
+    "int8": lib.L2P_INT8,
+    "int4": lib.L2P_INT4,
 }
 
 atexit.register(lib.l2p_release)  # no thread is left to the interpreter's exit
@@ -107,6 +114,9 @@ class Engine:
         peaks at the packed model plus one tensor. May be closed afterwards.
     threads : int, optional
         Threads of a forward pass; by default the physical cores.
+    dtype : {'float32', 'bfloat16', 'int8', 'int4'}, optional
+        What to make the matrices of; by default what the checkpoint has. Converted and quantized by
+        all threads while packing, as `checkpoint.convert_matrix` does.
 
     Raises
     ------
@@ -114,13 +124,15 @@ class Engine:
         If the instruction set forced by ``LLAMA2PY_ISA`` is not to be had, or memory is short.
     """
 
-    def __init__(self, checkpoint: Checkpoint, threads: int | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, threads: int | None = None, dtype: Dtype | None = None
+    ) -> None:
         self.config = checkpoint.config
-        self.dtype = checkpoint.dtype
+        self.dtype: Dtype = dtype or checkpoint.dtype
         self.threads = threads or default_threads()
         isa = choose_isa()
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
-        model = lib.l2p_model_new(_c_config(checkpoint), isa)
+        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype), isa)
         if model == ffi.NULL:
             raise EngineError(
                 f"{checkpoint.path}: no memory for the weights, expected about"
@@ -135,15 +147,17 @@ class Engine:
                 checkpoint.release(tensor)
 
     def _pack(self, name: str, layer: int, tensor: Tensor) -> None:
-        scales = ffi.NULL
+        scales, kind = ffi.NULL, lib.L2P_FLOAT32
         if isinstance(tensor, QuantizedTensor):
-            values = _address(tensor.values)
-            scales = _address(tensor.scales)
+            values: np.ndarray[Any, Any] = tensor.values
+            scales, kind = _address(tensor.scales), lib.L2P_INT8
+        elif isinstance(tensor, DenseTensor):
+            values = tensor.data
         else:
-            values = _address(tensor.data)
+            values = tensor.dequantize()
         bad = ffi.new("int64_t *")
         error = lib.l2p_model_set(
-            self.handle, _TENSORS[name], layer, values, scales, self.threads, bad
+            self.handle, _TENSORS[name], layer, kind, _address(values), scales, self.threads, bad
         )
         _check(error, f"tensor {name}")
         self.non_finite += bad[0]
@@ -202,7 +216,7 @@ def _address(array: np.ndarray[Any, Any]) -> Any:
     return ffi.cast("void *", array.ctypes.data)
 
 
-def _c_config(checkpoint: Checkpoint) -> Any:
+def _c_config(checkpoint: Checkpoint, dtype: Dtype) -> Any:
     config: ModelConfig = checkpoint.config
     return ffi.new(
         "l2p_config *",
@@ -216,8 +230,8 @@ def _c_config(checkpoint: Checkpoint) -> Any:
             "vocab_size": config.vocab_size,
             "seq_len": config.seq_len,
             "shared_classifier": config.shared_classifier,
-            "weight_type": lib.L2P_INT8 if checkpoint.dtype == "int8" else lib.L2P_FLOAT32,
-            "group_size": checkpoint.group_size or 0,
+            "weight_type": _DTYPES[dtype],
+            "group_size": checkpoint.group_size or default_group_size(config),
             "norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,
         },

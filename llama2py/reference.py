@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Logits
-from .checkpoint import Checkpoint, QuantizedTensor, Tensor
+from .checkpoint import Checkpoint, QuantizedTensor, Tensor, convert_matrix, default_group_size
+from .checkpoint.converting import INT4_GROUP, Int4Matrix
+from .config import Dtype
 from .errors import ClosedError
 from .sampling import draw
 
@@ -51,8 +53,10 @@ def quantize_activations(x: Array, group: int) -> tuple[Array, Array]:
     return np.sign(ratios) * np.floor(np.abs(ratios) + np.float32(0.5)), scales
 
 
-def linear(tensor: Tensor) -> Callable[[Array], Array]:
-    """``x (n, cols) -> x @ W.T (n, rows)``; for int8, in integers within each group."""
+def linear(tensor: Tensor | Int4Matrix) -> Callable[[Array], Array]:
+    """``x (n, cols) -> x @ W.T (n, rows)``; for int8 and int4, in integers within each group."""
+    if isinstance(tensor, Int4Matrix):
+        return linear_int4(tensor)
     rows, cols = tensor.shape
     if not isinstance(tensor, QuantizedTensor):
         weight = np.array(tensor.data)
@@ -64,6 +68,20 @@ def linear(tensor: Tensor) -> Callable[[Array], Array]:
 
     def multiply(x: Array) -> Array:
         q, x_scales = quantize_activations(x, group)
+        sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact: whole numbers
+        return np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
+
+    return multiply
+
+
+def linear_int4(matrix: Int4Matrix) -> Callable[[Array], Array]:
+    """``x (n, cols) -> x @ W.T (n, rows)``."""
+    values, scales = matrix.values.astype(np.float32), matrix.scales.astype(np.float32)
+
+    def multiply(x: Array) -> Array:
+        filled = np.zeros((len(x), values.shape[1] * INT4_GROUP), np.float32)
+        filled[:, : matrix.cols] = x
+        q, x_scales = quantize_activations(filled, INT4_GROUP)
         sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact: whole numbers
         return np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
 
@@ -85,9 +103,15 @@ class Reference:
 
     isa, threads = "numpy", 1
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config, self.dtype = checkpoint.config, checkpoint.dtype
-        tensors = checkpoint.tensors
+    def __init__(self, checkpoint: Checkpoint, dtype: Dtype | None = None) -> None:
+        self.config, self.dtype = checkpoint.config, dtype or checkpoint.dtype
+        group_size = checkpoint.group_size or default_group_size(self.config)
+        tensors = {
+            name: [
+                convert_matrix(t, self.dtype, group_size) if "rms" not in name else t for t in ts
+            ]
+            for name, ts in checkpoint.tensors.items()
+        }
         self.nbytes = sum(t.nbytes for kind in tensors.values() for t in kind)
         self.non_finite = sum(t.count_non_finite() for kind in tensors.values() for t in kind)
         self.embedding = np.array(tensors["token_embedding_table"][0].dequantize())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from llama2py.backend import Logits
-from llama2py.config import ModelConfig
+from llama2py.config import Dtype, ModelConfig
 
 
 class ScriptedCache:
@@ -34,7 +34,7 @@ class ScriptedBackend:
             vocab_size=vocab_size,
             seq_len=seq_len,
         )
-        self.dtype: Literal["float32", "int8"] = "float32"
+        self.dtype: Dtype = "float32"
         self.isa = "script"
         self.threads = 1
         self.nbytes = self.non_finite = 0

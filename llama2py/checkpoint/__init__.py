@@ -10,6 +10,7 @@ import os
 
 from . import llama2c
 from .base import Checkpoint
+from .converting import convert_matrix, default_group_size
 from .mapped_file import MappedFile
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
 from .writer import quantize_checkpoint, write_checkpoint
@@ -19,6 +20,8 @@ __all__ = [
     "DenseTensor",
     "QuantizedTensor",
     "Tensor",
+    "convert_matrix",
+    "default_group_size",
     "open_checkpoint",
     "quantize",
     "quantize_checkpoint",

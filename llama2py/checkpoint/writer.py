@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,12 @@ from .llama2c_layout import header_config, header_numbers, lay_out, pack_header
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
 
 
-def quantize_checkpoint(checkpoint: Checkpoint, group_size: int) -> dict[str, tuple[Tensor, ...]]:
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    group_size: int,
+    threads: int = 1,
+    progress: Callable[[int], object] = lambda weights: None,
+) -> dict[str, tuple[Tensor, ...]]:
     """Quantize every matrix of a checkpoint, for a v2 file.
 
     Parameters
@@ -27,6 +33,11 @@ def quantize_checkpoint(checkpoint: Checkpoint, group_size: int) -> dict[str, tu
         An open one, of any format. Each tensor's pages are released once it is done.
     group_size : int
         Values per scale, a divisor of ``dim``.
+
+    threads : int
+        Matrices are quantized by so many threads at once: NumPy's work runs beside itself.
+    progress : callable, optional
+        Told the number of weights of each matrix that is done, from any of the threads.
 
     Returns
     -------
@@ -45,9 +56,19 @@ def quantize_checkpoint(checkpoint: Checkpoint, group_size: int) -> dict[str, tu
             return DenseTensor(tensor.dequantize().copy())
         quantized = quantize(tensor.dequantize(), group_size)
         checkpoint.release(tensor)
+        progress(quantized.values.size)
         return quantized
 
-    return {name: tuple(map(convert, layers)) for name, layers in checkpoint.tensors.items()}
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = {
+            name: [pool.submit(convert, tensor) for tensor in layers]
+            for name, layers in checkpoint.tensors.items()
+        }
+        try:
+            return {name: tuple(job.result() for job in layers) for name, layers in jobs.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def write_checkpoint(

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import Llama2pyError
-from . import bench, export_tokenizer, info, run, score, story, train, train_tokenizer
+from . import bench, export_tokenizer, info, quantize, run, score, story, train, train_tokenizer
 
 USAGE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
 
@@ -37,7 +37,17 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )
-    for command in (run, story, bench, score, info, train, train_tokenizer, export_tokenizer):
+    for command in (
+        run,
+        story,
+        bench,
+        score,
+        info,
+        quantize,
+        train,
+        train_tokenizer,
+        export_tokenizer,
+    ):
         command.add_parser(subparsers)
     return parser
 

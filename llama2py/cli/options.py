@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from ..config import Dtype
 from ..cpu import MAX_THREADS
 from ..errors import ParameterError
 from ..sampling import SamplingParams
@@ -12,6 +13,8 @@ from ..sampling import SamplingParams
 if TYPE_CHECKING:  # generic for type checkers only
     Subparsers = argparse._SubParsersAction[Any]
 
+DTYPES = get_args(Dtype)
+DTYPE = "convert or quantize the weights while loading (default: as the checkpoint has them)"
 CHECKPOINT = "a llama2.c model, as stories15M.bin (default: the built-in story model)"
 
 

@@ -46,6 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_M)
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt, in chat")
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
+    add("--dtype", choices=options.DTYPES, help=options.DTYPE)
     add("--backend", choices=("c", "numpy"), default="c", help="the engine, or the slow reference")
     parser.set_defaults(run=run)
 
@@ -53,7 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model, then tell or chat."""
     seed = args.seed if args.seed > 0 else random_seed()
-    with load(args.checkpoint, args.tokenizer, args.threads, args.backend) as model:
+    with load(args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype) as model:
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
         prompt = _prompt(args.prompt)
         if args.mode == "chat":

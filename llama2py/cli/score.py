@@ -36,6 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("checkpoint", metavar="MODEL", help=f"a llama2.c model; {BUILTIN!r}: the built-in one")
     add("file", metavar="FILE", type=Path, help="the text")
     add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: as in run")
+    add("--dtype", choices=options.DTYPES, help=options.DTYPE)
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Score story by story."""
     stories = read_stories(args.file)
     path = None if args.checkpoint == BUILTIN else args.checkpoint
-    with load(path, args.tokenizer, args.threads) as model:
+    with load(path, args.tokenizer, args.threads, dtype=args.dtype) as model:
         quiet = not sys.stderr.isatty()
         score = score_texts(model, tqdm(stories, unit="story", leave=False, disable=quiet))
     facts = {

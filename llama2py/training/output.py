@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
-from ..checkpoint import Tensor, open_checkpoint, quantize_checkpoint, write_checkpoint
+from ..checkpoint import (
+    Tensor,
+    default_group_size,
+    open_checkpoint,
+    quantize_checkpoint,
+    write_checkpoint,
+)
 from ..config import ModelConfig
 from ..corpus import SEPARATOR
 from ..errors import TrainingError
@@ -79,7 +85,9 @@ class Output:
             write_checkpoint(self.path, config, tensors)
             return
         with open_checkpoint(self.best) as checkpoint:
-            quantized = quantize_checkpoint(checkpoint, self.group_size or _group_size(config))
+            quantized = quantize_checkpoint(
+                checkpoint, self.group_size or default_group_size(config)
+            )
         write_checkpoint(self.path, config, quantized, version=2)
 
     def write_history(self, records: Sequence[Record]) -> None:
@@ -98,11 +106,3 @@ class Output:
         """What the best model tells, on the engine."""
         with load(self.best, self.tokenizer) as model:
             return model.generate(seed=seed, temperature=0.8).text
-
-
-def _group_size(config: ModelConfig) -> int:
-    """As llama2.c's exporter chooses it: 64, halved until it divides ``dim``."""
-    size = 64
-    while config.dim % size:
-        size //= 2
-    return size

@@ -17,22 +17,27 @@ void check_errors(void) {
         Run run = start_run(&s, best_isa(), 1), other = start_run(&s, best_isa(), 1);
         const l2p_config *c = &s.config;
         now("l2p_model_set");
+        const int type = group ? L2P_INT8 : L2P_FLOAT32;
         const float values[301 * 36] = {[1] = NAN, [5] = INFINITY, [7] = -INFINITY};
         int64_t bad = 10;
         CHECK(l2p_model_bytes(other.model) > 0);
-        CHECK(l2p_model_set(other.model, L2P_WQ, -1, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
-        CHECK(l2p_model_set(other.model, L2P_WQ, c->n_layers, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
-        CHECK(l2p_model_set(other.model, -1, 0, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
-        CHECK(l2p_model_set(other.model, N_TENSORS, 0, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_WQ, -1, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_WQ, c->n_layers, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, -1, 0, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, N_TENSORS, 0, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_WQ, 0, -1, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_INT4, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_FLOAT16 + 1, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_INT8, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
         CHECK(bad == 10);
-        CHECK(l2p_model_set(other.model, L2P_RMS_FINAL_WEIGHT, 0, values, NULL, 1, &bad) == L2P_OK && bad == 13);
-        CHECK(l2p_model_set(other.model, L2P_W1, 1, values, values, 3, &bad) == L2P_OK);
+        CHECK(l2p_model_set(other.model, L2P_RMS_FINAL_WEIGHT, 0, L2P_FLOAT32, values, NULL, 1, &bad) == L2P_OK && bad == 13);
+        CHECK(l2p_model_set(other.model, L2P_W1, 1, type, values, values, 3, &bad) == L2P_OK);
         /* of int8, the scales are what can be non-finite; group 4: each of the first 8 stands for one group */
         CHECK(bad == 16);
         l2p_config shared = *c;
         shared.shared_classifier = 1;
         l2p_model *small = l2p_model_new(&shared, best_isa());
-        CHECK(small && l2p_model_set(small, L2P_WCLS, 0, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(small && l2p_model_set(small, L2P_WCLS, 0, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         l2p_model_free(small);
 
         now("l2p_forward's arguments");

@@ -168,8 +168,8 @@ void check_kernels(void) {
         lcg_state = 1;
         now("%s", name);
         CHECK(kernels->for_int8->numerics == EXACT);
-        CHECK(kernels->for_float32->numerics == (strcmp(name, "portable") ? FUSED : EXACT));
-        const FloatKernels *sets[] = {kernels->for_float32, kernels->for_int8};
+        CHECK(kernels->for_the_rest->numerics == (strcmp(name, "portable") ? FUSED : EXACT));
+        const FloatKernels *sets[] = {kernels->for_the_rest, kernels->for_int8};
         for (int i = 0; i < 2; i++) {
             if (i && sets[1] == sets[0]) break;
             check_rmsnorm(sets[i]);

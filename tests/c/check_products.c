@@ -1,4 +1,4 @@
-/* The kernels of matrix products, each alone: matmul, attention's bare matmul, and quantizing for int8. */
+/* The kernels of matrix products, each alone: matmul of each type, attention's bare matmul, and quantizing. */
 #include "check.h"
 #include "parts.h"
 
@@ -10,31 +10,62 @@ static float multiply_add(int numerics, float a, float b, float c) {
 typedef struct {
     Matrix m;
     Guarded packed;
-    float *values; /* float32: (rows, cols) */
-    int8_t *q;     /* int8: (rows, cols) */
-    float *scales; /* int8: (rows, groups) */
+    float *values; /* float32, bfloat16: (rows, cols) */
+    int8_t *q;     /* int8, int4: (rows, cols) */
+    float *scales; /* int8, int4: (rows, groups) */
 } TestMatrix;
 
 static TestMatrix test_matrix(int type, int rows, int cols, int group, int offset) {
     TestMatrix t = {.m = {.type = type, .rows = rows, .cols = cols, .blocks = (rows + LANES - 1) / LANES}};
     Matrix *m = &t.m;
     const size_t size = (size_t)rows * (size_t)cols;
-    if (type == L2P_FLOAT32) {
-        m->block_bytes = (size_t)cols * LANES * sizeof(float);
+    if (type == L2P_FLOAT32 || type == L2P_BFLOAT16) {
+        const size_t width = type == L2P_FLOAT32 ? 4 : 2;
+        m->block_bytes = (size_t)cols * LANES * width;
         t.packed = guarded(m->block_bytes * (size_t)m->blocks);
         memset(t.packed.array, 0, t.packed.bytes);
         t.values = malloc(size * sizeof(float));
         fill(t.values, size);
-        float *packed = floats(t.packed);
         for (int row = 0; row < rows; row++)
-            for (int k = 0; k < cols; k++)
-                packed[((size_t)(row / LANES) * (size_t)cols + (size_t)k) * LANES + (size_t)(row % LANES)] =
-                    t.values[(size_t)row * (size_t)cols + (size_t)k];
+            for (int k = 0; k < cols; k++) {
+                unsigned char bytes[4], *value = (unsigned char *)&t.values[(size_t)row * (size_t)cols + (size_t)k];
+                if (width == 2) value[0] = value[1] = 0; /* the lower half; the machines we test are little-endian */
+                memcpy(bytes, value, 4);
+                const size_t at = ((size_t)(row / LANES) * (size_t)cols + (size_t)k) * LANES + (size_t)(row % LANES);
+                memcpy(t.packed.array + at * width, bytes + 4 - width, width);
+            }
+    } else if (type == L2P_INT4) {
+        m->group = INT4_GROUP;
+        m->groups = (cols + INT4_GROUP - 1) / INT4_GROUP;
+        m->group_quads = INT4_GROUP / 4;
+        m->group_bytes = INT4_GROUP / 2 * LANES + 2 * LANES;
+        m->block_bytes = (size_t)m->groups * m->group_bytes + 64; /* as if rounded up */
+        t.packed = guarded(m->block_bytes * (size_t)m->blocks);
+        memset(t.packed.array, 0x88, t.packed.bytes);
+        t.q = malloc(size);
+        t.scales = malloc((size_t)rows * (size_t)m->groups * sizeof(float));
+        for (int row = 0; row < m->blocks * LANES; row++)
+            for (int k = 0; k < m->groups * INT4_GROUP; k++) {
+                unsigned char *to = t.packed.array + (size_t)(row / LANES) * m->block_bytes +
+                                    (size_t)(k / INT4_GROUP) * m->group_bytes;
+                const int in = k % INT4_GROUP, inside = row < rows && k < cols;
+                const int value = inside ? (int)(random_u32() >> 28) - 8 : 0;
+                if (inside) t.q[(size_t)row * (size_t)cols + (size_t)k] = (int8_t)value;
+                unsigned char *both = to + in / 8 * 64 + row % LANES * 4 + in % 4;
+                *both = (unsigned char)(in / 4 % 2 ? (*both & 15) | (value + 8) * 16 : (*both & 240) | (value + 8));
+                if (in == 0) { /* 1 to 2 by 1024ths, times 2^-10: float16 has just these bits for it */
+                    const uint16_t half = (uint16_t)(5 << 10 | random_u32() >> 22);
+                    const float scale = (1.0f + (float)(half & 1023) / 1024.0f) / 1024.0f;
+                    memcpy(to + INT4_GROUP / 2 * LANES + row % LANES * 2, &half, 2);
+                    if (row < rows) t.scales[(size_t)row * (size_t)m->groups + (size_t)(k / INT4_GROUP)] = scale;
+                }
+            }
     } else {
         m->group = group;
         m->groups = cols / group;
         m->group_quads = (group + 3) / 4;
         const size_t quads_bytes = (size_t)m->group_quads * 4 * LANES, group_bytes = quads_bytes + 4 * LANES;
+        m->group_bytes = group_bytes;
         m->block_bytes = (size_t)m->groups * group_bytes;
         t.packed = guarded(m->block_bytes * (size_t)m->blocks);
         memset(t.packed.array, 0, t.packed.bytes);
@@ -70,16 +101,17 @@ static float dot(const TestMatrix *t, int numerics, int row, const float *x, con
                  float start) {
     float sum = start;
     const Matrix *m = &t->m;
-    if (m->type == L2P_FLOAT32) {
+    if (!is_quantized(m)) {
         const float *w = t->values + (size_t)row * (size_t)m->cols;
         for (int k = 0; k < m->cols; k++) sum = multiply_add(numerics, w[k], x[k], sum);
         return sum;
     }
     for (int g = 0; g < m->groups; g++) {
         int32_t whole = 0;
-        for (int k = 0; k < m->group; k++)
+        for (int k = 0; k < m->group && g * m->group + k < m->cols; k++)
             whole += t->q[(size_t)row * (size_t)m->cols + (size_t)(g * m->group + k)] * q[g * m->group_quads * 4 + k];
-        sum += (float)whole * t->scales[(size_t)row * (size_t)m->groups + (size_t)g] * scales[g];
+        const float scaled = (float)whole * t->scales[(size_t)row * (size_t)m->groups + (size_t)g];
+        sum = multiply_add(m->type == L2P_INT8 ? EXACT : numerics, scaled, scales[g], sum);
     }
     return sum;
 }
@@ -97,13 +129,13 @@ static void check_product(const Kernels *kernels, const TestMatrix *t, int begin
     memset(x.array, 0xff, x.bytes); /* NaN in the gaps */
     for (int i = 0; i < n; i++) {
         fill(floats(x) + (size_t)i * ld_x, (size_t)cols);
-        if (m->type == L2P_INT8) {
+        if (is_quantized(m)) {
             if (i % 2) /* the largest activations */
                 for (int k = 0; k < cols; k++) floats(x)[(size_t)i * ld_x + (size_t)k] = k % 3 ? 1.0f : -1.0f;
             kernels->quantize(&in, i, floats(x) + (size_t)i * ld_x, m);
         }
     }
-    const int numerics = kernels->for_float32->numerics;
+    const int numerics = kernels->for_the_rest->numerics;
     for (int mode = MATMUL_STORE; mode <= MATMUL_ADD; mode++) {
         for (int i = 0; i < n; i++)
             for (int row = begin * LANES; row < rows; row++)
@@ -132,7 +164,8 @@ void check_matmul(const Kernels *kernels) {
         int type, cols, group;
     } kinds[] = {{L2P_FLOAT32, 1, 0}, {L2P_FLOAT32, 15, 0}, {L2P_FLOAT32, 16, 0}, {L2P_FLOAT32, 33, 0},
                  {L2P_INT8, 5, 1},    {L2P_INT8, 6, 3},     {L2P_INT8, 12, 4},    {L2P_INT8, 15, 5},
-                 {L2P_INT8, 96, 32},  {L2P_INT8, 130, 65}};
+                 {L2P_INT8, 96, 32},  {L2P_INT8, 130, 65},  {L2P_BFLOAT16, 1, 0}, {L2P_BFLOAT16, 33, 0},
+                 {L2P_INT4, 1, 0},    {L2P_INT4, 32, 0},    {L2P_INT4, 100, 0}};
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++)
         for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
             TestMatrix t =
@@ -186,8 +219,8 @@ void check_matmul_f32(const FloatKernels *kernels) {
 }
 
 /* Quantize as the second of three vectors; q, scale and bias must be these, padding 0, the neighbours untouched */
-static void check_group(const Kernels *kernels, const float *values, int group, int groups) {
-    const Matrix m = {.type = L2P_INT8, .cols = group * groups, .group = group, .groups = groups,
+static void check_groups(const Kernels *kernels, int type, const float *values, int group, int groups, int short_by) {
+    const Matrix m = {.type = type, .cols = group * groups - short_by, .group = group, .groups = groups,
                       .group_quads = (group + 3) / 4};
     const size_t padded = (size_t)m.group_quads * 4, ld_q = padded * (size_t)groups, count = (size_t)groups;
     Guarded x = guarded_floats((size_t)m.cols), q = guarded(2 * ld_q), scale = guarded_floats(2 * count);
@@ -199,7 +232,8 @@ static void check_group(const Kernels *kernels, const float *values, int group, 
         const float *group_of = values + g * group;
         float max = 0.0f;
         int finite = 1;
-        for (int i = 0; i < group; i++) {
+        const int n = g < groups - 1 ? group : group - short_by;
+        for (int i = 0; i < n; i++) {
             max = fmaxf(max, fabsf(group_of[i]));
             finite &= isfinite(group_of[i]) != 0;
         }
@@ -207,19 +241,28 @@ static void check_group(const Kernels *kernels, const float *values, int group, 
         int32_t sum = 0;
         for (int i = 0; i < (int)padded; i++) {
             /* roundf rounds halves away from zero; a scale below the normal numbers cannot be divided by */
-            const int want = i < group && want_scale >= 0x1p-126f ? (int)roundf(group_of[i] / want_scale) : 0;
+            const int want = i < n && want_scale >= 0x1p-126f ? (int)roundf(group_of[i] / want_scale) : 0;
             CHECK(out.q[ld_q + (size_t)g * padded + (size_t)i] == want);
             sum += want;
         }
         CHECK(same(out.scale[count + (size_t)g], want_scale));
-        CHECK(out.bias[count + (size_t)g] == -kernels->int8_offset * sum);
+        CHECK(out.bias[count + (size_t)g] == -(type == L2P_INT4 ? INT4_OFFSET : kernels->int8_offset) * sum);
     }
     CHECK(is_canary(q.array, ld_q) && is_canary(scale.array, count * 4) && is_canary(bias.array, count * 4));
     unguard(x), unguard(q), unguard(scale), unguard(bias);
 }
 
+static void check_group(const Kernels *kernels, const float *values, int group, int groups) {
+    check_groups(kernels, L2P_INT8, values, group, groups, 0);
+}
+
 void check_quantize(const Kernels *kernels) {
     float x[260];
+    fill(x, sizeof x / sizeof x[0]);
+    for (int short_by = 0; short_by < INT4_GROUP; short_by += 1 + short_by * 2) {
+        now("%s quantize for int4, the last group short by %d", kernels->name, short_by);
+        for (int count = 1; count <= 4; count++) check_groups(kernels, L2P_INT4, x, INT4_GROUP, count, short_by);
+    }
     static const int groups[] = {1, 2, 3, 4, 5, 15, 16, 17, 32, 33, 64, 65};
     for (size_t s = 0; s < sizeof groups / sizeof groups[0]; s++) {
         now("%s quantize in groups of %d", kernels->name, groups[s]);

@@ -105,7 +105,7 @@ l2p_model *pack(const Synthetic *s, int isa, int n_threads) {
             memcpy(values.array, from + at, size * width);
             if (n_scales) memcpy(scales.array, s->scales[tensor] + (size_t)layer * n_scales, n_scales * sizeof(float));
             int64_t non_finite = 0;
-            CHECK(l2p_model_set(model, tensor, layer, values.array, scales.array, n_threads, &non_finite) == L2P_OK);
+            CHECK(l2p_model_set(model, tensor, layer, s->q[tensor] ? L2P_INT8 : L2P_FLOAT32, values.array, scales.array, n_threads, &non_finite) == L2P_OK);
             CHECK(non_finite == 0);
         }
         unguard(values), unguard(scales);

@@ -1,0 +1,223 @@
+/* Fill a model: take a tensor as a file has it, row by row, and pack it as the model wants it. */
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "kernels.h"
+
+typedef struct {
+    Matrix *to;
+    int first, step;             /* source block b becomes block first + b * step of `to` */
+    int rows, cols;              /* of the source */
+    int type;                    /* of the source */
+    const unsigned char *values; /* (rows, cols), of any alignment */
+    const unsigned char *scales; /* of an int8 source: float32, one per file_group values of the flattened tensor */
+    int file_group, offset;
+    atomic_llong non_finite;
+} Packing;
+
+/* ---- the source ---- */
+
+static float read_float(const unsigned char *floats, int64_t index) {
+    float value;
+    memcpy(&value, floats + index * (int64_t)sizeof value, sizeof value);
+    return value;
+}
+
+/* n values of the flattened source from `index` on, out (n,) */
+static void read_values(const Packing *p, int64_t index, int n, float *out) {
+    if (p->type == L2P_FLOAT32) {
+        memcpy(out, p->values + index * (int64_t)sizeof *out, (size_t)n * sizeof *out);
+    } else if (p->type == L2P_INT8) {
+        for (int i = 0; i < n; i++)
+            out[i] = (float)(int8_t)p->values[index + i] * read_float(p->scales, (index + i) / p->file_group);
+    } else {
+        for (int i = 0; i < n; i++) {
+            uint16_t half;
+            memcpy(&half, p->values + (index + i) * (int64_t)sizeof half, sizeof half);
+            out[i] = p->type == L2P_FLOAT16 ? float16_to_float(half) : bfloat16_to_float(half);
+        }
+    }
+}
+
+static int is_non_finite(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x7f800000u) == 0x7f800000u;
+}
+
+/* ---- one block of LANES rows, or the `height` that are left; each returns how many values (or scales) are not finite */
+
+/* rows (height, cols) to block[cols][LANES] of float32 or bfloat16 */
+static int64_t pack_dense(const Packing *p, unsigned char *block, int row, int height) {
+    const int narrow = p->to->type == L2P_BFLOAT16;
+    float *floats = (float *)(void *)block;
+    uint16_t *halves = (uint16_t *)(void *)block;
+    int64_t non_finite = 0;
+    if (height < LANES) memset(block, 0, p->to->block_bytes);
+    for (int k0 = 0; k0 < p->cols; k0 += LANES) { /* a square at a time stays in the first-level cache */
+        const int n = p->cols - k0 < LANES ? p->cols - k0 : LANES;
+        for (int lane = 0; lane < height; lane++) {
+            float values[LANES];
+            read_values(p, (int64_t)(row + lane) * p->cols + k0, n, values);
+            for (int k = 0; k < n; k++) {
+                const size_t at = (size_t)(k0 + k) * LANES + (size_t)lane;
+                non_finite += is_non_finite(values[k]);
+                if (narrow)
+                    halves[at] = float_to_bfloat16(values[k]);
+                else
+                    floats[at] = values[k];
+            }
+        }
+    }
+    return non_finite;
+}
+
+/* The scale of a whole group of the file, max|w| / 127: llama2.c's quantize_q80. NaN if a value is not finite. */
+static float int8_scale(const Packing *p, int64_t group) {
+    float max = 0.0f, values[LANES];
+    for (int i = 0; i < p->file_group; i += LANES) {
+        const int n = p->file_group - i < LANES ? p->file_group - i : LANES;
+        read_values(p, group * p->file_group + i, n, values);
+        for (int k = 0; k < n; k++) {
+            if (is_non_finite(values[k])) return NAN;
+            max = fabsf(values[k]) > max ? fabsf(values[k]) : max;
+        }
+    }
+    return max / 127.0f;
+}
+
+/* to the nearest whole number, ties to even, of |x| < 2^22: what is added leaves no bits for a fraction */
+static inline int nearest(float x) { return (int)((x + 12582912.0f) - 12582912.0f); }
+
+static int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
+
+/* rows (height, cols) to block[groups] of { [group_quads][LANES][4], float32 scale[LANES] } */
+static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int height) {
+    const Matrix *m = p->to;
+    const size_t quads_bytes = (size_t)m->group_quads * LANES * 4;
+    int64_t non_finite = 0;
+    for (int g = 0; g < m->groups; g++, block += m->group_bytes) {
+        float scales[LANES] = {0};
+        memset(block, p->offset, quads_bytes);
+        for (int lane = 0; lane < height; lane++) {
+            const int64_t source = (int64_t)(row + lane) * p->cols + (int64_t)g * m->group;
+            unsigned char *to = block + lane * 4;
+            if (p->type == L2P_INT8) {
+                scales[lane] = read_float(p->scales, source / p->file_group);
+                for (int k = 0; k < m->group; k++)
+                    to[(k / 4) * LANES * 4 + k % 4] = (unsigned char)(p->values[source + k] + p->offset);
+            } else {
+                scales[lane] = int8_scale(p, source / p->file_group);
+                for (int k = 0; scales[lane] > 0.0f && k < m->group; k++) { /* no NaN, and nothing to divide by 0 */
+                    float value;
+                    read_values(p, source + k, 1, &value);
+                    const int whole = clamp(nearest(value / scales[lane]), -127, 127);
+                    to[(k / 4) * LANES * 4 + k % 4] = (unsigned char)(whole + p->offset);
+                }
+            }
+            non_finite += is_non_finite(scales[lane]);
+        }
+        memcpy(block + quads_bytes, scales, sizeof scales);
+    }
+    return non_finite;
+}
+
+/* rows (height, cols) to block[groups] of { nibbles [group_quads / 2][LANES][4], float16 scale[LANES] }. The value that
+ * is farthest from 0 becomes -8 times the scale, so that all of the 16 values are used. */
+static int64_t pack_int4(const Packing *p, unsigned char *block, int row, int height) {
+    const Matrix *m = p->to;
+    const size_t nibbles = INT4_GROUP / 2 * LANES;
+    int64_t non_finite = 0;
+    for (int g = 0; g < m->groups; g++, block += m->group_bytes) {
+        uint16_t scales[LANES] = {0};
+        memset(block, INT4_OFFSET | INT4_OFFSET << 4, nibbles);
+        for (int lane = 0; lane < height; lane++) {
+            const int first = g * INT4_GROUP, n = p->cols - first < INT4_GROUP ? p->cols - first : INT4_GROUP;
+            float values[INT4_GROUP] = {0}, farthest = 0.0f;
+            read_values(p, (int64_t)(row + lane) * p->cols + first, n, values);
+            for (int k = 0; k < n && farthest == farthest; k++) /* a NaN is the farthest */
+                if (!(fabsf(values[k]) <= fabsf(farthest))) farthest = values[k];
+            scales[lane] = float_to_float16(farthest / -8.0f);
+            const float scale = float16_to_float(scales[lane]);
+            if (is_non_finite(scale)) {
+                scales[lane] = float_to_float16(NAN);
+                non_finite++;
+            } else if (scale != 0.0f) {
+                for (int k = 0; k < n; k++) {
+                    const int whole = clamp(nearest(values[k] / scale), -8, 7) + INT4_OFFSET, quad = k / 4;
+                    unsigned char *both = block + (quad / 2) * LANES * 4 + lane * 4 + k % 4;
+                    *both = (unsigned char)(quad % 2 ? (*both & 15) | whole << 4 : (*both & 0xf0) | whole);
+                }
+            }
+        }
+        memcpy(block + nibbles, scales, sizeof scales);
+    }
+    return non_finite;
+}
+
+/* ---- a tensor ---- */
+
+static void pack_share(void *context, int thread, int n_threads) {
+    Packing *p = context;
+    int begin, end;
+    int64_t non_finite = 0;
+    threads_share(blocks_of(p->rows), 1, thread, n_threads, &begin, &end);
+    for (int b = begin; b < end; b++) {
+        unsigned char *block = p->to->data + (size_t)(p->first + b * p->step) * p->to->block_bytes;
+        const int row = b * LANES, height = p->rows - row < LANES ? p->rows - row : LANES;
+        non_finite += p->to->type == L2P_INT8   ? pack_int8(p, block, row, height)
+                      : p->to->type == L2P_INT4 ? pack_int4(p, block, row, height)
+                                                : pack_dense(p, block, row, height);
+    }
+    atomic_fetch_add(&p->non_finite, non_finite);
+}
+
+static int64_t copy_vector(float *to, const unsigned char *values, int n) {
+    int64_t non_finite = 0;
+    for (int i = 0; i < n; i++) {
+        to[i] = read_float(values, i);
+        non_finite += is_non_finite(to[i]);
+    }
+    return non_finite;
+}
+
+int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
+                  int n_threads, int64_t *non_finite) {
+    const l2p_config *c = &model->config;
+    const int of_layer = tensor != L2P_TOKEN_EMBEDDING_TABLE && tensor != L2P_RMS_FINAL_WEIGHT && tensor != L2P_WCLS;
+    if (layer < 0 || layer >= (of_layer ? c->n_layers : 1)) return L2P_BAD_ARGUMENT;
+    if (values_type < L2P_FLOAT32 || values_type > L2P_FLOAT16 || values_type == L2P_INT4) return L2P_BAD_ARGUMENT;
+    Layer *l = &model->layers[layer];
+    const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
+    const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
+
+    Packing p = {.step = 1, .type = values_type, .values = values, .scales = scales, .file_group = c->group_size};
+    p.offset = model->kernels->int8_offset;
+    switch (tensor) {
+    case L2P_RMS_ATT_WEIGHT: *non_finite += copy_vector(l->att_norm, values, c->dim); return L2P_OK;
+    case L2P_RMS_FFN_WEIGHT: *non_finite += copy_vector(l->ffn_norm, values, c->dim); return L2P_OK;
+    case L2P_RMS_FINAL_WEIGHT: *non_finite += copy_vector(model->final_norm, values, c->dim); return L2P_OK;
+    case L2P_TOKEN_EMBEDDING_TABLE: p.to = &model->embedding; p.rows = c->vocab_size; break;
+    case L2P_WCLS:
+        if (c->shared_classifier) return L2P_BAD_ARGUMENT;
+        p.to = &model->classifier;
+        p.rows = c->vocab_size;
+        break;
+    case L2P_WQ: p.to = &l->qkv; p.rows = q_rows; break;
+    case L2P_WK: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks; break;
+    case L2P_WV: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks + kv_blocks; break;
+    case L2P_WO: p.to = &l->wo; p.rows = c->dim; break;
+    case L2P_W1: p.to = &l->w13; p.rows = c->hidden_dim; p.step = 2; break;
+    case L2P_W3: p.to = &l->w13; p.rows = c->hidden_dim; p.step = 2; p.first = 1; break;
+    case L2P_W2: p.to = &l->w2; p.rows = c->dim; break;
+    default: return L2P_BAD_ARGUMENT;
+    }
+    if (values_type == L2P_INT8 && !scales) return L2P_BAD_ARGUMENT;
+    p.cols = p.to->cols;
+    threads_take_turn();
+    threads_run(threads_worth_it(model, n_threads), pack_share, &p);
+    threads_end_turn();
+    *non_finite += p.non_finite;
+    return L2P_OK;
+}

@@ -1,0 +1,138 @@
+"""From one type of weights to another, in NumPy: what the engine does while it packs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import Dtype, ModelConfig
+from ..errors import ParameterError
+from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize
+
+INT4_GROUP = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int4Matrix:
+    """A matrix of whole numbers from -8 to 7, every 32 of a row with a scale of their own.
+
+    Parameters
+    ----------
+    values : ndarray, int8, shape (rows, groups, 32)
+        A row's last group is filled up with zeros.
+    scales : ndarray, float16, shape (rows, groups)
+        What to multiply each group's values with.
+    cols : int
+        Length of a row.
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float16]
+    cols: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(rows, cols)``."""
+        return len(self.values), self.cols
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes when packed, two values a byte."""
+        return self.values.size // 2 + self.scales.nbytes
+
+    def count_non_finite(self) -> int:
+        """How many scales are NaN or infinite; each spoils its group."""
+        return int(self.scales.size - np.count_nonzero(np.isfinite(self.scales)))
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weights this matrix stands for, float32, shape (rows, cols), a new array."""
+        weights = self.values * self.scales.astype(np.float32)[..., np.newaxis]
+        return weights.reshape(len(weights), -1)[:, : self.cols]
+
+
+def default_group_size(config: ModelConfig) -> int:
+    """Weights that share an int8 scale: 64, halved until it divides dim, as in llama2.c."""
+    group_size = 64
+    while config.dim % group_size:
+        group_size //= 2
+    return group_size
+
+
+def round_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The bfloat16 number next to each weight, ties to even, as float32; NaN stays NaN.
+
+    Parameters
+    ----------
+    weights : ndarray, float32, any shape
+
+    Returns
+    -------
+    ndarray, float32, of the same shape
+    """
+    bits = np.ascontiguousarray(weights).view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(weights), weights, rounded.view(np.float32))
+
+
+def quantize_int4(weights: NDArray[np.float32]) -> Int4Matrix:
+    """Quantize a matrix to 4 bits.
+
+    ``scale = w / -8`` of the weight w that is farthest from 0 in its group, rounded to float16;
+    then ``value = weight / scale``, rounded half to even and cut to -8..7. So all 16 values are in
+    use, as in ggml's Q4_0.
+
+    Parameters
+    ----------
+    weights : ndarray, float32, shape (rows, cols)
+        What to quantize.
+
+    Returns
+    -------
+    Int4Matrix, shape (rows, cols)
+        The scale of a group with a NaN or an infinity, or of weights beyond float16, is NaN.
+    """
+    rows, cols = weights.shape
+    groups = np.zeros((rows, -(-cols // INT4_GROUP) * INT4_GROUP), np.float32)
+    groups[:, :cols] = weights
+    groups = groups.reshape(rows, -1, INT4_GROUP)
+    farthest = np.take_along_axis(groups, abs(groups).argmax(axis=2)[..., np.newaxis], axis=2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scales = (farthest[..., 0] / np.float32(-8)).astype(np.float16)
+    spoiled = ~np.isfinite(scales)
+    scales[spoiled] = np.nan
+    unusable = spoiled | (scales == 0)
+    divisors = np.where(unusable, 1, scales.astype(np.float32))[..., np.newaxis]
+    ratios = np.where(unusable[..., np.newaxis], 0, groups / divisors)
+    values = np.clip(np.rint(ratios), -8, 7).astype(np.int8)
+    return Int4Matrix(values, scales, cols)
+
+
+def convert_matrix(tensor: Tensor, dtype: Dtype, group_size: int) -> Tensor | Int4Matrix:
+    """A matrix as the weights of another type.
+
+    Parameters
+    ----------
+    tensor : DenseTensor or QuantizedTensor, shape (rows, cols)
+    dtype : {'float32', 'bfloat16', 'int8', 'int4'}
+        bfloat16 comes as float32 numbers that bfloat16 holds.
+    group_size : int
+        For int8: values that share a scale. A tensor that is int8 already stays as it is.
+
+    Raises
+    ------
+    ParameterError
+        If ``dtype`` is none of these.
+    """
+    if dtype == "int8":
+        if isinstance(tensor, QuantizedTensor):
+            return tensor
+        return quantize(tensor.dequantize(), group_size)
+    if dtype == "int4":
+        return quantize_int4(tensor.dequantize())
+    if dtype == "bfloat16":
+        return DenseTensor(round_to_bfloat16(tensor.dequantize()))
+    if dtype == "float32":
+        return DenseTensor(tensor.dequantize())
+    raise ParameterError(f"dtype is {dtype!r}, expected float32, bfloat16, int8 or int4")

@@ -1,0 +1,210 @@
+"""Weight types: what is converted and quantized on loading, and that it computes as it should."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from conftest import in_memory, random_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from llama2py import ParameterError, load
+from llama2py.backend import Backend, Logits
+from llama2py.checkpoint import (
+    Checkpoint,
+    DenseTensor,
+    open_checkpoint,
+    quantize_checkpoint,
+    write_checkpoint,
+)
+from llama2py.checkpoint.converting import quantize_int4, round_to_bfloat16
+from llama2py.cli import main
+from llama2py.config import Dtype, ModelConfig
+from llama2py.engine import Engine, isa_names
+from llama2py.reference import Reference
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+SHAPES = {  # widths beside the blocks of 16 rows and the groups of 32 columns
+    "hd2": ModelConfig(16, 17, 2, 8, 8, 33, 90),
+    "hd6-gqa": ModelConfig(24, 44, 2, 4, 2, 15, 90),
+    "hd8-gqa": ModelConfig(64, 172, 2, 8, 4, 33, 90, shared_classifier=False),
+    "hd100-mqa": ModelConfig(200, 44, 2, 2, 1, 500, 90),
+}
+# Of the largest logit. Quantized activations are rounded: where NumPy's last bit differs, one in
+# thousands falls to the other side, a step of 1/127 of its group.
+TOLERANCE: dict[Dtype, float] = {"float32": 2e-5, "bfloat16": 2e-5, "int8": 2e-2, "int4": 3e-2}
+
+numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
+sizes = st.tuples(st.integers(1, 5), st.integers(1, 70))
+matrices = hnp.arrays(np.float32, sizes, elements=numbers)
+
+
+def logits(backend: Backend, n: int = 40) -> Logits:
+    tokens = [i * 7 % backend.config.vocab_size for i in range(n)]
+    return backend.forward(tokens, [backend.new_cache()] * n, range(n), range(n))
+
+
+def engine(checkpoint: Checkpoint, dtype: Dtype, isa: str, threads: int = 1) -> Engine:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA2PY_ISA", isa)
+        return Engine(checkpoint, threads, dtype)
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_instruction_set_computes_what_numpy_does(
+    name: str, dtype: Dtype, group_size: int | None
+) -> None:
+    checkpoint = random_checkpoint(SHAPES[name], group_size, seed=len(name))
+    want = logits(Reference(checkpoint, dtype))
+    simd = []
+    for isa in isa_names():
+        made = engine(checkpoint, dtype, isa)
+        assert made.dtype == dtype
+        got = logits(made)
+        assert np.abs(got - want).max() <= TOLERANCE[dtype] * np.abs(want).max()
+        if isa != "portable" or dtype == "int8":
+            simd.append(got)
+    assert all(np.array_equal(got, simd[0]) for got in simd)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_types_differ(dtype: Dtype) -> None:
+    """Or the test above would compare four times the same."""
+    checkpoint = random_checkpoint(SHAPES["hd8-gqa"])
+    others = [logits(Engine(checkpoint, 1, other)) for other in DTYPES if other != dtype]
+    mine = logits(Engine(checkpoint, 1, dtype))
+    assert not any(np.array_equal(mine, other) for other in others)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", [isa_names()[0], "portable"])
+def test_batches_blocks_and_threads_change_no_bit(dtype: Dtype, isa: str) -> None:
+    config = ModelConfig(64, 172, 2, 8, 4, 2**20 // 64 + 5, 90)  # worth a second thread
+    checkpoint = random_checkpoint(config)
+    alone, together = engine(checkpoint, dtype, isa), engine(checkpoint, dtype, isa, threads=3)
+    want, tokens = logits(alone, 20), [i * 7 % config.vocab_size for i in range(20)]
+    caches = [together.new_cache(), together.new_cache()]
+    for i in range(0, 20, 4):  # two sessions side by side, four tokens of each a call
+        got = together.forward(
+            tokens[i : i + 4] * 2,
+            [caches[0]] * 4 + [caches[1]] * 4,
+            [*range(i, i + 4)] * 2,
+            range(8),
+        )
+        assert np.array_equal(got[:4], want[i : i + 4])
+        assert np.array_equal(got[4:], want[i : i + 4])
+
+
+def test_int8_on_loading_is_the_v2_file(tmp_path: Path) -> None:
+    for config, group_size in ((SHAPES["hd8-gqa"], 64), (SHAPES["hd6-gqa"], 8)):
+        checkpoint = random_checkpoint(config)
+        tensors = quantize_checkpoint(checkpoint, group_size, threads=2)
+        write_checkpoint(tmp_path / "q80.bin", config, tensors, version=2)
+        with open_checkpoint(tmp_path / "q80.bin") as stored:
+            want = logits(Engine(stored))
+        assert np.array_equal(logits(Engine(checkpoint, 1, "int8")), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["w1", "token_embedding_table", "wcls"])
+def test_a_nan_is_counted_and_stays(dtype: Dtype, name: str) -> None:
+    checkpoint = random_checkpoint(SHAPES["hd8-gqa"])
+    tensors = dict(checkpoint.tensors)
+    spoiled = np.array(tensors[name][0].dequantize())
+    spoiled[0, 3] = np.nan  # token 0 and logit 0 meet it
+    tensors[name] = (DenseTensor(spoiled), *tensors[name][1:])
+    made = Engine(in_memory(checkpoint.config, tensors), 1, dtype)
+    assert made.non_finite == 1
+    assert np.isnan(logits(made)[0]).any()
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32)))
+def test_bfloat16_is_the_nearest_with_16_zero_bits(values: NDArray[np.float32]) -> None:
+    rounded = round_to_bfloat16(values)
+    assert np.array_equal(np.isnan(rounded), np.isnan(values))
+    finite = np.isfinite(values)
+    assert not (rounded[finite].view(np.uint32) & 0xFFFF).any()
+    exact, got = values[finite].astype(np.float64), rounded[finite].astype(np.float64)
+    below = (values[finite].view(np.uint32) & 0xFFFF0000).view(np.float32).astype(np.float64)
+    step = np.abs(below) * 2.0**-7 + 2.0**-133  # at least the distance to the next one
+    assert (np.abs(np.where(np.isinf(got), below, got) - exact) <= step).all()
+
+
+def test_bfloat16_ties_go_to_even() -> None:
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF], np.uint32).view(np.float32)
+    assert [hex(b) for b in round_to_bfloat16(ties).view(np.uint32)] == [
+        "0x3f800000",
+        "0x3f820000",
+        "0x3f810000",
+        "0x3f800000",
+    ]
+
+
+@given(matrices)
+def test_int4_is_within_half_a_step_or_one_at_the_far_end(weights: NDArray[np.float32]) -> None:
+    weights = np.clip(weights, -6e4, 6e4).astype(np.float32)
+    quantized = quantize_int4(weights)
+    assert quantized.shape == weights.shape
+    assert quantized.values.min() >= -8
+    assert quantized.values.max() <= 7
+    steps = np.repeat(abs(quantized.scales.astype(np.float32)), 32, axis=1)[:, : weights.shape[1]]
+    error = abs(quantized.dequantize() - weights)
+    # The opposite of the farthest weight would need +8; float16 rounds the scale by 2^-11, or by
+    # 2^-25 where it is subnormal.
+    assert (error <= steps * 1.01 + 8 * 2.0**-24).all()
+    within = quantized.values.reshape(len(weights), -1)[:, : weights.shape[1]] < 7
+    assert (error[within] <= (steps * 0.51 + 8 * 2.0**-24)[within]).all()
+
+
+def test_memory_shrinks_with_the_type() -> None:
+    config = ModelConfig(512, 1376, 8, 8, 8, 2000, 64)  # 26M: what a huge page rounds up shows less
+    checkpoint = random_checkpoint(config)
+    bytes_each = {dtype: Engine(checkpoint, 2, dtype).nbytes / config.n_params for dtype in DTYPES}
+    assert bytes_each["float32"] == pytest.approx(4, rel=0.05)
+    assert bytes_each["bfloat16"] == pytest.approx(2, rel=0.05)
+    assert bytes_each["int8"] == pytest.approx(1 + 4 / 64, rel=0.08)
+    assert bytes_each["int4"] == pytest.approx(0.5 + 2 / 32, rel=0.1)
+
+
+def test_load_takes_a_dtype_and_no_other() -> None:
+    for dtype in DTYPES:
+        with load(dtype=dtype) as model, load(dtype=dtype, backend="numpy") as reference:
+            assert model.backend.dtype == reference.backend.dtype == dtype
+            told = model.generate(max_tokens=12, temperature=0).text
+            assert told == reference.generate(max_tokens=12, temperature=0).text
+    with pytest.raises(ParameterError, match="expected one of float32, bfloat16, int8, int4"):
+        load(dtype="float16")  # type: ignore[arg-type]
+
+
+def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = SHAPES["hd8-gqa"]
+    source, out = tmp_path / "in.bin", tmp_path / "out.bin"
+    checkpoint = random_checkpoint(config)
+    write_checkpoint(source, config, checkpoint.tensors)
+    (tmp_path / "in.tokenizer.bin").write_bytes(b"a vocabulary")
+    assert main(["quantize", os.fspath(source), "-o", os.fspath(out)]) == 0
+    assert "3.7 times smaller, a scale for every 64 weights" in capsys.readouterr().err
+    assert (tmp_path / "out.tokenizer.bin").read_bytes() == b"a vocabulary"
+    with open_checkpoint(out) as stored:
+        assert stored.dtype == "int8"
+        assert stored.group_size == 64
+        assert np.array_equal(logits(Engine(stored)), logits(Engine(checkpoint, 1, "int8")))
+
+
+def test_quantize_command_refuses_what_it_cannot_divide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SHAPES["hd8-gqa"]
+    write_checkpoint(tmp_path / "in.bin", config, random_checkpoint(config).tensors)
+    command = ["quantize", os.fspath(tmp_path / "in.bin"), "-o", os.fspath(tmp_path / "out.bin")]
+    assert main([*command, "--group-size", "7"]) == 1
+    assert "expected a positive divisor of dim 64" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["in.bin"]
