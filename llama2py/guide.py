@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .backend import Logits
-from .opening import has_word
 from .tokenizer import Tokenizer
+from .words import has_word
 
 # Added to the logit of a wished word's first token: nothing at first, this much at the end.
 _WISH = 5.0

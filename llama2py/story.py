@@ -16,8 +16,9 @@ from .closing import Closing
 from .errors import ParameterError
 from .guide import StoryGuide
 from .model import Model, StrPath, load
-from .opening import has_word, opening_about, opening_with, whole_sentences
+from .opening import opening_about, opening_with
 from .sampling import Coin, Sampler, SamplingParams, random_seed
+from .words import has_word, whole_sentences
 
 # Told for one story with words that must appear; the first that has them all is taken.
 CANDIDATES = 8

@@ -12,7 +12,7 @@ from conftest import tiny_model
 
 import llama2py
 from llama2py import ClosedError, ParameterError, PromptError, Story, StoryTeller
-from llama2py.opening import has_word
+from llama2py.words import has_word
 
 
 @pytest.fixture(scope="module")
