@@ -11,45 +11,17 @@ import re
 from .tense import KNOWN_PAST, in_the_past, is_clause
 from .words import closed, ends_sentence, has_word
 
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _ONE = {"a", "an", "one", "another", "1"}
-_SEVERAL = {
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "many",
-    "several",
-    "few",
-}
+_SEVERAL = _set("two three four five six seven eight nine ten eleven twelve many several few")
 # "There was my dog" begins no story.
-_POINTING = {
-    "the",
-    "some",
-    "my",
-    "your",
-    "his",
-    "her",
-    "its",
-    "our",
-    "their",
-    "this",
-    "that",
-    "these",
-    "those",
-    "every",
-    "each",
-    "all",
-    "any",
-    "no",
-    "both",
-}
+_POINTING = _set(
+    "the some my your his her its our their this that these those every each all any no both"
+)
 _PRONOUNS = {"he", "she", "it", "we", "you", "they"}
 # "a few birds were", but "a bird was"
 _A_FEW = re.compile(r"(?:few|dozen|hundred|thousand|couple)\b")
@@ -58,26 +30,10 @@ _ONLY_ONE = re.compile(
     r"(?:\w+est|first|last|only|same|next|sun|moon|sky|sea|world|end)\b|.* the\b"
 )
 # Takes no article, and has no plural.
-_UNCOUNTED = {
-    "love",
-    "friendship",
-    "kindness",
-    "happiness",
-    "courage",
-    "magic",
-    "music",
-    "fun",
-    "nature",
-    "milk",
-    "water",
-    "snow",
-    "rain",
-    "ice",
-    "sand",
-    "bread",
-    "honey",
-    "sunshine",
-}
+_UNCOUNTED = _set(
+    "love friendship kindness happiness courage magic music fun nature milk water snow rain "
+    "ice sand bread honey sunshine"
+)
 _PLURALS = re.compile(
     r"\w*(?:children|people|mice|geese|teeth|feet|(?<!\bo)(?<!ci)men)$"  # no omen, no specimen
 )
@@ -89,8 +45,8 @@ _REST = re.compile(
     r",|\s(?:who|that|which|with|without|in|on|of|from|and|or|at|for|to|by|near|under|inside|behind"
     r"|between|about|like|named|called|but)\b"
 )
-# "sharing", "learning to swim", but not "king" or "flying dog"
-_DOING = re.compile(r"\w*[aeiouy]\w*(?<![^aeioul]l)ing(?: (?:to|the|an?|with|in|my|and)\b|$)")
+# Before these a word in -ing is no quality: "learning to swim", but "flying dog"
+_DOING = {"", "to", "the", "a", "an", "with", "in", "my", "and"}
 _AN = re.compile(
     r"(?!eu|ewe|one\b|once|uni(?![mnd])|u[^n\W][aeiou])[aeiouéè]|h(?:our|onest|ono|eir)"
 )
@@ -176,7 +132,7 @@ def _there_was(thing: str) -> str:
     if first == "some":
         several = _name_of(rest)[-1] in _FISH or _is_plural(rest)
         return "" if several is None else f"there {'were' if several else 'was'} {thing}"
-    if first in _POINTING or _DOING.match(thing) or _name_of(thing)[-1] in _UNCOUNTED:
+    if first in _POINTING or _is_doing(first, rest) or _name_of(thing)[-1] in _UNCOUNTED:
         return ""
     several = _is_plural(thing)
     if several is None:
@@ -184,6 +140,12 @@ def _there_was(thing: str) -> str:
     return (
         f"there were {thing}" if several else f"there was a{'n' * bool(_AN.match(thing))} {thing}"
     )
+
+
+def _is_doing(first: str, rest: str) -> bool:
+    """Whether it begins with what one does: "sharing", but not "king", "duckling", "flying dog"."""
+    is_done = first.endswith("ing") and not re.search(r"[^\Waeioul]ling$", first)
+    return is_done and bool(re.search("[aeiouy]", first[:-3])) and rest.partition(" ")[0] in _DOING
 
 
 def _name_of(thing: str) -> list[str]:

@@ -6,8 +6,6 @@ import re
 
 # The end of a sentence with what closes behind it; the full stop of an abbreviation is none.
 _END = re.compile(r"""(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)[.!?…]+["')”’»]*(?=\s|$)""")
-# What no text may end in before its full stop: a comma, a dash, a quotation mark that opens.
-_LOOSE = re.compile(r"""(?:[\s,;:–—(-]|(?<=\s)["'“‘]|^["'“‘])+$""")
 _SHORTEST_PLURAL = 3  # letters: "as" is not several a's
 
 
@@ -54,8 +52,16 @@ def closed(text: str) -> str:
     text = text.rstrip()
     if not text or ends_sentence(text):
         return text
-    text = _LOOSE.sub("", text)
+    end = len(text)
+    while end and _is_loose(text[end - 1], text[end - 2 : end - 1]):
+        end -= 1
+    text = text[:end]
     return text if text.endswith(".") else text + "."  # "Mr." is followed by no second one
+
+
+def _is_loose(last: str, before: str) -> bool:
+    """Whether no sentence ends so: in a comma, a dash, a quotation mark that opens."""
+    return last.isspace() or last in ",;:–—(-" or (last in "\"'“‘" and not before.strip())
 
 
 def whole_sentences(text: str, max_words: int, start: str = "") -> str:

@@ -33,6 +33,9 @@ ONCE = "Once upon a time, there "
         ("a girl who doesn’t like cake", "was a girl who did not like cake."),
         ("a story about two cats", "were two cats."),
         ("flying dogs", "were flying dogs."),
+        ("flying dog", "was a flying dog."),
+        ("king", "was a king."),
+        ("duckling", "was a duckling."),
         ("1 dog", "was 1 dog."),
         ("AN owl", "was an owl."),
         ("one cat", "was one cat."),
@@ -66,6 +69,13 @@ ONCE = "Once upon a time, there "
 )
 def test_a_thing_gets_a_sentence_in_the_past(about: str, rest: str) -> None:
     assert opening_about(about) == ONCE + rest
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_an_opening(about: str) -> None:
+    opening = opening_about(about)
+    assert has_word(opening_with(opening, ["owl"]), "owl")
+    assert opening == " ".join(opening.split())
 
 
 @pytest.mark.parametrize("about", ["Lily", "Lily and her cat", "Tom's dog", "Dr. Fox", "Élodie"])
@@ -161,6 +171,7 @@ def test_one_article_is_enough(word: str) -> None:
         "the biggest dog",
         "friendship",
         "learning to swim",
+        "sharing",
         "how the cat got lost",
         "big talking dogs",
         "cats lost in space",
