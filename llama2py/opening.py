@@ -72,7 +72,8 @@ def opening_about(about: str) -> str:
     Returns
     -------
     str
-        A sentence; for a name, a place or a quotation the beginning of one.
+        A sentence, "Once upon a time, there was ..." if that can be English; for a name, a place
+        or a quotation the beginning of one.
     """
     about = re.sub(r"(?<=\w)’(?=\w)", "'", " ".join(about.split()))
     if ends_sentence(about) and not about.endswith("…"):
