@@ -16,14 +16,26 @@ from .closing import Closing
 from .errors import ParameterError
 from .guide import StoryGuide
 from .model import Model, StrPath, load
-from .opening import has_word, opening_about, opening_with, whole_sentences
+from .opening import opening_about, opening_with
 from .sampling import Coin, Sampler, SamplingParams, random_seed
+from .words import has_word, whole_sentences
 
 # Told for one story with words that must appear; the first that has them all is taken.
 CANDIDATES = 8
-# Between the seeds of the tries: 2^64 / golden ratio, so that they are far from other stories'.
-_STRIDE = 0x9E3779B97F4A7C15
+# Between the seeds of the tries, so that they are far from other stories'. Not 2^64 / golden ratio,
+# which the coin takes for seed 0: two tries would be one.
+_STRIDE = 0xD1B54A32D192ED03
 SHORTEST, LONGEST = 10, 10_000  # words
+_NAME = r"((?:(?:Mr|Mrs|Ms|Dr)\. )?[A-Z]\w+)"
+# Whom a story is about, the surest first. A sentence's first word is a name if it does something.
+_NAMED = [
+    re.compile(rf"\bnamed {_NAME}"),
+    re.compile(
+        r"^(?!(?:He|She|It|They|We|You|There|This|That|One|Everyone) )"
+        rf"{_NAME}(?: and [A-Z]\w+)? (?:was|were|is|had|has|went|lived|liked|loved|wanted|saw)\b"
+    ),
+    re.compile(rf"(?<=[a-z,] ){_NAME}"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,16 @@ class Story:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """How a story begins, with its tokens, the most words it may have, and its title, if any."""
+
+    text: str
+    tokens: list[int]
+    max_words: int
+    title: str
+
+
 class StoryTeller(Closing):
     """Tells stories; a context manager.
 
@@ -76,16 +98,16 @@ class StoryTeller(Closing):
     model : str, path-like or Model, optional
         A checkpoint of a story model, or a loaded one. Default: the one that comes with llama2py.
     tokenizer : str or path-like, optional
-        As in `load`.
+        As in `load`; a loaded model has its own.
     threads : int, optional
-        As in `load`.
+        As in `load`; a loaded model has its own.
     temperature, top_p : float
         As in `Model.stream`: lower is tamer.
 
     Raises
     ------
     CheckpointError, TokenizerError, EngineError, ParameterError
-        As in `load`.
+        As in `load`; ParameterError, too, for a tokenizer or threads beside a loaded model.
 
     Examples
     --------
@@ -105,6 +127,11 @@ class StoryTeller(Closing):
     ) -> None:
         self._params = SamplingParams(temperature, top_p)
         self._owns_model = not isinstance(model, Model)
+        for name, value in (("tokenizer", tokenizer), ("threads", threads)):
+            if value is not None and not self._owns_model:
+                raise ParameterError(
+                    f"{name} is given with a loaded model, expected it in load(), or a path here"
+                )
         self.model = model if isinstance(model, Model) else load(model, tokenizer, threads)
 
     def __call__(
@@ -131,7 +158,8 @@ class StoryTeller(Closing):
             Must appear, in upper or lower case, as they are or as plurals. Of several tries the
             first that has them all is told; if none has, the first sentence names what was missing.
         max_words : int
-            Most words, 10 to 10000. The model's context may end the story sooner.
+            Most words, 10 to 10000, the opening's included. The model's context may end the story
+            sooner.
 
         Returns
         -------
@@ -145,8 +173,10 @@ class StoryTeller(Closing):
             ``max_words``, or a number is out of its range.
         PromptError
             If the opening is longer than the context or not encodable.
+        ClosedError
+            If the model is closed.
         """
-        return next(self._tell(iter([_seed(seed)]), about, opening, words, max_words, 1))
+        return next(self._tell(iter([_seed(seed)]), about, opening, words, max_words, CANDIDATES))
 
     def many(
         self,
@@ -171,7 +201,7 @@ class StoryTeller(Closing):
         about, opening, words, max_words
             As in a call.
         max_batch : int
-            How many at a time.
+            How many at a time, which bounds the memory; with ``words``, how many tries of one.
         progress : bool
             Show a bar on standard error.
 
@@ -182,8 +212,8 @@ class StoryTeller(Closing):
 
         Raises
         ------
-        ParameterError, PromptError
-            As in a call.
+        ParameterError, PromptError, ClosedError
+            As in a call, and at once.
         """
         if count is not None and index(count) < 0:
             raise ParameterError(f"count is {count}, expected a whole number from 0 up, or None")
@@ -212,6 +242,7 @@ class StoryTeller(Closing):
         max_batch: int,
     ) -> Iterator[Story]:
         """Check everything now, tell as the iterator is asked."""
+        _ = self.model.backend  # raises `ClosedError` now, not at the first story
         if about and opening:
             raise ParameterError("both about and opening are given, expected one of them")
         if not SHORTEST <= index(max_words) <= LONGEST:
@@ -219,72 +250,76 @@ class StoryTeller(Closing):
         words = [" ".join(word.split()) for word in ([words] if isinstance(words, str) else words)]
         if "" in words:
             raise ParameterError("a word that must appear is empty, expected at least one letter")
-        start = opening.strip() or opening_about(about)
-        for text in [start, opening_with(start, words)] if words else [start]:
-            if len(text.split()) >= max_words:
-                raise ParameterError(
-                    f"the opening has {len(text.split())} words, expected fewer than max_words,"
-                    f" which is {max_words}"
-                )
-            self.model.prompt_tokens(text)  # raises its errors before the first story
+        about = " ".join(about.split())
         title = about[:1].upper() + about[1:]
+        start = self._checked(opening.strip() or opening_about(about), max_words, title)
         if words:
-            return self._with_words(seeds, start, words, max_words, title)
-        return self._plain(seeds, start, max_words, title, max_batch)
+            naming = self._checked(opening_with(start.text, words), max_words, title)
+            return self._with_words(seeds, start, naming, words, min(max_batch, CANDIDATES))
+        return self._plain(seeds, start, max_batch)
 
-    def _plain(
-        self, seeds: Iterator[int], start: str, max_words: int, title: str, max_batch: int
-    ) -> Iterator[Story]:
+    def _checked(self, text: str, max_words: int, title: str) -> _Start:
+        """A story's beginning, if it can be told."""
+        if (n_words := len(text.split())) > max_words:
+            raise ParameterError(
+                f"the opening has {n_words} words, expected no more than max_words,"
+                f" which is {max_words}"
+            )
+        return _Start(text, self.model.prompt_tokens(text), max_words, title)
+
+    def _plain(self, seeds: Iterator[int], start: _Start, max_batch: int) -> Iterator[Story]:
         order: deque[int] = deque()  # the seeds of the stories in work
 
         def jobs() -> Iterator[Job]:
             for seed in seeds:
                 order.append(seed)
-                yield self._job(start, seed, max_words)
+                yield self._job(start, seed)
 
         for job in run_jobs(self.model, jobs(), max_batch):
-            yield _story(job, start, max_words, title, order.popleft())
+            yield _story(job, start, order.popleft())
 
     def _with_words(
-        self, seeds: Iterator[int], start: str, words: list[str], max_words: int, title: str
+        self, seeds: Iterator[int], start: _Start, naming: _Start, words: list[str], max_batch: int
     ) -> Iterator[Story]:
         """For each seed several tries, and if all of them miss a word, an opening that has it."""
         for seed in seeds:
             tries = [
-                self._job(start, (seed + number * _STRIDE) % (1 << 64), max_words, words)
+                self._job(start, (seed + number * _STRIDE) % (1 << 64), words)
                 for number in range(CANDIDATES)
             ]
-            for job in run_jobs(self.model, tries, CANDIDATES):
-                story = _story(job, start, max_words, title, seed)
+            for job in run_jobs(self.model, tries, max_batch):
+                story = _story(job, start, seed)
                 if all(has_word(story.text, word) for word in words):
                     break
             else:
-                naming = opening_with(start, words)
-                (job,) = run_jobs(self.model, [self._job(naming, seed, max_words)], 1)
-                story = _story(job, naming, max_words, title, seed)
+                (job,) = run_jobs(self.model, [self._job(naming, seed)], 1)
+                story = _story(job, naming, seed)
             yield story
 
-    def _job(self, start: str, seed: int, max_words: int, words: Sequence[str] = ()) -> Job:
+    def _job(self, start: _Start, seed: int, words: Sequence[str] = ()) -> Job:
         model = self.model
         return Job(
-            model.prompt_tokens(start),
+            start.tokens,
             Sampler(model.backend, self._params, seed),
             model.config.seq_len,
-            StoryGuide(model.tokenizer, start, max_words, words),
+            StoryGuide(model.tokenizer, start.text, start.max_words, words),
         )
 
 
-def _story(job: Job, start: str, max_words: int, title: str, seed: int) -> Story:
-    whole = (start + job.text).strip()
-    text = whole_sentences(whole, max_words)
+def _story(job: Job, start: _Start, seed: int) -> Story:
+    whole = (start.text + job.text).strip()
+    text = whole_sentences(whole, start.max_words, start.text)
+    # The guide stops a text only when it has more words than it may: it is cut, then.
     ended = job.finish_reason == "stop" and text == whole
-    return Story(text, title or _hero(text), seed, ended)
+    return Story(text, start.title or _title(text), seed, ended)
 
 
-def _hero(text: str) -> str:
+def _title(text: str) -> str:
     """Whom a story names first."""
-    named = re.search(r"\bnamed ([A-Z]\w+)", text) or re.search(r"(?<=[a-z,] )([A-Z]\w+)", text)
-    return f"The story of {named[1]}" if named else "A story"
+    for pattern in _NAMED:
+        if named := pattern.search(text):
+            return f"The story of {named[1]}"
+    return "A story"
 
 
 def _seed(seed: int | None) -> int:

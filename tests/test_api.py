@@ -244,8 +244,10 @@ MAY_IMPORT = {
     "reference": {*BASE, "backend", "checkpoint", "sampling"},
     "builtin": {"errors"},
     "corpus": {"errors"},
-    "opening": set[str](),
-    "guide": {"backend", "opening", "tokenizer"},
+    "words": set[str](),
+    "tense": set[str](),
+    "opening": {"tense", "words"},
+    "guide": {"backend", "tokenizer", "words"},
     "batch": {*BASE, "backend", "generation", "model", "sampling", "session", "tokenizer"},
     "scoring": {*BASE, "model", "session"},
 }
