@@ -17,6 +17,7 @@ SOURCES = [
     "attention.c",
     "threads.c",
     "sampling.c",
+    "probe.c",
     "dispatch.c",
     "isa_portable.c",
     "isa_avx2.c",

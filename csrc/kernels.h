@@ -51,7 +51,14 @@ typedef struct Kernels {
 
     /* the first index of the largest */
     int32_t (*argmax)(const float *x, int n);
+
+    /* probe.inc: nothing but reading, and nothing but products */
+    float (*read_all)(const unsigned char *memory, size_t bytes);
+    float (*multiply_add_chains)(int64_t rounds);
+    float (*dot_chains)(int64_t rounds, const unsigned char *weights, const int8_t *x);
 } Kernels;
+
+enum { PROBE_CHAINS = 12 };
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_avx512vnni, kernels_neon,
     kernels_neondot;

@@ -87,6 +87,12 @@ int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch);
 
+/* For benchmarks. Seconds of reading all of a model's memory once; seconds of `rounds` times l2p_products_a_round
+ * multiply-adds in each thread, of float32 or of int8. */
+double l2p_time_reading(const l2p_model *model, int n_threads);
+double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads);
+int64_t l2p_products_a_round(int weight_type);
+
 /* End the pool's threads and free the workspace; the next call that needs them makes new ones. */
 void l2p_release(void);
 

@@ -1,0 +1,59 @@
+/* What the machine can do at most: how fast a model's memory is read, how many products a second there are. */
+#define _POSIX_C_SOURCE 199309L
+#include <time.h>
+
+#include "kernels.h"
+
+typedef struct {
+    const l2p_model *model;
+    const Kernels *kernels;
+    int kind;
+    int64_t rounds;
+    float sums[MAX_THREADS]; /* results that must not be optimized away */
+} Probe;
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+static double timed(Work work, Probe *probe, int n_threads) {
+    threads_take_turn();
+    const double start = now();
+    threads_run(n_threads < 1 ? 1 : n_threads < MAX_THREADS ? n_threads : MAX_THREADS, work, probe);
+    const double seconds = now() - start;
+    threads_end_turn();
+    return seconds;
+}
+
+static void read_share(void *context, int thread, int n_threads) {
+    Probe *probe = context;
+    const size_t lines = probe->model->arena_bytes / 512; /* of what read_all takes at once */
+    const size_t begin = lines * (size_t)thread / (size_t)n_threads * 512;
+    const size_t end = lines * ((size_t)thread + 1) / (size_t)n_threads * 512;
+    probe->sums[thread] = probe->kernels->read_all(probe->model->arena + begin, end - begin);
+}
+
+double l2p_time_reading(const l2p_model *model, int n_threads) {
+    Probe probe = {.model = model, .kernels = model->kernels};
+    return timed(read_share, &probe, n_threads);
+}
+
+static void products_share(void *context, int thread, int n_threads) {
+    (void)n_threads;
+    Probe *probe = context;
+    static const unsigned char weights[LANES * 4] = {1, 2, 3};
+    static const int8_t x[4] = {1, -1, 1, -1};
+    probe->sums[thread] = probe->kind == L2P_INT8 ? probe->kernels->dot_chains(probe->rounds, weights, x)
+                                                  : probe->kernels->multiply_add_chains(probe->rounds);
+}
+
+double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads) {
+    Probe probe = {.kernels = kernels_of_isa(isa), .kind = weight_type, .rounds = rounds};
+    return probe.kernels ? timed(products_share, &probe, n_threads) : 0.0;
+}
+
+int64_t l2p_products_a_round(int weight_type) {
+    return (int64_t)PROBE_CHAINS * LANES * (weight_type == L2P_INT8 ? 4 : 1);
+}
