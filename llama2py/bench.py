@@ -1,26 +1,32 @@
-"""How fast a model runs here: load, prompt, generation, memory, for several thread counts."""
+"""How fast a model runs here, and how fast this machine would let anyone go."""
 
 from __future__ import annotations
 
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backend import Backend
 from .builtin import builtin_model
 from .checkpoint import open_checkpoint
-from .config import ModelConfig
+from .config import Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import ParameterError
 from .sampling import Sampler, SamplingParams
-from .session import Session
+from .session import Session, forward_many
+
+if TYPE_CHECKING:  # who only reads reports needs no C extension
+    from .engine import Engine
 
 GREEDY = SamplingParams(temperature=0.0)
 DEFAULT_SAMPLING = SamplingParams()
+BATCHES = (1, 4, 16, 64)
+# Tokens of each text of a batch.
+_BATCH_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +45,47 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one thread count does. Seconds, and tokens per second."""
+    """What one weight type and thread count does.
 
+    Attributes
+    ----------
+    dtype, threads, weight_bytes
+        Of the row; the bytes that its packed weights take.
+    load_seconds, first_token_seconds : Figure
+        From opening the checkpoint to a packed model, and on to the first token.
+    read_bytes_per_second : Figure
+        What the threads read from these weights when they do nothing else: no token can come
+        sooner than all that it needs is read.
+    products_per_second : Figure
+        Multiply-adds of the kind that the weights need, when nothing else is done.
+    prompt_tokens_per_second, greedy_tokens_per_second, sampled_tokens_per_second : Figure
+        Speeds.
+    read_share : Figure
+        Of what could be read, what greedy generation reads, 0 to 1.
+    product_share : Figure
+        Of the products that could be done, what the prompt's matrix products are, 0 to 1.
+    batches : dict of int to Figure
+        Tokens per second of all texts together, by how many are generated at once.
+    """
+
+    dtype: Dtype
     threads: int
+    weight_bytes: int
     load_seconds: Figure
+    first_token_seconds: Figure
+    read_bytes_per_second: Figure
+    products_per_second: Figure
     prompt_tokens_per_second: Figure
     greedy_tokens_per_second: Figure
     sampled_tokens_per_second: Figure
+    read_share: Figure
+    product_share: Figure
+    batches: dict[int, Figure]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A benchmark: the machine, the model, what was done, one row for each thread count."""
+    """A benchmark: the machine, the model, what was done, a row for each way to run it."""
 
     cpu: str
     cores: int
@@ -58,7 +93,6 @@ class Report:
     checkpoint: str
     parameters: int
     dtype: str
-    weight_bytes: int
     session_bytes: int
     prompt_tokens: int
     generated_tokens: int
@@ -76,11 +110,14 @@ def benchmark(
     repeats: int = 5,
     prompt_tokens: int = 128,
     generated_tokens: int = 128,
+    dtypes: Sequence[Dtype] | None = None,
+    batches: Sequence[int] = BATCHES,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Report:
     """Measure a checkpoint with the C engine.
 
-    Thread counts take turns, so that a change of the machine's pace meets all of them. The first
-    round of each is a warm-up and does not count.
+    All ways to run it take turns, so that a change of the machine's pace meets all of them. The
+    first round of each is a warm-up and does not count.
 
     Parameters
     ----------
@@ -93,6 +130,12 @@ def benchmark(
     prompt_tokens, generated_tokens : int
         Length of the two phases, cut to what the context holds. Generation starts at position 0;
         prompt speed is that of one prefill without sampling.
+    dtypes : sequence of {'float32', 'bfloat16', 'int8', 'int4'}, optional
+        Weight types. Default: the checkpoint's own.
+    batches : sequence of int
+        How many texts to generate at once.
+    progress : callable, optional
+        Told how many of how many measurements are done.
 
     Returns
     -------
@@ -106,43 +149,53 @@ def benchmark(
     ParameterError
         If a number is below 1.
     """
-    for value in (repeats, prompt_tokens, generated_tokens, *(threads or ())):
+    for value in (repeats, prompt_tokens, generated_tokens, *(threads or ()), *batches):
         if value < 1:
             raise ParameterError(f"a benchmark of {value}, expected whole numbers from 1 up")
     path = builtin_model() if path is None else path
-    counts = list(threads or _thread_counts())
-    results: dict[int, list[tuple[float, float, float, float]]] = {n: [] for n in counts}
+    with open_checkpoint(path) as checkpoint:
+        config, own = checkpoint.config, checkpoint.dtype
+    prompt_tokens = min(prompt_tokens, config.seq_len)
+    generated_tokens = min(generated_tokens, config.seq_len)
+    ways = [(dtype, n) for dtype in dtypes or [own] for n in threads or _thread_counts()]
+    runs: dict[tuple[Dtype, int], list[dict[str, float]]] = {way: [] for way in ways}
+    facts: dict[tuple[Dtype, int], tuple[int, str]] = {}
     for round_ in range(repeats + 1):
-        for n in counts:
-            seconds, backend = _load(path, n)
-            prompt_tokens = min(prompt_tokens, backend.config.seq_len)
-            generated_tokens = min(generated_tokens, backend.config.seq_len)
-            speeds = (
-                seconds,
-                _prompt_speed(backend, prompt_tokens),
-                _generation_speed(backend, GREEDY, generated_tokens),
-                _generation_speed(backend, DEFAULT_SAMPLING, generated_tokens),
-            )
+        for at, (dtype, n) in enumerate(ways):
+            start = perf_counter()
+            engine = _load(path, n, dtype)
+            measured = {"load_seconds": perf_counter() - start}
+            with Session(engine) as session:
+                Sampler(engine, GREEDY, seed=1).sample(session.forward([1]))
+            measured["first_token_seconds"] = perf_counter() - start
+            facts[dtype, n] = engine.nbytes, engine.isa
+            measured |= _speeds(engine, prompt_tokens, generated_tokens, batches)
+            engine.close()
             if round_:
-                results[n].append(speeds)
-            backend.close()
-    config = backend.config
+                runs[dtype, n].append(measured)
+            progress(round_ * len(ways) + at + 1, (repeats + 1) * len(ways))
     return Report(
         cpu=cpu_name(),
         cores=default_threads(),
-        isa=backend.isa,
+        isa=facts[ways[0]][1],
         checkpoint=os.path.basename(path),
         parameters=config.n_params,
-        dtype=backend.dtype,
-        weight_bytes=backend.nbytes,
+        dtype=own,
         session_bytes=config.cache_bytes,
         prompt_tokens=prompt_tokens,
         generated_tokens=generated_tokens,
         repeats=repeats,
-        rows=[
-            Row(n, *(Figure.of(column) for column in zip(*results[n], strict=True))) for n in counts
-        ],
+        rows=[_row(way, facts[way][0], runs[way], batches) for way in ways],
     )
+
+
+def _row(
+    way: tuple[Dtype, int], nbytes: int, runs: list[dict[str, float]], batches: Sequence[int]
+) -> Row:
+    figures = {name: Figure.of([run[name] for run in runs]) for name in runs[0]}
+    by_batch = {n: figures.pop(f"batch {n}") for n in dict.fromkeys(batches)}
+    dtype, threads = way
+    return Row(dtype=dtype, threads=threads, weight_bytes=nbytes, batches=by_batch, **figures)
 
 
 def cpu_name() -> str:
@@ -163,13 +216,48 @@ def _thread_counts() -> list[int]:
     return [*counts, most]
 
 
-def _load(path: str | os.PathLike[str], threads: int) -> tuple[float, Backend]:
-    from .engine import Engine  # whoever only reads reports needs no C extension
+def _load(path: str | os.PathLike[str], threads: int, dtype: Dtype) -> Engine:
+    from .engine import Engine
 
-    start = perf_counter()
     with open_checkpoint(path) as checkpoint:
-        backend = Engine(checkpoint, threads)
-    return perf_counter() - start, backend
+        return Engine(checkpoint, threads, dtype)
+
+
+def _speeds(
+    engine: Engine, prompt_tokens: int, generated_tokens: int, batches: Sequence[int]
+) -> dict[str, float]:
+    """One round: the machine's limits, and the speeds, in tokens per second."""
+    from .engine import products_per_second
+
+    prompt = _prompt_speed(engine, prompt_tokens)
+    products = products_per_second(engine.threads, engine.dtype in ("int8", "int4"))
+    # The machine's pace changes: what could be read is asked right before and after.
+    before = engine.read_seconds()
+    greedy = _generation_speed(engine, GREEDY, generated_tokens)
+    reading = engine.nbytes / min(before, engine.read_seconds(), engine.read_seconds())
+    needed = engine.nbytes * _share_of_a_token(engine.config)
+    speeds = {
+        "read_bytes_per_second": reading,
+        "products_per_second": products,
+        "prompt_tokens_per_second": prompt,
+        "greedy_tokens_per_second": greedy,
+        "sampled_tokens_per_second": _generation_speed(engine, DEFAULT_SAMPLING, generated_tokens),
+        "read_share": greedy * needed / reading,
+        "product_share": prompt * _products_of_a_prompt_token(engine.config) / products,
+    }
+    return speeds | {f"batch {n}": _batch_speed(engine, n) for n in batches}
+
+
+def _share_of_a_token(config: ModelConfig) -> float:
+    """Of all weights, those read for a token: of an embedding beside a classifier it is one row."""
+    unread = 0 if config.shared_classifier else config.vocab_size * config.dim
+    return (config.n_params - unread) / config.n_params
+
+
+def _products_of_a_prompt_token(config: ModelConfig) -> int:
+    """Multiply-adds of the layers' matrices; the classifier is for the last token only."""
+    tables = 1 if config.shared_classifier else 2
+    return config.n_params - tables * config.vocab_size * config.dim
 
 
 def _some_tokens(config: ModelConfig, n: int) -> list[int]:
@@ -193,3 +281,18 @@ def _generation_speed(backend: Backend, params: SamplingParams, n: int) -> float
         for _ in range(n):
             token = sampler.sample(session.forward([token]))
         return n / (perf_counter() - start)
+
+
+def _batch_speed(backend: Backend, batch: int) -> float:
+    """Tokens of all texts together, each chosen greedily."""
+    steps = min(_BATCH_TOKENS, backend.config.seq_len)
+    sessions = [Session(backend) for _ in range(batch)]
+    tokens = _some_tokens(backend.config, batch)
+    start = perf_counter()
+    for _ in range(steps):
+        logits = forward_many(sessions, [[token] for token in tokens])
+        tokens = [backend.argmax(row) for row in logits]
+    seconds = perf_counter() - start
+    for session in sessions:
+        session.close()
+    return batch * steps / seconds

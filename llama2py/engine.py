@@ -78,6 +78,29 @@ def choose_isa() -> int:
     )
 
 
+def products_per_second(threads: int, int8: bool = False) -> float:
+    """Multiply-adds a second when nothing else is done, float32 or int8; for `bench`.
+
+    Parameters
+    ----------
+    threads : int
+        So many do it at once.
+    int8 : bool
+        Integer dot products as int8 matrices have them.
+
+    Returns
+    -------
+    float
+        Products a second, all threads together.
+    """
+    kind, isa = (lib.L2P_INT8 if int8 else lib.L2P_FLOAT32), choose_isa()
+    rounds, seconds = 1000, 0.0
+    while seconds < 0.01:  # seconds; the wake-up of the threads must not count
+        rounds *= 4
+        seconds = lib.l2p_time_products(isa, kind, rounds, threads)
+    return float(rounds * lib.l2p_products_a_round(kind) * threads / seconds)
+
+
 class EngineCache:
     """A session's keys and values in the engine's memory."""
 
@@ -206,6 +229,10 @@ class Engine:
         return int(
             lib.l2p_sample(self.handle, values, len(values), temperature, top_p, coin, scratch)
         )
+
+    def read_seconds(self) -> float:
+        """How long all threads together take to read the packed weights once; for `bench`."""
+        return float(lib.l2p_time_reading(self.handle, self.threads))
 
     def close(self) -> None:
         self._model = None  # freed here, or when a call that runs in another thread is done

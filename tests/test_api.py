@@ -130,7 +130,8 @@ def test_no_instruction_set_is_overlooked() -> None:
     needs = {
         "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
         "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-        "avx2": {"avx2", "fma"},
+        "avxvnni": {"avx2", "fma", "f16c", "avx_vnni"},
+        "avx2": {"avx2", "fma", "f16c"},
         "portable": set[str](),
     }
     assert isa_names() == [isa for isa, wanted in needs.items() if wanted <= flags]

@@ -67,6 +67,11 @@ def thread_counts(text: str) -> list[int]:
     return list(dict.fromkeys(threads(part) for part in text.split(",")))
 
 
+def counts(text: str) -> list[int]:
+    """Different whole numbers from 1 up, with commas between them."""
+    return list(dict.fromkeys(count(part) for part in text.split(",")))
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
