@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 
 import numpy as np
 
 from .backend import Backend, Cache, Logits
 from .closing import Closing
-from .errors import ClosedError, PromptError
+from .errors import Cancelled, ClosedError, PromptError
 
 # Multiplications in one call of the engine: about a tenth of a second of work, so that Ctrl-C is
 # heard between the blocks of a long prompt.
@@ -41,7 +41,12 @@ class Session(Closing):
         """How many more tokens the context holds."""
         return self._backend.config.seq_len - self._position
 
-    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> Logits:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        all_logits: bool = False,
+        interrupted: Callable[[], bool] | None = None,
+    ) -> Logits:
         """Run tokens at the next positions.
 
         Parameters
@@ -51,6 +56,8 @@ class Session(Closing):
             engine; NumPy's matrix products are not that strict).
         all_logits : bool
             Give the logits behind every token, not only the last.
+        interrupted : callable, optional
+            Asked before each tenth of a second of work; True ends the call.
 
         Returns
         -------
@@ -65,7 +72,8 @@ class Session(Closing):
         ClosedError
             After `close`.
         Cancelled
-            If another thread closes the session meanwhile.
+            If another thread closes the session meanwhile, or ``interrupted`` says so; the blocks
+            run until then stay.
         """
         cache = self._open_cache()
         ids = self.checked(tokens)
@@ -74,6 +82,8 @@ class Session(Closing):
         for start in range(0, len(ids), self._block):
             block = ids[start : start + self._block]
             n, position = len(block), self._position
+            if interrupted is not None and interrupted():
+                raise Cancelled("a forward pass was interrupted by its caller")
             if all_logits:
                 rows: Sequence[int] = range(n)
             else:
