@@ -1,15 +1,14 @@
 """Meta's call: ``from llama2py.meta import Llama`` where a program has ``from llama import Llama``.
 
 Neither torchrun nor NCCL nor a GPU is needed. The functions mean what facebookresearch/llama's
-``llama/generation.py`` means by them, but for these four:
+``llama/generation.py`` means by them, but for these three:
 
 - Limits raise a `Llama2pyError` instead of an AssertionError.
 - Texts come from llama2py's seeded coin, not from PyTorch's: the distribution is the same, the
   draws are not.
-- Log-probabilities always belong to the token they stand at. Meta's are one token off where no
-  token is generated at all (``max_gen_len`` 0, or prompts as long as ``max_seq_len``, all of one
-  length), and hold a float for a first token there, too.
-- ``text_completion`` and ``chat_completion`` decode with llama2py's tokenizer.
+- A log-probability always belongs to the token it stands at, and with ``echo`` the first is 0.0.
+  Meta's are one token off where nothing is generated and all prompts have one length
+  (``max_gen_len`` 0, or prompts that fill ``max_seq_len``).
 """
 
 from __future__ import annotations
@@ -248,11 +247,11 @@ class Llama:
             echo,
         )
         if values is None:
-            return [{"generation": self.tokenizer.decode(t)} for t in tokens]
+            return [{"generation": self._decode(t)} for t in tokens]
         return [
             {
-                "generation": self.tokenizer.decode(t),
-                "tokens": [self.tokenizer.decode([x]) for x in t],
+                "generation": self._decode(t),
+                "tokens": [self._decode([x]) for x in t],
                 "logprobs": v,
             }
             for t, v in zip(tokens, values, strict=True)
@@ -299,10 +298,10 @@ class Llama:
         )
         answers: list[ChatPrediction] = []
         for number, t in enumerate(tokens):
-            content = UNSAFE_ERROR if unsafe[number] else self.tokenizer.decode(t)
+            content = UNSAFE_ERROR if unsafe[number] else self._decode(t)
             answer: ChatPrediction = {"generation": {"role": "assistant", "content": content}}
             if values is not None:
-                answer["tokens"] = [self.tokenizer.decode([x]) for x in t]
+                answer["tokens"] = [self._decode([x]) for x in t]
                 answer["logprobs"] = values[number]
             answers.append(answer)
         return answers
@@ -314,7 +313,9 @@ class Llama:
             content = B_SYS + turns[0]["content"] + E_SYS + turns[1]["content"]
             turns[:2] = [{"role": turns[1]["role"], "content": content}]
         roles = [message["role"] for message in turns]
-        if len(roles) % 2 == 0 or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+        if len(roles) % 2 == 0 or roles != [
+            ("user", "assistant")[i % 2] for i in range(len(roles))
+        ]:
             raise PromptError(
                 f"the roles of a dialog are {', '.join(m['role'] for m in dialog) or 'none'},"
                 " expected perhaps system, then user and assistant in turns, and user last"
@@ -325,6 +326,10 @@ class Llama:
             exchange = f"{B_INST} {user} {E_INST} {answer} "
             tokens += self.tokenizer.encode(exchange, bos=True, eos=True)
         return tokens + self.tokenizer.encode(f"{B_INST} {texts[-1]} {E_INST}", bos=True)
+
+    def _decode(self, tokens: list[int]) -> str:
+        """As sentencepiece does it, which takes the space off a first word."""
+        return self.tokenizer.decode([self.tokenizer.bos_id, *tokens])
 
     def _limit(self, max_gen_len: int | None) -> int:
         return self.max_seq_len - 1 if max_gen_len is None else max_gen_len
