@@ -11,6 +11,7 @@ from cffi import FFI
 CSRC = Path(__file__).resolve().parent
 SOURCES = [
     "model.c",
+    "session.c",
     "forward.c",
     "attention.c",
     "threads.c",

@@ -1,4 +1,4 @@
-/* Packed weights: lay out the arena, pack row-major tensors into it, free it. And the memory of sessions. */
+/* Packed weights: lay out the arena, pack row-major tensors into it, free it. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdatomic.h>
@@ -267,31 +267,4 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, const void *values, c
     threads_end_turn();
     *non_finite += p.non_finite;
     return L2P_OK;
-}
-
-/* ---- sessions ---- */
-
-l2p_session *l2p_session_new(const l2p_model *model) {
-    const l2p_config *c = &model->config;
-    l2p_session *session = calloc(1, sizeof *session);
-    if (!session) return NULL;
-    session->model = model;
-    session->seq_len = (int)round_up(c->seq_len, LANES);
-    session->key_stride = (size_t)session->seq_len * (size_t)c->head_dim;
-    session->value_stride = (size_t)session->seq_len * (size_t)round_up(c->head_dim, LANES);
-    const size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads;
-    session->bytes = heads * (session->key_stride + session->value_stride) * sizeof(float);
-    session->keys = pages_alloc(session->bytes, 0);
-    if (!session->keys) {
-        free(session);
-        return NULL;
-    }
-    session->values = session->keys + heads * session->key_stride;
-    return session;
-}
-
-void l2p_session_free(l2p_session *session) {
-    if (!session) return;
-    pages_free(session->keys, session->bytes);
-    free(session);
 }

@@ -20,6 +20,7 @@ from .errors import PromptError
 from .generation import Generation, Stream
 from .job import Job
 from .logprobs import log_probabilities
+from .prefixes import Prefixes
 from .request import Options, is_one, make_job, seed_each
 from .session import Session
 from .tokenizer import Tokenizer
@@ -34,6 +35,7 @@ class Asking(Closing):
     """The questions; `Model` adds the weights."""
 
     tokenizer: Tokenizer
+    _prefixes: Prefixes
 
     @property
     def config(self) -> ModelConfig:
@@ -89,7 +91,9 @@ class Asking(Closing):
             If a number is out of its range.
         """
         job = self._job(prompt, max_tokens, temperature, top_p, seed, options)
-        return Stream(self.session(), self.tokenizer, job)
+        taken = self._prefixes.take(job.prompt_tokens)
+        session, job.reused = taken if taken else (self.session(), 0)
+        return Stream(session, self.tokenizer, job, keep=self._prefixes)
 
     async def astream(
         self,

@@ -75,6 +75,7 @@ class EngineCache:
     """A session's keys and values in the engine's memory."""
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         session = lib.l2p_session_new(engine.handle)
         if session == ffi.NULL:
             config = engine.config
@@ -91,6 +92,11 @@ class EngineCache:
         if self._session is None:
             raise ClosedError("the session is closed, expected an open one")
         return self._session
+
+    def copy(self, n_positions: int) -> EngineCache:
+        made = EngineCache(self._engine)
+        lib.l2p_session_copy(made.handle, self.handle, n_positions)
+        return made
 
     def close(self) -> None:
         self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then

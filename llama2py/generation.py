@@ -9,6 +9,7 @@ from .closing import Closing
 from .errors import Cancelled
 from .job import FinishReason, Job, Timings
 from .logprobs import TokenLogprob
+from .prefixes import Prefixes
 from .session import Session
 from .tokenizer import Tokenizer
 
@@ -84,10 +85,17 @@ class Stream(Closing, Iterator[str]):
         What to generate.
     owns_session : bool
         Close the session at the end.
+    keep : Prefixes, optional
+        Gets the session at the end, instead.
     """
 
     def __init__(
-        self, session: Session, tokenizer: Tokenizer, job: Job, owns_session: bool = True
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        job: Job,
+        owns_session: bool = True,
+        keep: Prefixes | None = None,
     ) -> None:
         self.prompt_tokens = job.prompt_tokens
         self.tokens = job.tokens
@@ -98,6 +106,7 @@ class Stream(Closing, Iterator[str]):
         self._session = session
         self._tokenizer = tokenizer
         self._owns_session = owns_session
+        self._keep = keep
         self._pieces = self._run()
 
     @property
@@ -127,7 +136,14 @@ class Stream(Closing, Iterator[str]):
     def __next__(self) -> str:
         try:
             return next(self._pieces)
-        except BaseException:  # the end, or an error: either way nothing more will come
+        except StopIteration:
+            if self._keep and self._owns_session and self.finish_reason:
+                self._owns_session = False
+                run = (self.prompt_tokens + self.tokens)[: self._session.position]
+                self._keep.give(self._session, run)
+            self.close()
+            raise
+        except BaseException:  # nothing more will come
             self.close()
             raise
 

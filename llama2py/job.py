@@ -97,6 +97,8 @@ class Job:
         Ends it when set.
     top_logprobs : int, optional
         Keep the log-probability of each token, and so many best beside it.
+    reused : int
+        So many of the prompt's tokens have been run in the session before.
     text : str
         What was generated, without the prompt.
     tokens : list of int
@@ -120,6 +122,7 @@ class Job:
     max_time: float | None = None
     cancel: threading.Event | None = None
     top_logprobs: int | None = None
+    reused: int = 0
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -143,13 +146,13 @@ class Job:
             If the prompt cannot be run.
         """
         self._started_at = perf_counter()
-        self._block = session.checked(self.prompt_tokens)
+        self._block = session.checked(self.prompt_tokens[self.reused :])
         # The last token needs no place: nothing comes after it.
         self._budget = min(self.max_tokens, session.room - len(self._block) + 1)
         self._decoder = tokenizer.decoder(previous=self._block[-1])
         self._stop_texts = StopTexts(self.stop)
         self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens
-        self.timings.prompt_tokens = len(self._block)
+        self.timings.prompt_tokens = len(self.prompt_tokens)
 
     @property
     def has_budget(self) -> bool:

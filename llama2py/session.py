@@ -24,9 +24,9 @@ class Session(Closing):
     of one model are.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, cache: Cache | None = None) -> None:
         self._backend = backend
-        self._cache: Cache | None = backend.new_cache()
+        self._cache: Cache | None = backend.new_cache() if cache is None else cache
         self._position = 0
         block = _BLOCK_WORK // backend.config.n_params
         self._block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
@@ -112,6 +112,31 @@ class Session(Closing):
                 f"cannot rewind to position {position}, expected 0 to {self._position}"
             )
         self._position = position
+
+    def fork(self) -> Session:
+        """Another session that has run the same tokens; from here on the two go their own ways.
+
+        Costs the copy of as many keys and values as there are positions.
+
+        Examples
+        --------
+        >>> from llama2py import load
+        >>> with load().session() as trunk:
+        ...     logits = trunk.forward([1, 300, 301])
+        ...     with trunk.fork() as branch:
+        ...         bool((branch.forward([302]) == trunk.forward([302])).all())
+        True
+
+        Raises
+        ------
+        ClosedError
+            After `close`.
+        EngineError
+            If there is no memory for it.
+        """
+        made = Session(self._backend, self._open_cache().copy(self._position))
+        made._position = self._position
+        return made
 
     def close(self) -> None:
         """Free the memory. Twice does no harm.
