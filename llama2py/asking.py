@@ -111,6 +111,7 @@ class Asking(Closing):
         Examples
         --------
         >>> import asyncio
+        >>> from llama2py import load
         >>> async def tell():
         ...     return "".join([piece async for piece in load().astream("Once", seed=1)])
         >>> asyncio.run(tell()) == load().generate("Once", seed=1).text
@@ -176,6 +177,7 @@ class Asking(Closing):
 
         Examples
         --------
+        >>> from llama2py import load
         >>> model = load()
         >>> one, other = model.generate(["Once", "One day"], seed=[1, 2], max_tokens=9)
         >>> other.text == model.generate("One day", seed=2, max_tokens=9).text
@@ -228,6 +230,7 @@ class Asking(Closing):
         Examples
         --------
         >>> from itertools import count
+        >>> from llama2py import load
         >>> texts = load().generate_many(map(str, count()), seed=count(), max_tokens=3)
         >>> next(texts).seed, next(texts).seed
         (0, 1)
