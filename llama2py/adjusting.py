@@ -15,7 +15,7 @@ al., "Turning Up the Heat: Min-p Sampling" (2024): ``min_p``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ from .errors import ParameterError
 # Gets the tokens so far, prompt included, and logits (vocab_size,); gives those to go on with.
 LogitsProcessor: TypeAlias = Callable[[Sequence[int], Logits], Logits]
 Floats: TypeAlias = NDArray[np.float64]
+Tokens: TypeAlias = NDArray[np.int64]
 
 
 def penalize(
@@ -59,24 +60,24 @@ def penalize(
         logits[tokens] -= (counts * frequency + presence).astype(np.float32)
 
 
-def add_bias(logits: Logits, bias: Mapping[int, float], banned: Iterable[int]) -> None:
-    """Add to some logits, in place, and put others out of reach.
+def add_bias(logits: Logits, biased: Tokens, values: Logits, banned: Tokens) -> None:
+    """Add values (n,) to the logits of tokens ``biased`` (n,), none of them twice, in place, and
+    put the ``banned`` ones (m,) out of reach.
 
     Raises
     ------
     ParameterError
         If a token is not in the vocabulary.
     """
-    for token in [*bias, *banned]:
-        if not 0 <= token < len(logits):
+    for tokens in (biased, banned):
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < len(logits):
+            wrong = tokens[(tokens < 0) | (tokens >= len(logits))][0]
             raise ParameterError(
-                f"token {token} of logit_bias or banned_tokens is not in the vocabulary,"
+                f"token {wrong} of logit_bias or banned_tokens is not in the vocabulary,"
                 f" expected 0 to {len(logits) - 1}"
             )
-    for token, value in bias.items():
-        logits[token] += value
-    for token in banned:
-        logits[token] = -np.inf
+    logits[biased] += values
+    logits[banned] = -np.inf
 
 
 def process(logits: Logits, tokens: Sequence[int], processors: Iterable[LogitsProcessor]) -> Logits:
@@ -88,7 +89,7 @@ def process(logits: Logits, tokens: Sequence[int], processors: Iterable[LogitsPr
         If one gives something that is not logits.
     """
     for processor in processors:
-        given = np.asarray(processor(tokens, logits), np.float32)
+        given = np.ascontiguousarray(processor(tokens, logits), np.float32)
         if given.shape != logits.shape:
             raise ParameterError(
                 f"a logits_processor gave an array of shape {given.shape},"
@@ -99,9 +100,15 @@ def process(logits: Logits, tokens: Sequence[int], processors: Iterable[LogitsPr
 
 
 def softmax(logits: Logits, temperature: float) -> Floats:
-    """Probabilities (vocab_size,) in double precision; a logit of -inf is 0."""
+    """Probabilities (vocab_size,) in double precision; a logit of -inf is 0.
+
+    Where some are infinite, they share all of it.
+    """
     wide = logits.astype(np.float64)
-    e = np.exp((wide - wide.max()) / temperature)
+    best = wide.max()
+    if best == np.inf:
+        return np.asarray((wide == np.inf) / np.count_nonzero(wide == np.inf))
+    e = np.exp((wide - best) / temperature)
     return np.asarray(e / e.sum())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Sized
-from itertools import repeat
 from operator import index
 from typing import TYPE_CHECKING, cast, overload
 
@@ -21,7 +20,7 @@ from .generation import Generation, Stream
 from .job import Job
 from .logprobs import log_probabilities
 from .prefixes import Prefixes
-from .request import Options, is_one, make_job, seed_each
+from .request import Options, is_one, make_job, seed_each, seeds_of
 from .session import Session
 from .tokenizer import Tokenizer
 
@@ -183,6 +182,8 @@ class Asking(Closing):
         >>> other.text == model.generate("One day", seed=2, max_tokens=9).text
         True
         """
+        if not hasattr(prompt, "__len__"):  # an iterator, against the types; it can be read once
+            prompt = cast("Sequence[int]", list(prompt))
         if is_one(prompt):
             one: str | Sequence[int] = prompt  # type: ignore[assignment]
             if seed is not None:
@@ -235,11 +236,9 @@ class Asking(Closing):
         >>> next(texts).seed, next(texts).seed
         (0, 1)
         """
-        if seed is None or not hasattr(seed, "__iter__"):
-            seed = repeat(cast("int", seed))
         jobs = (
             self._job(prompt, max_tokens, temperature, top_p, its_seed, options)
-            for prompt, its_seed in zip(prompts, seed, strict=False)
+            for prompt, its_seed in zip(prompts, seeds_of(seed), strict=False)
         )
         texts: Iterable[Job] = run_jobs(self, jobs, max_batch)
         if progress:

@@ -94,8 +94,10 @@ class EngineCache:
         return self._session
 
     def copy(self, n_positions: int) -> EngineCache:
+        model, session = self._engine.handle, self.handle  # alive during the copy
         made = EngineCache(self._engine)
-        lib.l2p_session_copy(made.handle, self.handle, n_positions)
+        lib.l2p_session_copy(made.handle, session, n_positions)
+        del model
         return made
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ class Stream(Closing, Iterator[str]):
         self._job = job
         self._session = session
         self._tokenizer = tokenizer
-        self._owns_session = owns_session
+        self._owned = [session] if owns_session else []  # whoever takes it out, disposes of it
         self._keep = keep
         self._pieces = self._run()
 
@@ -122,13 +122,16 @@ class Stream(Closing, Iterator[str]):
     def _run(self) -> Iterator[str]:
         job, session = self._job, self._session
         job.start(session, self._tokenizer)
+        interrupted = job.interrupted if job.watched else None
         while job.finish_reason is None:
-            block = job.next_block(session.room)
+            block = job.next_block()
             try:
-                logits = session.forward(block, interrupted=job.interrupted)
+                logits = session.forward(block, interrupted=interrupted)
             except Cancelled:
                 if job.finish_reason is None:  # the session was closed
                     raise
+                if rest := job.end():
+                    yield rest
                 return
             if piece := job.take(logits):
                 yield piece
@@ -137,10 +140,9 @@ class Stream(Closing, Iterator[str]):
         try:
             return next(self._pieces)
         except StopIteration:
-            if self._keep and self._owns_session and self.finish_reason:
-                self._owns_session = False
-                run = (self.prompt_tokens + self.tokens)[: self._session.position]
-                self._keep.give(self._session, run)
+            if self._keep and self.finish_reason and (session := self._take_session()):
+                run = (self.prompt_tokens + self.tokens)[: session.position]
+                self._keep.give(session, run)
             self.close()
             raise
         except BaseException:  # nothing more will come
@@ -165,5 +167,12 @@ class Stream(Closing, Iterator[str]):
 
     def close(self) -> None:
         """Stop here, from any thread. Twice does no harm."""
-        if self._owns_session:
-            self._session.close()
+        if session := self._take_session():
+            session.close()
+
+    def _take_session(self) -> Session | None:
+        """The session, if it is this stream's to dispose of: once, whichever thread comes first."""
+        try:
+            return self._owned.pop()
+        except IndexError:
+            return None

@@ -135,7 +135,7 @@ class Job:
     _first_at: float = 0.0
     _ends: frozenset[int] = frozenset()
     _decoder: Decoder | None = field(default=None, repr=False)
-    _stop_texts: StopTexts | None = field(default=None, repr=False)
+    _stop_texts: StopTexts | None = field(default=None, repr=False)  # None: there are none
 
     def start(self, session: Session, tokenizer: Tokenizer) -> None:
         """Check the prompt, and begin behind what the session holds.
@@ -150,7 +150,7 @@ class Job:
         # The last token needs no place: nothing comes after it.
         self._budget = min(self.max_tokens, session.room - len(self._block) + 1)
         self._decoder = tokenizer.decoder(previous=self._block[-1])
-        self._stop_texts = StopTexts(self.stop)
+        self._stop_texts = StopTexts(self.stop) if self.stop else None
         self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens
         self.timings.prompt_tokens = len(self.prompt_tokens)
 
@@ -159,13 +159,22 @@ class Job:
         """Whether one more token may be drawn."""
         return len(self.tokens) < self._budget
 
-    def next_block(self, most: int) -> list[int]:
+    def next_block(self, most: int | None = None) -> list[int]:
         """The tokens to run next, at most so many; `take` wants the logits behind the last.
 
         Empty behind the last of them.
         """
-        block, self._block = self._block[:most], self._block[most:]
-        return block
+        block = self._block
+        if most is None or len(block) <= most:
+            self._block = []
+            return block
+        self._block = block[most:]
+        return block[:most]
+
+    @property
+    def watched(self) -> bool:
+        """Whether it may be `interrupted` at all."""
+        return self.cancel is not None or self.max_time is not None
 
     @property
     def waiting(self) -> bool:
@@ -190,11 +199,12 @@ class Job:
             set.
         """
         timings = self.timings
-        if not timings.prompt_seconds:
+        if not timings.generated_tokens:
             timings.prompt_seconds = perf_counter() - self._started_at
-        if not self.has_budget:
-            self.finish_reason = "length"
-        if self.finish_reason is not None or self.interrupted():
+            if not self.has_budget:
+                self.finish_reason = "length"
+                return self.end()
+        if self.watched and self.interrupted():
             return self.end()
         logprobs = None if self.top_logprobs is None else log_softmax(logits)
         if self.guide:
@@ -219,26 +229,30 @@ class Job:
             return piece
         if self.guide and not self.guide.accept(token, completed):
             self.finish_reason = "stop"
-        elif not self.has_budget:
+        elif len(self.tokens) >= self._budget:
             self.finish_reason = "length"
-        elif not self.interrupted():
+        else:
             self._block = [token]
-        return piece if self.finish_reason is None else piece + self.end()
+            return piece
+        return piece + self.end()
 
     def end(self) -> str:
         """What is left at the end: a character cut off, the beginning of a stop text."""
-        if self._decoder is None or self._stop_texts is None or isinstance(self.stopped_by, str):
+        if self._decoder is None or isinstance(self.stopped_by, str):
             return ""
         rest = self._show(self._decoder.flush())
-        held = self._stop_texts.flush()
+        held = self._stop_texts.flush() if self._stop_texts else ""
         self.text += held
         return rest + held
 
     def _show(self, completed: str) -> str:
         """Add to the text what no stop text can begin with."""
-        assert self._stop_texts is not None, "start() comes first"
-        piece = self._stop_texts.feed(completed)
+        stops = self._stop_texts
+        if stops is None:
+            self.text += completed
+            return completed
+        piece = stops.feed(completed)
         self.text += piece
-        if self._stop_texts.found is not None:
-            self.finish_reason, self.stopped_by = "stop", self._stop_texts.found
+        if stops.found is not None:
+            self.finish_reason, self.stopped_by = "stop", stops.found
         return piece

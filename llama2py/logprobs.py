@@ -12,6 +12,8 @@ from .backend import Logits
 from .errors import PromptError
 from .session import Session
 
+_ROWS = 128  # tokens scored at once: their logits take memory
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -83,13 +85,15 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
         start = max(0, done - window // 2) if done else 0
         block = inputs[start : start + window]
         session.rewind(0)
-        logits = session.forward(block, all_logits=True)[done - start :]  # (rows, vocab_size)
-        if not 0 <= (last := int(targets[-1])) < logits.shape[1]:  # the one that is never run
-            raise PromptError(
-                f"token {last} is out of the vocabulary, expected 0 to {logits.shape[1] - 1}"
-            )
-        rows = np.arange(len(logits))
-        chosen = log_softmax(logits)[rows, targets[done : done + len(logits)]]
-        scored[done : done + len(logits)] = chosen
-        done += len(logits)
+        if start < done:
+            session.forward(block[: done - start])
+        for at in range(done - start, len(block), _ROWS):
+            logits = session.forward(block[at : at + _ROWS], all_logits=True)  # (rows, vocab_size)
+            if not 0 <= (last := int(targets[-1])) < logits.shape[1]:  # the one that is never run
+                raise PromptError(
+                    f"token {last} is out of the vocabulary, expected 0 to {logits.shape[1] - 1}"
+                )
+            chosen = targets[done : done + len(logits)]
+            scored[done : done + len(logits)] = log_softmax(logits)[np.arange(len(logits)), chosen]
+            done += len(logits)
     return scored

@@ -48,18 +48,19 @@ class Prefixes(Closing):
     def give(self, session: Session, tokens: list[int]) -> None:
         """Keep a session that has run these tokens, or close it, and the oldest of too many."""
         leaves = [session]
-        if self._most and len(tokens) >= _WORTH_IT:
-            with self._lock:
+        if len(tokens) >= _WORTH_IT:
+            with self._lock:  # `most` is 0 as soon as it is closed
                 self._kept.append((tokens, session))
-                leaves = [kept for _, kept in self._kept[: -self._most]]
-                del self._kept[: -self._most]
+                too_many = max(0, len(self._kept) - self._most)
+                leaves = [kept for _, kept in self._kept[:too_many]]
+                del self._kept[:too_many]
         for old in leaves:
             old.close()
 
     def close(self) -> None:
         """Close them all, and those still to be given."""
-        self._most = 0
         with self._lock:
+            self._most = 0
             leaves, self._kept = self._kept, []
         for _, session in leaves:
             session.close()

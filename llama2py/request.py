@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from operator import index
 from typing import TypedDict, cast
 
@@ -106,8 +107,26 @@ def is_one(prompt: object) -> bool:
     """Whether a prompt is one: a text or its tokens, not a sequence of prompts."""
     if isinstance(prompt, str | bytes | bytearray | memoryview):
         return True
-    first = next(iter(prompt), 0)  # type: ignore[call-overload]
+    first = next(iter(prompt), 0)  # type: ignore[call-overload]  # no iterator, which would miss it
     return not isinstance(first, str) and not hasattr(first, "__len__")
+
+
+def seeds_of(seed: int | Iterable[int] | None) -> Iterator[int | None]:
+    """A seed for each of endless prompts: those given, the same for all, or a fresh one each.
+
+    Raises
+    ------
+    ParameterError
+        If those given come to an end: they would end the texts, too.
+    """
+    if seed is None or not isinstance(seed, Iterable):
+        yield from repeat(seed)
+        return
+    n = 0
+    for one in seed:
+        n += 1
+        yield one
+    raise ParameterError(f"there are only {n} seeds, expected one for each prompt")
 
 
 def seed_each(seed: int | Sequence[int] | None, n: int) -> Sequence[int | None]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     banned_tokens: Collection[int] = ()
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
 
@@ -94,16 +95,15 @@ class SamplingParams:
         for name in ("frequency_penalty", "presence_penalty"):
             if not math.isfinite(value := getattr(self, name)):
                 raise ParameterError(f"{name} is {value}, expected a finite number")
-        if any(math.isnan(value) for value in self.logit_bias.values()):
+        # Iterators are used up by the first look, and arrays are neither true nor false.
+        bias = {index(token): float(value) for token, value in self.logit_bias.items()}
+        if any(math.isnan(value) for value in bias.values()):
             raise ParameterError("logit_bias holds nan, expected numbers")
-
-    @property
-    def processors(self) -> tuple[LogitsProcessor, ...]:
-        """``logits_processor`` as a tuple."""
         given = self.logits_processor
-        if given is None:
-            return ()
-        return (given,) if callable(given) else tuple(given)
+        processors = () if given is None else (given,) if callable(given) else tuple(given)
+        object.__setattr__(self, "logit_bias", bias)
+        object.__setattr__(self, "banned_tokens", tuple(index(t) for t in self.banned_tokens))
+        object.__setattr__(self, "logits_processor", processors)
 
     @property
     def plain(self) -> bool:
@@ -112,7 +112,7 @@ class SamplingParams:
             self.top_k == self.min_p == 0
             and self.typical_p == self.repetition_penalty == 1
             and self.frequency_penalty == self.presence_penalty == 0
-            and not (self.logit_bias or self.banned_tokens or self.processors)
+            and not (self.logit_bias or self.banned_tokens or self.logits_processor)
         )
 
 
@@ -224,6 +224,10 @@ class Sampler:
     @params.setter
     def params(self, params: SamplingParams) -> None:
         self._params, self._plain = params, params.plain
+        bias = params.logit_bias
+        self._biased = np.fromiter(bias.keys(), np.int64, len(bias))
+        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._banned = np.array(params.banned_tokens, np.int64)
 
     def sample(
         self, logits: Logits, prompt: Sequence[int] = (), generated: Sequence[int] = ()
@@ -269,12 +273,14 @@ class Sampler:
             params.frequency_penalty,
             params.presence_penalty,
         )
-        add_bias(logits, params.logit_bias, params.banned_tokens)
-        if processors := params.processors:
+        add_bias(logits, self._biased, self._bias, self._banned)
+        if params.logits_processor:
+            processors = cast("tuple[LogitsProcessor, ...]", params.logits_processor)
             logits = process(logits, [*prompt, *generated], processors)
         best = logits.max()
-        if best == -np.inf:
-            raise ParameterError("no token is left to draw, expected at least one that is allowed")
         if np.isnan(best):  # as in llama2.c, a NaN is never drawn
             logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+            best = logits.max()
+        if best == -np.inf:
+            raise ParameterError("no token is left to draw, expected at least one that is allowed")
         return logits

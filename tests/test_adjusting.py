@@ -228,3 +228,33 @@ def test_a_processor_must_give_logits() -> None:
 def test_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(ParameterError, match=f"{name} (is|holds) .*expected"):
         SamplingParams(**{name: value})
+
+
+def test_infinite_logits_share_all() -> None:
+    """A bias of infinity forces a token; it must not make probabilities of NaN."""
+    choices: list[dict[str, Any]] = [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}]
+    for cuts in choices:
+        params = SamplingParams(1.0, **{"top_p": 1.0, "logit_bias": {2: math.inf}, **cuts})
+        sampler = Sampler(ENGINE, params, seed=3)
+        assert {sampler.sample(np.array(LOGITS, np.float32)) for _ in range(20)} == {2}
+    both = Sampler(ENGINE, SamplingParams(logit_bias={1: math.inf, 2: math.inf}, top_p=1.0), seed=3)
+    assert {both.sample(np.array(LOGITS, np.float32)) for _ in range(50)} == {1, 2}
+
+
+def test_nothing_but_nan_is_an_error() -> None:
+    sampler = Sampler(ENGINE, SamplingParams(top_k=2), seed=3)
+    with pytest.raises(ParameterError, match="no token is left"):
+        sampler.sample(np.full(4, np.nan, np.float32))
+
+
+def test_bans_may_come_as_iterators_and_arrays() -> None:
+    for banned in (iter([1, 3]), np.array([1, 3]), {1, 3}):
+        sampler = Sampler(ENGINE, SamplingParams(0.0, banned_tokens=banned))  # type: ignore[arg-type]
+        assert [sampler.sample(np.array(LOGITS, np.float32)) for _ in range(3)] == [0, 0, 0]
+    assert hash(SamplingParams()) == hash(SamplingParams())
+
+
+def test_a_processor_may_give_a_view() -> None:
+    """Reversed: the engine wants its numbers one behind the other."""
+    params = SamplingParams(0.0, logits_processor=lambda tokens, logits: logits[::-1])
+    assert Sampler(ENGINE, params).sample(np.array(LOGITS, np.float32)) == 2

@@ -213,3 +213,54 @@ def test_an_abandoned_astream_frees_its_session(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(some())
     with pytest.raises(Exception, match="session is closed"):
         made[0].forward([1])
+
+
+# ---- what is easily got wrong ----
+
+
+def test_an_iterator_of_tokens_loses_none(model: Model) -> None:
+    one = model.generate(iter([1, 5, 6]), seed=1)  # type: ignore[call-overload]
+    assert one.prompt_tokens == [1, 5, 6]
+    many = model.generate(iter([[1, 5], [1, 6]]), seed=1)  # type: ignore[call-overload]
+    assert [g.prompt_tokens for g in many] == [[1, 5], [1, 6]]
+
+
+def test_seeds_that_run_out_are_an_error(model: Model) -> None:
+    """They would end the texts without a word."""
+    texts = model.generate_many(["a"] * 3, seed=iter([1, 2]), max_batch=1, max_tokens=2)
+    with pytest.raises(ParameterError, match="only 2 seeds"):
+        list(texts)
+
+
+def test_what_is_held_back_comes_when_cancelled() -> None:
+    """The " a" may be the beginning of the stop text, until nothing more comes."""
+    cancel = threading.Event()
+    model = Model(ScriptedBackend([260, 260, 259, 260, 260], 300), tiny_tokenizer())
+    stream = model.stream([BOS], stop=" ab", cancel=cancel)
+    first = next(stream)
+    cancel.set()
+    assert first + "".join(stream) == model.tokenizer.decode([BOS, *stream.tokens])
+    assert stream.finish_reason == "cancelled"
+    texts = []
+    for at in range(1, 5):
+        cancel = threading.Event()
+        backend = ScriptedBackend([260, 260, 259, 260, 260], 300)
+        stream = Model(backend, tiny_tokenizer()).stream([BOS], stop=" ab", cancel=cancel)
+        stream._session.forward = _setting(stream._session.forward, cancel, at)  # type: ignore[method-assign]
+        texts.append("".join(stream))
+        assert texts[-1] == stream._tokenizer.decode([BOS, *stream.tokens])
+    assert len(set(texts)) > 2
+
+
+def _setting(forward: Any, cancel: threading.Event, calls: int) -> Any:
+    """A forward that sets the flag before so many calls."""
+    left = calls
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            cancel.set()
+        return forward(*args, **kwargs)
+
+    return counting

@@ -141,3 +141,23 @@ def test_the_one_that_shares_most_is_taken() -> None:
         assert kept.take([6] * 15) is None  # not worth it
         assert kept.take([6] * 40) == (sessions[2], 39)
         assert sessions[2].position == 39
+
+
+def test_nothing_is_kept_behind_close() -> None:
+    with medium() as model:
+        kept, session = Prefixes(3), model.session()
+        session.forward([5] * 20)
+        kept.close()
+        kept.give(session, [5] * 20)
+        assert closed(session)
+        assert kept.take([5] * 21) is None
+
+
+def test_a_stream_closed_at_its_end_closes_no_kept_session() -> None:
+    with medium() as model:
+        stream = model.stream([BOS, *[5] * 40], max_tokens=2, seed=1)
+        stream.finish()
+        stream.close()
+        again = model.stream([BOS, *[5] * 40], max_tokens=2, seed=1)
+        stream.close()  # its session is another's now
+        assert again.finish().tokens == stream.tokens
