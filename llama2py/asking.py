@@ -162,7 +162,7 @@ class Asking(Closing):
         Parameters
         ----------
         prompt : str or sequence of int, or a sequence of these
-            One prompt, or many.
+            One prompt, or many. An empty sequence is one prompt without a token: an error.
         seed : int or sequence of int, optional
             With many prompts, one for each, or the same for all.
         max_batch : int

@@ -48,7 +48,7 @@ class SamplingParams:
     frequency_penalty, presence_penalty : float
         Taken off the logits of generated tokens: for each time it came, and once.
     logit_bias : mapping of int to float
-        Added to the logits of some tokens.
+        Added to the logits of some tokens; infinity forces one, minus infinity bans it.
     banned_tokens : iterable of int
         Never drawn.
     logits_processor : callable or sequence of callables, optional
