@@ -13,6 +13,7 @@ SOURCES = [
     "model.c",
     "pack.c",
     "number.c",
+    "session.c",
     "forward.c",
     "attention.c",
     "threads.c",

@@ -62,7 +62,7 @@ struct l2p_model {
     const struct Kernels *kernels;
     const struct FloatKernels *floats; /* kernels->for_int8 or for_the_rest */
     unsigned char *arena; /* everything packed, on huge pages where the system has them */
-    size_t arena_bytes;
+    size_t arena_bytes, packed_bytes; /* whole huge pages; what is used of them */
     Matrix embedding, classifier;
     float *final_norm;  /* (dim,) */
     float *rope_freqs;  /* (head_dim / 2,) radians per position */

@@ -69,6 +69,8 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
 /* The cache of seq_len positions; memory is taken page by page as positions are used. NULL: no memory. */
 l2p_session *l2p_session_new(const l2p_model *model);
 void l2p_session_free(l2p_session *session);
+/* Give `to`, of the same model, the first n positions of `from`. */
+void l2p_session_copy(l2p_session *to, const l2p_session *from, int n);
 
 /* The transformer over a batch of n tokens: token i is tokens[i] at positions[i] of sessions[i]. Tokens of one session
  * stand in order of position, and every earlier position of it has been computed, in this call or before.

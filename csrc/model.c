@@ -1,4 +1,4 @@
-/* A model in memory: the arena of its packed weights. And the memory of sessions. pack.c fills the arena. */
+/* A model in memory: the arena of its packed weights, in the order a forward pass reads them. pack.c fills it. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdlib.h>
@@ -118,7 +118,8 @@ l2p_model *l2p_model_new(const l2p_config *config, int isa) {
     model->floats = config->weight_type == L2P_INT8 ? kernels->for_int8 : kernels->for_the_rest;
     model->layers = calloc((size_t)config->n_layers, sizeof *model->layers);
     if (model->layers) {
-        model->arena_bytes = (size_t)round_up((int64_t)lay_out_model(model), HUGE_PAGE);
+        model->packed_bytes = lay_out_model(model);
+        model->arena_bytes = (size_t)round_up((int64_t)model->packed_bytes, HUGE_PAGE);
         model->arena = pages_alloc(model->arena_bytes, 1);
     }
     if (!model->arena) {
@@ -137,7 +138,7 @@ void l2p_model_free(l2p_model *model) {
     free(model);
 }
 
-int64_t l2p_model_bytes(const l2p_model *model) { return (int64_t)model->arena_bytes; }
+int64_t l2p_model_bytes(const l2p_model *model) { return (int64_t)model->packed_bytes; }
 
 enum { SMALL_MODEL = 1 << 20 /* weights of the matrices; the smallest story model has 260K */ };
 
@@ -147,31 +148,4 @@ int threads_worth_it(const l2p_model *model, int n_threads) {
     const int64_t layer = c->dim * (2 * q_dim + 2 * kv_dim + 3 * (int64_t)c->hidden_dim);
     if (c->n_layers * layer + (int64_t)c->vocab_size * c->dim < SMALL_MODEL || n_threads < 1) return 1;
     return n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
-}
-
-/* ---- sessions ---- */
-
-l2p_session *l2p_session_new(const l2p_model *model) {
-    const l2p_config *c = &model->config;
-    l2p_session *session = calloc(1, sizeof *session);
-    if (!session) return NULL;
-    session->model = model;
-    session->seq_len = (int)round_up(c->seq_len, LANES);
-    session->key_stride = (size_t)session->seq_len * (size_t)c->head_dim;
-    session->value_stride = (size_t)session->seq_len * (size_t)round_up(c->head_dim, LANES);
-    const size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads;
-    session->bytes = heads * (session->key_stride + session->value_stride) * sizeof(float);
-    session->keys = pages_alloc(session->bytes, 0);
-    if (!session->keys) {
-        free(session);
-        return NULL;
-    }
-    session->values = session->keys + heads * session->key_stride;
-    return session;
-}
-
-void l2p_session_free(l2p_session *session) {
-    if (!session) return;
-    pages_free(session->keys, session->bytes);
-    free(session);
 }

@@ -29,7 +29,7 @@ static double timed(Work work, Probe *probe, int n_threads) {
 
 static void read_share(void *context, int thread, int n_threads) {
     Probe *probe = context;
-    const size_t lines = probe->model->arena_bytes / 512; /* of what read_all takes at once */
+    const size_t lines = probe->model->packed_bytes / 512; /* of what read_all takes at once */
     const size_t begin = lines * (size_t)thread / (size_t)n_threads * 512;
     const size_t end = lines * ((size_t)thread + 1) / (size_t)n_threads * 512;
     probe->sums[thread] = probe->kernels->read_all(probe->model->arena + begin, end - begin);

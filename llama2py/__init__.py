@@ -24,8 +24,12 @@ from .errors import (
     TokenizerError,
     TrainingError,
 )
-from .generation import Generation, Stream, Timings
+from .generation import Generation, Stream
+from .job import Timings
+from .logprobs import TokenLogprob
 from .model import Model, load
+from .request import Options
+from .sampling import SamplingParams
 from .scoring import Score, score_texts
 from .session import Session
 from .story import Story, StoryTeller
@@ -45,14 +49,17 @@ __all__ = [
     "Llama2pyError",
     "Model",
     "ModelConfig",
+    "Options",
     "ParameterError",
     "PromptError",
+    "SamplingParams",
     "Score",
     "Session",
     "Story",
     "StoryTeller",
     "Stream",
     "Timings",
+    "TokenLogprob",
     "Tokenizer",
     "TokenizerError",
     "TrainingError",

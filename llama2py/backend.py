@@ -16,6 +16,9 @@ Logits: TypeAlias = NDArray[np.float32]
 class Cache(Protocol):
     """The keys and values of one session, in the backend's own form."""
 
+    def copy(self, n_positions: int) -> Cache:
+        """Another one with the same first positions."""
+
     def close(self) -> None:
         """Free the memory. Twice does no harm."""
 

@@ -3,104 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
-from .backend import Logits
 from .errors import ParameterError
-from .generation import FinishReason
-from .model import Model
-from .sampling import Sampler
+from .job import Guide, Job
 from .session import Session, forward_many
-from .tokenizer import Decoder
+from .tokenizer import Tokenizer
+
+__all__ = ["Guide", "Job", "run_jobs"]
+
+# Tokens of a prompt in one pass: its neighbours, and Ctrl-C, wait no longer than for these.
+_PROMPT_BLOCK = 128
 
 
-class Guide(Protocol):
-    """Has a say in one text while it is generated."""
+class Generator(Protocol):
+    """What a batch needs of a model."""
 
-    def adjust(self, logits: Logits) -> None:
-        """Change logits (vocab_size,) in place, before a token is drawn."""
+    tokenizer: Tokenizer
 
-    def accept(self, token: int, piece: str) -> bool:
-        """Take note of the token drawn and the text it completes; False ends the text behind it."""
-
-
-@dataclass(slots=True)
-class Job:
-    """A text to generate, and then the text.
-
-    Attributes
-    ----------
-    prompt_tokens : list of int
-        Run first; at least one token.
-    sampler : Sampler
-        Chooses the tokens.
-    max_tokens : int
-        Most tokens to generate; the context may end it sooner.
-    guide : Guide, optional
-        Has a say.
-    text : str
-        What was generated, without the prompt.
-    tokens : list of int
-        Its tokens, without the BOS that ended it.
-    finish_reason : {None, 'stop', 'length'}
-        None: not yet. 'stop': the model or the guide ended it.
-    """
-
-    prompt_tokens: list[int]
-    sampler: Sampler
-    max_tokens: int
-    guide: Guide | None = None
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    def session(self) -> Session:
+        """A new one at position 0."""
 
 
 class _Lane:
     """A job's place in the batch."""
 
-    def __init__(self, model: Model, job: Job, number: int) -> None:
+    def __init__(self, model: Generator, job: Job, number: int) -> None:
         self.job, self.number = job, number
-        self.session: Session = model.session()
-        self.block = job.prompt_tokens  # to be run next
-        self.budget = 0
-        self._tokenizer = model.tokenizer
-        self._end = model.tokenizer.bos_id  # llama2.c: BOS parts the stories
+        self.session = model.session()
 
-    def start(self) -> None:
-        """Check the prompt; `PromptError` if it cannot be run."""
-        self.session.checked(self.block)
-        self.budget = min(self.job.max_tokens, self.session.room - len(self.block) + 1)
-        self._decoder: Decoder = self._tokenizer.decoder(previous=self.block[-1])
-
-    def take(self, logits: Logits) -> FinishReason | None:
-        """Draw a token; tells why, if it was the last."""
-        job = self.job
-        if job.guide:
-            job.guide.adjust(logits)
-        token = job.sampler.sample(logits)
-        if token == self._end:
-            return "stop"
-        job.tokens.append(token)
-        piece = self._decoder.feed(token)
-        job.text += piece
-        if job.guide and not job.guide.accept(token, piece):
-            return "stop"
-        if len(job.tokens) >= self.budget:
-            return "length"
-        self.block = [token]
-        return None
-
-    def leave(self, reason: FinishReason) -> Job:
+    def leave(self) -> Job:
         """Finish the job."""
-        self.job.text += self._decoder.flush()
-        self.job.finish_reason = reason
         self.session.close()
         return self.job
 
 
-def run_jobs(model: Model, jobs: Iterable[Job], max_batch: int) -> Iterator[Job]:
+def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[Job]:
     """Generate the texts, up to ``max_batch`` at once, and yield them in order.
 
     Parameters
@@ -138,21 +77,23 @@ def run_jobs(model: Model, jobs: Iterable[Job], max_batch: int) -> Iterator[Job]
                 taken += 1
                 lane = _Lane(model, job, number)
                 lanes.append(lane)  # closed below, whatever happens
-                lane.start()
-                if lane.budget <= 0:
+                job.start(lane.session, model.tokenizer)
+                if not job.has_budget:
+                    job.finish_reason = "length"
                     lanes.remove(lane)
-                    finished[number] = lane.leave("length")
+                    finished[number] = lane.leave()
             if lanes:
-                logits = forward_many(
-                    [lane.session for lane in lanes], [lane.block for lane in lanes]
-                )
-                going = []
+                blocks = [lane.job.next_block(_PROMPT_BLOCK) for lane in lanes]
+                logits = forward_many([lane.session for lane in lanes], blocks)
                 for lane, row in zip(lanes, logits, strict=True):
-                    if reason := lane.take(row):
-                        finished[lane.number] = lane.leave(reason)
-                    else:
-                        going.append(lane)
-                lanes = going
+                    job = lane.job
+                    if not job.waiting:
+                        job.take(row)
+                    elif job.interrupted():
+                        job.end()
+                    if job.finish_reason:
+                        finished[lane.number] = lane.leave()
+                lanes = [lane for lane in lanes if not lane.job.finish_reason]
             while next_out in finished:
                 yield finished.pop(next_out)
                 next_out += 1

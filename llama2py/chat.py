@@ -5,6 +5,7 @@ from __future__ import annotations
 from .closing import Closing
 from .errors import PromptError
 from .generation import Stream
+from .job import Job
 from .model import Model
 from .sampling import Sampler, SamplingParams
 
@@ -90,11 +91,13 @@ class Chat(Closing):
         self._answer_from = self._session.position
         self._answer = Stream(
             self._session,
-            self._sampler,
             tokenizer,
-            tokens,
-            max_tokens=max(0, self.room - len(tokens) + 1),
-            stop_tokens=frozenset([tokenizer.eos_id]),
+            Job(
+                tokens,
+                self._sampler,
+                max_tokens=max(0, self.room - len(tokens) + 1),
+                stop_tokens=frozenset([tokenizer.eos_id]),
+            ),
             owns_session=False,
         )
         return self._answer

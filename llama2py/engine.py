@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from .checkpoint import Checkpoint, DenseTensor, QuantizedTensor, Tensor, defaul
 from .config import Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
+
+# Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
+LONG_WORK = 1_000_000_000
 
 _TENSORS = {
     "token_embedding_table": lib.L2P_TOKEN_EMBEDDING_TABLE,
@@ -105,6 +109,7 @@ class EngineCache:
     """A session's keys and values in the engine's memory."""
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         session = lib.l2p_session_new(engine.handle)
         if session == ffi.NULL:
             config = engine.config
@@ -121,6 +126,13 @@ class EngineCache:
         if self._session is None:
             raise ClosedError("the session is closed, expected an open one")
         return self._session
+
+    def copy(self, n_positions: int) -> EngineCache:
+        model, session = self._engine.handle, self.handle  # alive during the copy
+        made = EngineCache(self._engine)
+        lib.l2p_session_copy(made.handle, session, n_positions)
+        del model
+        return made
 
     def close(self) -> None:
         self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then
@@ -151,6 +163,7 @@ class Engine:
         self, checkpoint: Checkpoint, threads: int | None = None, dtype: Dtype | None = None
     ) -> None:
         self.config = checkpoint.config
+        self._n_params = checkpoint.config.n_params
         self.dtype: Dtype = dtype or checkpoint.dtype
         self.threads = threads or default_threads()
         isa = choose_isa()
@@ -204,7 +217,9 @@ class Engine:
     ) -> Logits:
         out = np.empty((len(logits_rows), self.config.vocab_size), np.float32)
         model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
-        error = lib.l2p_forward(
+        # A mixed batch runs on when one of its sessions is closed.
+        cancel = caches[0].cancel if len(set(caches)) == 1 else ffi.new("int32_t *")
+        arguments = (
             model,
             len(tokens),
             ffi.new("int32_t[]", list(tokens)),
@@ -214,8 +229,12 @@ class Engine:
             ffi.new("int32_t[]", list(logits_rows)),
             ffi.from_buffer("float[]", out, require_writable=True),
             self.threads,
-            caches[0].cancel if len(set(caches)) == 1 else ffi.NULL,  # a mixed batch runs on
+            cancel,
         )
+        if self._n_params * len(tokens) < LONG_WORK or current_thread() is not main_thread():
+            error = lib.l2p_forward(*arguments)
+        else:
+            error = _forward_aside(arguments, sessions, cancel)
         _check(error, "a forward pass")
         return out
 
@@ -236,6 +255,35 @@ class Engine:
 
     def close(self) -> None:
         self._model = None  # freed here, or when a call that runs in another thread is done
+
+
+def _forward_aside(arguments: tuple[Any, ...], sessions: list[Any], cancel: Any) -> int:
+    """The forward pass in a thread of its own, while the main one, which gets the signals, waits.
+
+    An exception that a signal handler raises, such as Ctrl-C's, ends the pass within a layer.
+    """
+    errors: list[int] = []
+    done = Event()  # Python 3.11's Thread.join takes an interrupted thread for one that has ended
+
+    def run() -> None:
+        try:
+            errors.append(lib.l2p_forward(*arguments))
+        finally:
+            done.set()
+            sessions.clear()  # alive until here, whatever becomes of the caller
+
+    try:
+        Thread(target=run, daemon=True).start()
+    except RuntimeError:  # the system gives no thread
+        return int(lib.l2p_forward(*arguments))
+    try:
+        done.wait()
+    except BaseException:
+        cancel[0] = 1
+        if done.wait(10):
+            cancel[0] = 0  # the session stays of use; one closed meanwhile says so by itself
+        raise
+    return errors[0]
 
 
 def _address(array: np.ndarray[Any, Any]) -> Any:

@@ -1,59 +1,17 @@
-"""The generation loop: a prompt in, tokens and text out, one at a time or all at once."""
+"""A prompt in, tokens and text out: one piece at a time, or all at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from time import perf_counter
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from .closing import Closing
-from .sampling import Sampler
+from .errors import Cancelled
+from .job import FinishReason, Job, Timings
+from .logprobs import TokenLogprob
+from .prefixes import Prefixes
 from .session import Session
 from .tokenizer import Tokenizer
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(slots=True)
-class Timings:
-    """How long it took, in seconds, and how fast that is.
-
-    Attributes
-    ----------
-    prompt_tokens : int
-        Tokens of the prompt, BOS included.
-    prompt_seconds : float
-        From the start to the logits behind the prompt.
-    first_token_seconds : float
-        From the start to the first generated token; 0.0 if there is none.
-    generated_tokens : int
-        Tokens sampled, the one that ended the story included.
-    generation_seconds : float
-        From the first generated token to the last. Of a stream this includes what its reader did in
-        between.
-    """
-
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-    generated_tokens: int = 0
-    generation_seconds: float = 0.0
-
-    @property
-    def prompt_tokens_per_second(self) -> float:
-        """Speed of reading the prompt; 0.0 if nothing was read."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed of generating, the first token apart (it waits for the prompt); 0.0 if unknown.
-
-        Like llama2.c, whose clock starts after the first step.
-        """
-        if self.generated_tokens < 2 or not self.generation_seconds:
-            return 0.0
-        return (self.generated_tokens - 1) / self.generation_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +23,20 @@ class Generation:
     text : str
         What was generated, without the prompt.
     tokens : list of int
-        Its tokens, without the BOS that ended it.
+        Its tokens, without the BOS that ended it; those of a stop text are among them.
     prompt_tokens : list of int
         The prompt as it was run, BOS included.
-    finish_reason : {'stop', 'length'}
-        'stop': the model ended the text. 'length': ``max_tokens`` or the context is used up.
+    finish_reason : {'stop', 'length', 'time', 'cancelled'}
+        'stop': the model or a stop text ended it. 'length': ``max_tokens`` or the context is used
+        up. 'time': ``max_time`` is. 'cancelled': ``cancel`` was set.
     seed : int
         Gives this text again.
     timings : Timings
         How fast it went.
+    stopped_by : int, str or None
+        With 'stop': the token or the text that ended it.
+    logprobs : list of TokenLogprob or None
+        One for each of ``tokens``, where asked for.
     """
 
     text: str
@@ -82,94 +45,107 @@ class Generation:
     finish_reason: FinishReason
     seed: int
     timings: Timings
+    stopped_by: int | str | None = None
+    logprobs: list[TokenLogprob] | None = None
 
     def __str__(self) -> str:
         return self.text
+
+    @classmethod
+    def of(cls, job: Job) -> Generation:
+        """What a job has come to."""
+        return cls(
+            text=job.text,
+            tokens=job.tokens,
+            prompt_tokens=job.prompt_tokens,
+            finish_reason=job.finish_reason or "length",
+            seed=job.sampler.seed,
+            timings=job.timings,
+            stopped_by=job.stopped_by,
+            logprobs=None if job.top_logprobs is None else job.logprobs,
+        )
 
 
 class Stream(Closing, Iterator[str]):
     """A text while it is generated: iterate for its pieces.
 
     Made by `Model.stream`; a context manager. A piece is whole characters, never empty: a character
-    that takes several tokens comes with the last of them. While it runs and afterwards, ``tokens``,
-    ``finish_reason`` (None before the end), ``seed`` and ``timings`` tell what happened so far.
-    Breaking off the iteration is fine; `close` then frees the memory at once.
+    that takes several tokens comes with the last of them, and what may be the beginning of a stop
+    text comes when it is none. While it runs and afterwards, ``tokens``, ``finish_reason`` (None
+    before the end), ``seed`` and ``timings`` tell what happened so far. Breaking off the iteration
+    is fine; `close` then frees the memory at once.
 
     Parameters
     ----------
     session : Session
         Where to run. Its earlier tokens stay in the context.
-    sampler : Sampler
-        Chooses the tokens.
     tokenizer : Tokenizer
-        Turns them into text.
-    prompt_tokens : list of int
-        Run first; at least one token.
-    max_tokens : int
-        Most tokens to generate; the context may end it sooner.
-    stop_tokens : frozenset of int
-        Tokens that end the text, and do not belong to it.
+        Turns tokens into text.
+    job : Job
+        What to generate.
     owns_session : bool
         Close the session at the end.
+    keep : Prefixes, optional
+        Gets the session at the end, instead.
     """
 
     def __init__(
         self,
         session: Session,
-        sampler: Sampler,
         tokenizer: Tokenizer,
-        prompt_tokens: list[int],
-        max_tokens: int,
-        stop_tokens: frozenset[int],
+        job: Job,
         owns_session: bool = True,
+        keep: Prefixes | None = None,
     ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.tokens: list[int] = []
-        self.finish_reason: FinishReason | None = None
-        self.seed = sampler.seed
-        self.timings = Timings(prompt_tokens=len(prompt_tokens))
+        self.prompt_tokens = job.prompt_tokens
+        self.tokens = job.tokens
+        self.logprobs = job.logprobs
+        self.seed = job.sampler.seed
+        self.timings = job.timings
+        self._job = job
         self._session = session
-        self._sampler = sampler
-        self._decoder = tokenizer.decoder(previous=prompt_tokens[-1])
-        self._max_tokens = max_tokens
-        self._stop_tokens = stop_tokens
-        self._owns_session = owns_session
+        self._tokenizer = tokenizer
+        self._owned = [session] if owns_session else []  # whoever takes it out, disposes of it
+        self._keep = keep
         self._pieces = self._run()
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None before."""
+        return self._job.finish_reason
+
+    @property
+    def stopped_by(self) -> int | str | None:
+        """The token or the text that ended it."""
+        return self._job.stopped_by
+
     def _run(self) -> Iterator[str]:
-        """The loop. The last token of a text is never run: nothing comes after it."""
-        timings = self.timings
-        start = perf_counter()
-        room = self._session.room - len(self.prompt_tokens) + 1  # the last one needs no place
-        budget = min(self._max_tokens, room)
-        logits = self._session.forward(self.prompt_tokens)
-        timings.prompt_seconds = perf_counter() - start
-        first_at = 0.0
-        while timings.generated_tokens < budget:
-            token = self._sampler.sample(logits)
-            timings.generated_tokens += 1
-            now = perf_counter()
-            if timings.generated_tokens == 1:
-                first_at = now
-                timings.first_token_seconds = now - start
-            timings.generation_seconds = now - first_at
-            if token in self._stop_tokens:
-                self.finish_reason = "stop"
-                break
-            self.tokens.append(token)
-            if piece := self._decoder.feed(token):
+        job, session = self._job, self._session
+        job.start(session, self._tokenizer)
+        interrupted = job.interrupted if job.watched else None
+        while job.finish_reason is None:
+            block = job.next_block()
+            try:
+                logits = session.forward(block, interrupted=interrupted)
+            except Cancelled:
+                if job.finish_reason is None:  # the session was closed
+                    raise
+                if rest := job.end():
+                    yield rest
+                return
+            if piece := job.take(logits):
                 yield piece
-            if timings.generated_tokens < budget:
-                logits = self._session.forward([token])
-        else:
-            self.finish_reason = "length"
-        if rest := self._decoder.flush():
-            yield rest
 
     def __next__(self) -> str:
         try:
             return next(self._pieces)
-        except BaseException:  # the end, or an error: either way nothing more will come
+        except StopIteration:
+            if self._keep and self.finish_reason and (session := self._take_session()):
+                run = (self.prompt_tokens + self.tokens)[: session.position]
+                self._keep.give(session, run)
+            self.close()
+            raise
+        except BaseException:  # nothing more will come
             self.close()
             raise
 
@@ -187,16 +163,16 @@ class Stream(Closing, Iterator[str]):
             After `close`, if the text had not come to its end.
         """
         text = "".join(self)
-        return Generation(
-            text=text,
-            tokens=self.tokens,
-            prompt_tokens=self.prompt_tokens,
-            finish_reason=self.finish_reason or "length",
-            seed=self.seed,
-            timings=self.timings,
-        )
+        return replace(Generation.of(self._job), text=text)
 
     def close(self) -> None:
         """Stop here, from any thread. Twice does no harm."""
-        if self._owns_session:
-            self._session.close()
+        if session := self._take_session():
+            session.close()
+
+    def _take_session(self) -> Session | None:
+        """The session, if it is this stream's to dispose of: once, whichever thread comes first."""
+        try:
+            return self._owned.pop()
+        except IndexError:
+            return None

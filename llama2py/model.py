@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from operator import index
 from pathlib import Path
 from typing import Literal, get_args
 
+from .asking import Asking
 from .backend import Backend
 from .builtin import builtin_model
 from .checkpoint import open_checkpoint
-from .closing import Closing
 from .config import Dtype, ModelConfig
 from .cpu import MAX_THREADS
-from .errors import ClosedError, EngineError, ParameterError, PromptError
-from .generation import Generation, Stream
-from .sampling import Sampler, SamplingParams
+from .errors import ClosedError, EngineError, ParameterError
+from .prefixes import Prefixes
 from .session import Session
 from .tokenizer import Tokenizer
 from .tokenizer_files import bundled_tokenizer, load_tokenizer
+
+PREFIX_BYTES = 64 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def beside(path: Path) -> Path:
     return path.with_suffix(".tokenizer.bin")
 
 
-class Model(Closing):
+class Model(Asking):
     """A loaded model; made by `load`. A context manager.
 
     Immutable: any number of sessions, streams and threads may share it.
@@ -130,6 +130,8 @@ class Model(Closing):
         self.tokenizer = tokenizer
         self._backend: Backend | None = backend
         self._config = backend.config
+        self._prefixes = Prefixes(0)
+        self.reuse_prefixes()
 
     @property
     def config(self) -> ModelConfig:
@@ -153,75 +155,30 @@ class Model(Closing):
         """
         return Session(self.backend)
 
-    def stream(
-        self,
-        prompt: str | Sequence[int] = "",
-        max_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        seed: int | None = None,
-    ) -> Stream:
-        """Generate text piece by piece.
+    def reuse_prefixes(self, max_bytes: int = PREFIX_BYTES) -> None:
+        """Set how much memory is kept for prompts that begin as earlier ones did.
+
+        Such a prompt skips what they share, where that is 16 tokens or more, and begins sooner; no
+        bit of the text changes. Of `generate` with one prompt and `stream`; batches run each prompt
+        whole. With the NumPy backend, whose bits depend on how tokens are split, nothing is kept.
 
         Parameters
         ----------
-        prompt : str or sequence of int
-            The beginning of the text, or the very tokens to begin with (BOS first, as a rule).
-        max_tokens : int, optional
-            Most tokens to generate. Default: as many as the context holds.
-        temperature : float
-            0: always the most probable token. Above: the higher, the wilder.
-        top_p : float
-            Draw from the smallest set of most probable tokens whose sum exceeds this; 1: from all.
-        seed : int, optional
-            Of the coin, 0 to 2**64 - 1; the same seed gives the same text. Default: a fresh one,
-            told in the result.
+        max_bytes : int
+            Of keys and values; at most 8 sessions. 0: nothing is kept. Default: 64 MiB.
 
-        Returns
-        -------
-        Stream
-            An iterator of str.
-
-        Raises
-        ------
-        PromptError
-            If the prompt is longer than the context, or not encodable.
-        ParameterError
-            If a number is out of its range.
+        Examples
+        --------
+        >>> model = load()
+        >>> model.reuse_prefixes(0)  # every prompt is run whole
         """
-        tokens = self.prompt_tokens(prompt)
-        limit = self.config.seq_len if max_tokens is None else index(max_tokens)
-        if limit < 0:
-            raise ParameterError(f"max_tokens is {limit}, expected a whole number from 0 up")
-        sampler = Sampler(self.backend, SamplingParams(temperature, top_p), seed)
-        return Stream(
-            self.session(),
-            sampler,
-            self.tokenizer,
-            tokens,
-            max_tokens=limit,
-            stop_tokens=frozenset([self.tokenizer.bos_id]),  # llama2.c: BOS parts the stories
-        )
-
-    def generate(
-        self,
-        prompt: str | Sequence[int] = "",
-        max_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        seed: int | None = None,
-    ) -> Generation:
-        """Generate a text. Parameters and errors are those of `stream`.
-
-        Returns
-        -------
-        Generation
-            The text, its tokens, why it ended, its seed, and how fast it went.
-        """
-        return self.stream(prompt, max_tokens, temperature, top_p, seed).finish()
+        self._prefixes.close()
+        most = 0 if self.backend.isa == "numpy" else min(8, max_bytes // self.config.cache_bytes)
+        self._prefixes = Prefixes(max(0, most))
 
     def close(self) -> None:
         """Free the weights. Twice does no harm; its sessions must not be used after."""
+        self._prefixes.close()
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -231,26 +188,3 @@ class Model(Closing):
             return "<Model (closed)>"
         millions = self._config.n_params / 1e6
         return f"<Model {millions:.1f}M {self._backend.dtype}, {self._backend.isa}>"
-
-    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        """The tokens that a prompt is run as: BOS and the text's, or those given.
-
-        Raises
-        ------
-        PromptError
-            If there are none or too many for the context, or the text is not encodable.
-        """
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, bos=True)
-        elif isinstance(prompt, bytes | bytearray | memoryview):  # of int, but not of tokens
-            raise PromptError("the prompt is bytes, expected str or a sequence of token ids")
-        else:
-            tokens = [index(token) for token in prompt]
-        if not tokens:
-            raise PromptError("the prompt has no tokens, expected at least one (such as BOS)")
-        if len(tokens) > self.config.seq_len:
-            raise PromptError(
-                f"the prompt is {len(tokens)} tokens long, longer than"
-                f" the model's context of {self.config.seq_len}"
-            )
-        return tokens

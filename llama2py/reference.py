@@ -6,6 +6,7 @@ Shapes: n tokens of a batch, d = dim, H heads of h channels, K key/value heads, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,9 @@ class ReferenceCache:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
+    def copy(self, n_positions: int) -> ReferenceCache:
+        return deepcopy(self)
+
     def close(self) -> None:
         self.keys = self.values = np.zeros(0, np.float32)
 
@@ -154,11 +158,8 @@ class Reference:
         return self.classifier(x)
 
     def attend(self, q: Array, cache: ReferenceCache, layer: int, n_positions: int) -> Array:
-        """Attention of one token's queries q (H, h) over the positions so far."""
-        keys, values = (
-            cache.keys[layer, :n_positions],
-            cache.values[layer, :n_positions],
-        )  # (T, K, h)
+        """Attention of one token's queries q (H, h) over keys and values (T, K, h)."""
+        keys, values = cache.keys[layer, :n_positions], cache.values[layer, :n_positions]
         groups = q.reshape(self.config.n_kv_heads, -1, q.shape[-1])  # heads that share keys
         scores = np.einsum("kgh,tkh->kgt", groups, keys) / np.sqrt(np.float32(q.shape[-1]))
         return np.einsum("kgt,tkh->kgh", softmax(scores), values)

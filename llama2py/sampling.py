@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import index
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .adjusting import LogitsProcessor, add_bias, cut, penalize, process, softmax
 from .backend import Backend, Logits
 from .errors import ParameterError
 
@@ -22,7 +25,8 @@ _SEED_ZERO = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """What the sampler does with logits. The defaults are llama2.c's.
+    """What the sampler does with logits, in the order that `adjusting` tells. The defaults are
+    llama2.c's: the rest does nothing.
 
     Parameters
     ----------
@@ -31,23 +35,85 @@ class SamplingParams:
     top_p : float
         Draw from the smallest set of most probable tokens whose sum exceeds this; 0 and 1: from
         all of them.
+    top_k : int
+        Draw from so many most probable tokens at most; 0: from all.
+    min_p : float
+        Draw from tokens at least this fraction as probable as the best one; 0: from all.
+    typical_p : float
+        Draw from the tokens whose surprise is nearest to the expected one, the fewest that sum up
+        to this; 1: from all.
+    repetition_penalty : float
+        Logits of tokens of the prompt and the text so far are divided by it where positive, else
+        multiplied; 1: not.
+    frequency_penalty, presence_penalty : float
+        Taken off the logits of generated tokens: for each time it came, and once.
+    logit_bias : mapping of int to float
+        Added to the logits of some tokens; infinity forces one, minus infinity bans it.
+    banned_tokens : iterable of int
+        Never drawn.
+    logits_processor : callable or sequence of callables, optional
+        ``processor(tokens, logits)`` gets all tokens so far and the logits (vocab_size,), float32,
+        and gives the logits to go on with. It may change and give back those that it got.
 
     Raises
     ------
     ParameterError
-        If ``temperature`` is not a finite number from 0 up, or ``top_p`` not within 0 to 1.
+        If a number is out of its range.
+
+    Examples
+    --------
+    >>> SamplingParams(top_k=40, min_p=0.05).top_p
+    0.9
     """
 
     temperature: float = 1.0
     top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    banned_tokens: Collection[int] = ()
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ParameterError(
                 f"temperature is {self.temperature}, expected a finite number from 0 up"
             )
-        if not 0 <= self.top_p <= 1:
-            raise ParameterError(f"top_p is {self.top_p}, expected a number from 0 to 1")
+        for name in ("top_p", "min_p", "typical_p"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ParameterError(f"{name} is {value}, expected a number from 0 to 1")
+        if index(self.top_k) < 0:
+            raise ParameterError(f"top_k is {self.top_k}, expected a whole number from 0 up")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ParameterError(
+                f"repetition_penalty is {self.repetition_penalty}, expected a number above 0"
+            )
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ParameterError(f"{name} is {value}, expected a finite number")
+        # Iterators are used up by the first look, and arrays are neither true nor false.
+        bias = {index(token): float(value) for token, value in self.logit_bias.items()}
+        if any(math.isnan(value) for value in bias.values()):
+            raise ParameterError("logit_bias holds nan, expected numbers")
+        given = self.logits_processor
+        processors = () if given is None else (given,) if callable(given) else tuple(given)
+        object.__setattr__(self, "logit_bias", bias)
+        object.__setattr__(self, "banned_tokens", tuple(index(t) for t in self.banned_tokens))
+        object.__setattr__(self, "logits_processor", processors)
+
+    @property
+    def plain(self) -> bool:
+        """Whether temperature and top-p are all there is: one call of the engine."""
+        return (
+            self.top_k == self.min_p == 0
+            and self.typical_p == self.repetition_penalty == 1
+            and self.frequency_penalty == self.presence_penalty == 0
+            and not (self.logit_bias or self.banned_tokens or self.logits_processor)
+        )
 
 
 class Coin:
@@ -139,7 +205,7 @@ class Sampler:
     backend : Backend
         Who does the arithmetic.
     params : SamplingParams
-        Temperature and top-p.
+        How.
     seed : int, optional
         See `Coin`; None draws a fresh one.
     """
@@ -150,13 +216,71 @@ class Sampler:
         self._backend = backend
         self._coin = Coin(self.seed)
 
-    def sample(self, logits: Logits) -> int:
+    @property
+    def params(self) -> SamplingParams:
+        """How tokens are chosen; may be set at any time."""
+        return self._params
+
+    @params.setter
+    def params(self, params: SamplingParams) -> None:
+        self._params, self._plain = params, params.plain
+        bias = params.logit_bias
+        self._biased = np.fromiter(bias.keys(), np.int64, len(bias))
+        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._banned = np.array(params.banned_tokens, np.int64)
+
+    def sample(
+        self, logits: Logits, prompt: Sequence[int] = (), generated: Sequence[int] = ()
+    ) -> int:
         """The next token; logits (vocab_size,) may be overwritten.
 
         With temperature 0 (or below 1e-30) the coin is not touched.
+
+        Parameters
+        ----------
+        logits : ndarray, float32, shape (vocab_size,)
+            Of the model.
+        prompt, generated : sequence of int
+            The tokens so far, for penalties and processors.
+
+        Raises
+        ------
+        ParameterError
+            If bans and processors leave no token, or a token of theirs is not in the vocabulary.
         """
-        if self.params.temperature < _SMALLEST_TEMPERATURE:
+        params = self._params
+        if not self._plain:
+            logits = self._adjusted(logits, prompt, generated)
+        if params.temperature < _SMALLEST_TEMPERATURE:
             return self._backend.argmax(logits)
-        return self._backend.sample(
-            logits, self.params.temperature, self.params.top_p, self._coin.flip()
+        coin = self._coin.flip()
+        if self._plain:
+            return self._backend.sample(logits, params.temperature, params.top_p, coin)
+        p = softmax(logits, params.temperature)
+        tokens = cut(p, params.top_k, params.typical_p, params.top_p, params.min_p)
+        sums = np.cumsum(p[tokens])
+        drawn = int(np.searchsorted(sums, coin * sums[-1], side="right"))
+        return int(tokens[min(drawn, len(tokens) - 1)])
+
+    def _adjusted(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> Logits:
+        """The logits behind everything that comes before temperature."""
+        params = self._params
+        penalize(
+            logits,
+            prompt,
+            generated,
+            params.repetition_penalty,
+            params.frequency_penalty,
+            params.presence_penalty,
         )
+        add_bias(logits, self._biased, self._bias, self._banned)
+        if params.logits_processor:
+            processors = cast("tuple[LogitsProcessor, ...]", params.logits_processor)
+            logits = process(logits, [*prompt, *generated], processors)
+        best = logits.max()
+        if np.isnan(best):  # as in llama2.c, a NaN is never drawn
+            logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+            best = logits.max()
+        if best == -np.inf:
+            raise ParameterError("no token is left to draw, expected at least one that is allowed")
+        return logits

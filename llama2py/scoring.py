@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .errors import PromptError
+from .logprobs import log_probabilities
 from .model import Model
-from .session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,49 +77,3 @@ def score_texts(model: Model, texts: Iterable[str]) -> Score:
             nats = -float(log_probabilities(session, tokens).sum())
             total += Score(1, len(tokens) - 1, len(text.encode()), nats)
     return total
-
-
-def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.float64]:
-    """The log-probability of each token behind those before it.
-
-    Where the tokens do not fit in the context, the later ones see what comes before them in windows
-    that overlap by half.
-
-    Parameters
-    ----------
-    session : Session
-        Used from position 0, whatever it held.
-    tokens : sequence of int, length n
-        The first is only context: BOS, as a rule.
-
-    Returns
-    -------
-    ndarray, float64, shape (n - 1,)
-        ``log p(tokens[i + 1] | tokens[.. i])``.
-
-    Raises
-    ------
-    PromptError
-        If a token is out of the vocabulary.
-    """
-    session.rewind(0)
-    window = session.room
-    inputs, targets = tokens[:-1], np.asarray(tokens[1:])
-    scored = np.empty(len(inputs))
-    done = 0
-    while done < len(inputs):
-        start = max(0, done - window // 2) if done else 0
-        block = inputs[start : start + window]
-        session.rewind(0)
-        logits = session.forward(block, all_logits=True)[done - start :]  # (rows, vocab_size)
-        if not 0 <= (last := int(targets[-1])) < logits.shape[1]:  # the one that is never run
-            raise PromptError(
-                f"token {last} is out of the vocabulary, expected 0 to {logits.shape[1] - 1}"
-            )
-        rows = np.arange(len(logits))
-        peaks = logits.max(axis=1, keepdims=True)
-        sums = np.log(np.exp(logits - peaks, dtype=np.float64).sum(axis=1))
-        chosen = logits[rows, targets[done : done + len(logits)]] - peaks[:, 0]
-        scored[done : done + len(logits)] = chosen - sums
-        done += len(logits)
-    return scored

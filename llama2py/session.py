@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 
 import numpy as np
 
 from .backend import Backend, Cache, Logits
 from .closing import Closing
-from .errors import ClosedError, PromptError
+from .errors import Cancelled, ClosedError, PromptError
 
 # Multiplications in one call of the engine: about a tenth of a second of work, so that Ctrl-C is
 # heard between the blocks of a long prompt.
@@ -24,9 +24,9 @@ class Session(Closing):
     of one model are.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, cache: Cache | None = None) -> None:
         self._backend = backend
-        self._cache: Cache | None = backend.new_cache()
+        self._cache: Cache | None = backend.new_cache() if cache is None else cache
         self._position = 0
         block = _BLOCK_WORK // backend.config.n_params
         self._block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
@@ -41,7 +41,12 @@ class Session(Closing):
         """How many more tokens the context holds."""
         return self._backend.config.seq_len - self._position
 
-    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> Logits:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        all_logits: bool = False,
+        interrupted: Callable[[], bool] | None = None,
+    ) -> Logits:
         """Run tokens at the next positions.
 
         Parameters
@@ -51,6 +56,8 @@ class Session(Closing):
             engine; NumPy's matrix products are not that strict).
         all_logits : bool
             Give the logits behind every token, not only the last.
+        interrupted : callable, optional
+            Asked before each tenth of a second of work; True ends the call.
 
         Returns
         -------
@@ -65,7 +72,8 @@ class Session(Closing):
         ClosedError
             After `close`.
         Cancelled
-            If another thread closes the session meanwhile.
+            If another thread closes the session meanwhile, or ``interrupted`` says so; the blocks
+            run until then stay.
         """
         cache = self._open_cache()
         ids = self.checked(tokens)
@@ -74,6 +82,8 @@ class Session(Closing):
         for start in range(0, len(ids), self._block):
             block = ids[start : start + self._block]
             n, position = len(block), self._position
+            if interrupted is not None and interrupted():
+                raise Cancelled("a forward pass was interrupted by its caller")
             if all_logits:
                 rows: Sequence[int] = range(n)
             else:
@@ -102,6 +112,31 @@ class Session(Closing):
                 f"cannot rewind to position {position}, expected 0 to {self._position}"
             )
         self._position = position
+
+    def fork(self) -> Session:
+        """Another session that has run the same tokens; from here on the two go their own ways.
+
+        Costs the copy of as many keys and values as there are positions.
+
+        Examples
+        --------
+        >>> from llama2py import load
+        >>> with load().session() as trunk:
+        ...     logits = trunk.forward([1, 300, 301])
+        ...     with trunk.fork() as branch:
+        ...         bool((branch.forward([302]) == trunk.forward([302])).all())
+        True
+
+        Raises
+        ------
+        ClosedError
+            After `close`.
+        EngineError
+            If there is no memory for it.
+        """
+        made = Session(self._backend, self._open_cache().copy(self._position))
+        made._position = self._position
+        return made
 
     def close(self) -> None:
         """Free the memory. Twice does no harm.

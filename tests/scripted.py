@@ -17,6 +17,11 @@ class ScriptedCache:
     def __init__(self) -> None:
         self.tokens: dict[int, int] = {}
 
+    def copy(self, n_positions: int) -> ScriptedCache:
+        made = ScriptedCache()
+        made.tokens.update(self.tokens)
+        return made
+
     def close(self) -> None:
         self.tokens.clear()
 

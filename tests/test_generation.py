@@ -88,7 +88,7 @@ def test_a_prompt_may_be_tokens(model: Model) -> None:
     expected = story(model.generate("abc", seed=1))
     assert story(model.generate(tokens, seed=1)) == expected
     assert story(model.generate(tuple(tokens), seed=1)) == expected
-    assert story(model.generate(np.array(tokens), seed=1)) == expected  # type: ignore[arg-type]
+    assert story(model.generate(np.array(tokens), seed=1)) == expected  # type: ignore[call-overload]
 
 
 # ---- what ends it ----

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from llama2py import Model, PromptError, Score, score_texts
 from llama2py.backend import Logits
 from llama2py.engine import Engine
+from llama2py.logprobs import log_probabilities
 from llama2py.reference import Reference
-from llama2py.scoring import log_probabilities
 from llama2py.tokenizer import BOS
 
 

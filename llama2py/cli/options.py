@@ -81,6 +81,6 @@ def _number(text: str) -> float:
 
 def _checked(params: type[SamplingParams], **values: float) -> SamplingParams:
     try:
-        return params(**values)
+        return params(**values)  # type: ignore[arg-type]  # those whose values are numbers
     except ParameterError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..chat import Chat
 from ..errors import PromptError
-from ..generation import Stream, Timings
+from ..generation import Stream
+from ..job import Timings
 from ..model import Model, load
 from ..sampling import random_seed
 from . import options

@@ -1,0 +1,325 @@
+"""What a model can be asked: for a text, for many, for a stream, for how probable a text is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Sized
+from operator import index
+from typing import TYPE_CHECKING, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Backend
+from .batch import run_jobs
+from .closing import Closing
+from .config import ModelConfig
+from .errors import PromptError
+from .generation import Generation, Stream
+from .job import Job
+from .logprobs import log_probabilities
+from .prefixes import Prefixes
+from .request import Options, is_one, make_job, seed_each, seeds_of
+from .session import Session
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # the type checker's own
+
+MAX_BATCH = 32  # texts at once: their sessions bound the memory
+
+
+class Asking(Closing):
+    """The questions; `Model` adds the weights."""
+
+    tokenizer: Tokenizer
+    _prefixes: Prefixes
+
+    @property
+    def config(self) -> ModelConfig:
+        """The numbers of the model."""
+        raise NotImplementedError
+
+    @property
+    def backend(self) -> Backend:
+        """What computes."""
+        raise NotImplementedError
+
+    def session(self) -> Session:
+        """A new conversation at position 0."""
+        raise NotImplementedError
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """Generate text piece by piece.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+            The beginning of the text, or the very tokens to begin with (BOS first, as a rule).
+        max_tokens : int, optional
+            Most tokens to generate. Default: as many as the context holds.
+        temperature : float
+            0: always the most probable token. Above: the higher, the wilder.
+        top_p : float
+            Draw from the smallest set of most probable tokens whose sum exceeds this; 1: from all.
+        seed : int, optional
+            Of the coin, 0 to 2**64 - 1; the same seed gives the same text. Default: a fresh one,
+            told in the result.
+        **options
+            More about sampling, about what ends the text, and ``logprobs``: see `Options`.
+
+        Returns
+        -------
+        Stream
+            An iterator of str.
+
+        Raises
+        ------
+        PromptError
+            If the prompt is longer than the context, or not encodable.
+        ParameterError
+            If a number is out of its range.
+        """
+        job = self._job(prompt, max_tokens, temperature, top_p, seed, options)
+        taken = self._prefixes.take(job.prompt_tokens)
+        session, job.reused = taken if taken else (self.session(), 0)
+        return Stream(session, self.tokenizer, job, keep=self._prefixes)
+
+    async def astream(
+        self,
+        prompt: str | Sequence[int] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[str]:
+        """`stream` for ``async for``: each piece is computed in a thread, and the loop goes on.
+
+        A task that is cancelled, or breaks off, ends the text and frees its memory.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> from llama2py import load
+        >>> async def tell():
+        ...     return "".join([piece async for piece in load().astream("Once", seed=1)])
+        >>> asyncio.run(tell()) == load().generate("Once", seed=1).text
+        True
+        """
+        with self.stream(prompt, max_tokens, temperature, top_p, seed, **options) as stream:
+            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
+                yield piece
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self,
+        prompt: str | Sequence[int] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        **options: Unpack[Options],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | Sequence[int] | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        **options: Unpack[Options],
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | Sequence[int] | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        **options: Unpack[Options],
+    ) -> Generation | list[Generation]:
+        """Generate a text, or many at once. Parameters and errors are those of `stream`, and:
+
+        Parameters
+        ----------
+        prompt : str or sequence of int, or a sequence of these
+            One prompt, or many. An empty sequence is one prompt without a token: an error.
+        seed : int or sequence of int, optional
+            With many prompts, one for each, or the same for all.
+        max_batch : int
+            With many prompts: so many at once, which bounds the memory.
+
+        Returns
+        -------
+        Generation, or list of Generation
+            The text, its tokens, why it ended, its seed, and how fast it went; with many prompts
+            one for each, in order. With the C engine each is, to the bit, what it is alone.
+
+        Examples
+        --------
+        >>> from llama2py import load
+        >>> model = load()
+        >>> one, other = model.generate(["Once", "One day"], seed=[1, 2], max_tokens=9)
+        >>> other.text == model.generate("One day", seed=2, max_tokens=9).text
+        True
+        """
+        if not hasattr(prompt, "__len__"):  # an iterator, against the types; it can be read once
+            prompt = cast("Sequence[int]", list(prompt))
+        if is_one(prompt):
+            one: str | Sequence[int] = prompt  # type: ignore[assignment]
+            if seed is not None:
+                seed = index(seed)  # type: ignore[arg-type]
+            return self.stream(one, max_tokens, temperature, top_p, seed, **options).finish()
+        many: Sequence[str | Sequence[int]] = prompt  # type: ignore[assignment]
+        jobs = [
+            self._job(each, max_tokens, temperature, top_p, its_seed, options)
+            for each, its_seed in zip(many, seed_each(seed, len(many)), strict=True)
+        ]
+        return [Generation.of(job) for job in run_jobs(self, jobs, max_batch)]
+
+    def generate_many(
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | Iterable[int] | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        progress: bool = False,
+        **options: Unpack[Options],
+    ) -> Iterator[Generation]:
+        """Generate texts as they are asked for, in order; the prompts may be endless.
+
+        Parameters
+        ----------
+        prompts : iterable of str or sequence of int
+            Taken as there is room for them.
+        seed : int or iterable of int, optional
+            One for each prompt, or the same for all. Default: fresh ones.
+        max_batch : int
+            So many at once, which bounds the memory.
+        progress : bool
+            Show how far it is, with tqdm, on stderr.
+        max_tokens, temperature, top_p, **options
+            As in `stream`.
+
+        Yields
+        ------
+        Generation
+            One for each prompt.
+
+        Examples
+        --------
+        >>> from itertools import count
+        >>> from llama2py import load
+        >>> texts = load().generate_many(map(str, count()), seed=count(), max_tokens=3)
+        >>> next(texts).seed, next(texts).seed
+        (0, 1)
+        """
+        jobs = (
+            self._job(prompt, max_tokens, temperature, top_p, its_seed, options)
+            for prompt, its_seed in zip(prompts, seeds_of(seed), strict=False)
+        )
+        texts: Iterable[Job] = run_jobs(self, jobs, max_batch)
+        if progress:
+            from .progress import Bar  # only here: tqdm takes longer to import than a model to load
+
+            total = len(prompts) if isinstance(prompts, Sized) else None
+            texts = Bar(texts, total=total, unit="text")
+        for job in texts:
+            yield Generation.of(job)
+
+    def score(self, text: str | Sequence[int]) -> NDArray[np.float64]:
+        """How probable each token of a text is.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            A text, which gets BOS in front, or tokens, the first of which is only context. It may
+            be longer than the context: see `log_probabilities`.
+
+        Returns
+        -------
+        ndarray, float64, shape (n - 1,)
+            The natural logarithm of the probability of each of the n tokens but the first.
+
+        Raises
+        ------
+        PromptError
+            If there is no token, or one is out of the vocabulary.
+        """
+        tokens = self._tokens(text)
+        with self.session() as session:
+            return log_probabilities(session, tokens)
+
+    def perplexity(self, text: str | Sequence[int]) -> float:
+        """``exp(-mean(score(text)))``: among how many tokens the model hesitates, as it were.
+
+        Raises
+        ------
+        PromptError
+            As `score` does, and if there is no token to predict.
+        """
+        logprobs = self.score(text)
+        if not len(logprobs):
+            raise PromptError("there is no token to predict, expected one behind the first")
+        return math.exp(-float(logprobs.mean()))
+
+    def _job(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | None,
+        temperature: float,
+        top_p: float,
+        seed: int | None,
+        options: Options,
+    ) -> Job:
+        tokens = self.prompt_tokens(prompt)
+        return make_job(self.backend, tokens, max_tokens, temperature, top_p, seed, options)
+
+    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens that a prompt is run as: BOS and the text's, or those given.
+
+        Raises
+        ------
+        PromptError
+            If there are none or too many for the context, or the text is not encodable.
+        """
+        tokens = self._tokens(prompt)
+        if len(tokens) > self.config.seq_len:
+            raise PromptError(
+                f"the prompt is {len(tokens)} tokens long, longer than"
+                f" the model's context of {self.config.seq_len}"
+            )
+        return tokens
+
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt, bos=True)
+        elif isinstance(prompt, bytes | bytearray | memoryview):  # of int, but not of tokens
+            raise PromptError("the prompt is bytes, expected str or a sequence of token ids")
+        else:
+            tokens = [index(token) for token in prompt]
+        if not tokens:
+            raise PromptError("the prompt has no tokens, expected at least one (such as BOS)")
+        return tokens

@@ -1,0 +1,76 @@
+"""Sessions kept for prompts that begin alike: what they share need not be run again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from .closing import Closing
+from .session import Session
+
+# Shorter prefixes are not worth a session's memory.
+_WORTH_IT = 16
+
+
+class Prefixes(Closing):
+    """A few sessions, each with the tokens that it has run; the one used last goes last.
+
+    Threads may share it. A session is in here or in use, never both.
+
+    Parameters
+    ----------
+    most : int
+        Sessions kept; 0: none.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: list[tuple[list[int], Session]] = []
+        self._lock = threading.Lock()
+
+    def take(self, tokens: Sequence[int]) -> tuple[Session, int] | None:
+        """The session that shares most with a prompt, rewound to that, and how many tokens it is.
+
+        The prompt's last token is always left to run: its logits are wanted. None: no session
+        shares enough.
+        """
+        with self._lock:
+            best, at = _WORTH_IT - 1, -1
+            for i, (run, _) in enumerate(self._kept):
+                if (n := min(_shared(run, tokens), len(tokens) - 1)) > best:
+                    best, at = n, i
+            if at < 0:
+                return None
+            _, session = self._kept.pop(at)
+        session.rewind(best)
+        return session, best
+
+    def give(self, session: Session, tokens: list[int]) -> None:
+        """Keep a session that has run these tokens, or close it, and the oldest of too many."""
+        leaves = [session]
+        if len(tokens) >= _WORTH_IT:
+            with self._lock:  # `most` is 0 as soon as it is closed
+                self._kept.append((tokens, session))
+                too_many = max(0, len(self._kept) - self._most)
+                leaves = [kept for _, kept in self._kept[:too_many]]
+                del self._kept[:too_many]
+        for old in leaves:
+            old.close()
+
+    def close(self) -> None:
+        """Close them all, and those still to be given."""
+        with self._lock:
+            self._most = 0
+            leaves, self._kept = self._kept, []
+        for _, session in leaves:
+            session.close()
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at the beginning."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
