@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -116,11 +116,12 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, threads: int | None = None) -> None:
         self.config = checkpoint.config
-        self.dtype = checkpoint.dtype
+        self.dtype: Literal["float32", "int8"] = "int8" if checkpoint.dtype == "int8" else "float32"
         self.threads = threads or default_threads()
         isa = choose_isa()
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
-        model = lib.l2p_model_new(_c_config(checkpoint), isa)
+        divisors = _rope_divisors(self.config)  # alive during the call
+        model = lib.l2p_model_new(_c_config(checkpoint, divisors), isa)
         if model == ffi.NULL:
             raise EngineError(
                 f"{checkpoint.path}: no memory for the weights, expected about"
@@ -140,7 +141,8 @@ class Engine:
             values = _address(tensor.values)
             scales = _address(tensor.scales)
         else:
-            values = _address(tensor.data)
+            floats = np.ascontiguousarray(tensor.dequantize())  # alive during the call
+            values = _address(floats)
         bad = ffi.new("int64_t *")
         error = lib.l2p_model_set(
             self.handle, _TENSORS[name], layer, values, scales, self.threads, bad
@@ -202,7 +204,13 @@ def _address(array: np.ndarray[Any, Any]) -> Any:
     return ffi.cast("void *", array.ctypes.data)
 
 
-def _c_config(checkpoint: Checkpoint) -> Any:
+def _rope_divisors(config: ModelConfig) -> Any:
+    if config.rope_scaling is None:
+        return ffi.NULL
+    return ffi.new("float[]", config.rope_scaling.divisors(config.head_dim, config.rope_theta))
+
+
+def _c_config(checkpoint: Checkpoint, rope_divisors: Any) -> Any:
     config: ModelConfig = checkpoint.config
     return ffi.new(
         "l2p_config *",
@@ -220,6 +228,7 @@ def _c_config(checkpoint: Checkpoint) -> Any:
             "group_size": checkpoint.group_size or 0,
             "norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,
+            "rope_divisors": rope_divisors,
         },
     )
 

@@ -6,6 +6,7 @@ Shapes: n tokens of a batch, d = dim, H heads of h channels, K key/value heads, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from .backend import Logits
 from .checkpoint import Checkpoint, QuantizedTensor, Tensor
 from .errors import ClosedError
+from .rope import frequencies
 from .sampling import draw
 
 Array = NDArray[np.float32]
@@ -34,10 +36,8 @@ def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
 
 
-def rotate(x: Array, positions: NDArray[np.int64], theta: float) -> Array:
+def rotate(x: Array, positions: NDArray[np.int64], freqs: Array) -> Array:
     """Rotary embedding: turn the pairs (x[0], x[1]), (x[2], x[3]).. of each head, x (n, H, h)."""
-    h = x.shape[-1]
-    freqs = (1 / theta ** (np.arange(0, h, 2) / h)).astype(np.float32)
     angles = positions[:, None, None].astype(np.float32) * freqs  # (n, 1, h / 2)
     cos, sin, a, b = np.cos(angles), np.sin(angles), x[..., 0::2], x[..., 1::2]
     return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
@@ -55,7 +55,7 @@ def linear(tensor: Tensor) -> Callable[[Array], Array]:
     """``x (n, cols) -> x @ W.T (n, rows)``; for int8, in integers within each group."""
     rows, cols = tensor.shape
     if not isinstance(tensor, QuantizedTensor):
-        weight = np.array(tensor.data)
+        weight = np.array(tensor.dequantize())
         return lambda x: x @ weight.T
     # Groups run on over the flattened matrix; smaller ones that fit a row keep every value.
     group = int(np.gcd(tensor.group_size, cols))
@@ -86,7 +86,10 @@ class Reference:
     isa, threads = "numpy", 1
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config, self.dtype = checkpoint.config, checkpoint.dtype
+        c = self.config = checkpoint.config
+        self.dtype: Literal["float32", "int8"] = "int8" if checkpoint.dtype == "int8" else "float32"
+        divisors = c.rope_scaling.divisors(c.head_dim, c.rope_theta) if c.rope_scaling else 1
+        self.freqs = (frequencies(c.head_dim, c.rope_theta) / np.array(divisors)).astype(np.float32)
         tensors = checkpoint.tensors
         self.nbytes = sum(t.nbytes for kind in tensors.values() for t in kind)
         self.non_finite = sum(t.count_non_finite() for kind in tensors.values() for t in kind)
@@ -117,8 +120,8 @@ class Reference:
         for layer in range(c.n_layers):
             project = {name: layers[layer] for name, layers in self.linears.items()}
             y = rmsnorm(x, self.norms["rms_att_weight"][layer], c.norm_eps)
-            q = rotate(project["wq"](y).reshape(n, c.n_heads, -1), at, c.rope_theta)  # (n, H, h)
-            k = rotate(project["wk"](y).reshape(n, c.n_kv_heads, -1), at, c.rope_theta)
+            q = rotate(project["wq"](y).reshape(n, c.n_heads, -1), at, self.freqs)  # (n, H, h)
+            k = rotate(project["wk"](y).reshape(n, c.n_kv_heads, -1), at, self.freqs)
             v = project["wv"](y).reshape(n, c.n_kv_heads, -1)  # (n, K, h)
             for i, cache in enumerate(caches):
                 cache.keys[layer, at[i]], cache.values[layer, at[i]] = k[i], v[i]
