@@ -1,0 +1,145 @@
+"""From the tensors of a file, by its own names, to those of a model, by llama2.c's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from .stored import DTYPES
+from .tensors import Tensor, tensor_shapes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """One tensor of a file.
+
+    Attributes
+    ----------
+    dtype : str
+        Its name, such as ``'bfloat16'``.
+    array : ndarray
+        A view of any strides. bfloat16 stands as its bits, in uint16; what is no floating-point
+        dtype that llama2py reads, as opaque bytes.
+    window : tuple
+        Which part of which storage it is, where tensors share storages.
+    """
+
+    dtype: str
+    array: NDArray[Any]
+    window: tuple[Any, ...] = ()
+
+
+def collect(
+    path: Path,
+    weights: Mapping[str, Weight],
+    config: ModelConfig,
+    names: Mapping[str, str],
+    make: Callable[[str, Weight], Tensor],
+    ignored: Callable[[str], bool],
+) -> dict[str, tuple[Tensor, ...]]:
+    """Gather the tensors of a model.
+
+    Parameters
+    ----------
+    path : Path
+        For errors.
+    weights : mapping of str to Weight
+        The file's tensors by its names.
+    config : ModelConfig
+        Says which there must be.
+    names : mapping of str to str
+        The file's name for each of llama2.c's; ``{}`` stands for the layer.
+    make : callable
+        From llama2.c's name and a weight to the tensor.
+    ignored : callable
+        Whether a name of the file may be left over.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, of another shape or dtype, or one is left over.
+    """
+    shapes = tensor_shapes(config)
+    wanted = {
+        kind: [names[kind].format(layer) for layer in range(count)]
+        for kind, (count, _) in shapes.items()
+    }
+    missing = [name for of_kind in wanted.values() for name in of_kind if name not in weights]
+    if missing:
+        raise CheckpointError(
+            f"{path}: {listed(missing)} missing, expected all tensors of a LLaMA of"
+            f" {config.n_layers} layers"
+        )
+    known = {name for of_kind in wanted.values() for name in of_kind}
+    left = sorted(name for name in weights if name not in known and not ignored(name))
+    if left:
+        biases = " (biases are not supported)" if left[0].endswith(".bias") else ""
+        raise CheckpointError(
+            f"{path}: {listed(left)} too much{biases}, expected only the tensors of a LLaMA of"
+            f" {config.n_layers} layers"
+        )
+    tensors = {}
+    for kind, (_, shape) in shapes.items():
+        for name in wanted[kind]:
+            check_weight(path, name, weights[name], shape)
+        tensors[kind] = tuple(make(kind, weights[name]) for name in wanted[kind])
+    return tensors
+
+
+def check_weight(path: Path, name: str, weight: Weight, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape, or of a dtype that is no weight.
+
+    Raises
+    ------
+    CheckpointError
+        With the file, the tensor, and what was expected.
+    """
+    if weight.array.dtype not in DTYPES:
+        raise CheckpointError(
+            f"{path}: {name} is of dtype {weight.dtype}, expected float32, float16 or bfloat16"
+        )
+    if weight.array.shape != shape:
+        raise CheckpointError(f"{path}: {name} has shape {weight.array.shape}, expected {shape}")
+
+
+def listed(names: Collection[str]) -> str:
+    """The first names, how many more there are, and the verb."""
+    first = [repr(name[:80]) for name in list(names)[:3]]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(first)}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def dtype_of(tensors: Mapping[str, tuple[Tensor, ...]]) -> str:
+    """What a model's matrices are made of, by its largest one."""
+    largest = max((t for layers in tensors.values() for t in layers), key=lambda t: t.nbytes)
+    return DTYPES[np.dtype(largest.arrays[0].dtype)]
+
+
+def unwrapped(path: Path, state: object) -> dict[str, Weight]:
+    """Check that an object is a state_dict and take ``torch.compile``'s prefix off its names.
+
+    Raises
+    ------
+    CheckpointError
+        If it holds anything but tensors, or two have one name.
+    """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: this is no state_dict, expected tensors by name")
+    weights: dict[str, Weight] = {}
+    for name, weight in state.items():
+        if not isinstance(name, str) or not isinstance(weight, Weight):
+            raise CheckpointError(
+                f"{path}: its {str(name)[:80]!r} is no tensor, expected only tensors by name"
+            )
+        name = name.removeprefix("_orig_mod.")
+        if name in weights:
+            raise CheckpointError(f"{path}: two tensors are named {name[:80]!r}, expected one")
+        weights[name] = weight
+    return weights
