@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import sentencepiece_model
 from .errors import TokenizerError
 from .files import replacing
 from .gguf_metadata import read_gguf_metadata
@@ -46,7 +47,7 @@ def bundled_tokenizer() -> Path:
 
 
 def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """Read a tokenizer.bin.
+    """Read a tokenizer.bin, or sentencepiece's tokenizer.model.
 
     Parameters
     ----------
@@ -68,7 +69,11 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
         size = path.stat().st_size
         if size > MAX_FILE_SIZE:
             raise TokenizerError(f"{size} bytes, expected a {NAME} of at most {MAX_FILE_SIZE}")
-        tokenizer = parse_tokenizer_bin(path.read_bytes())
+        data = path.read_bytes()
+        if path.suffix == ".model" and sentencepiece_model.looks_so(data):
+            tokenizer = tokenizer_of_pieces(*sentencepiece_model.read_pieces(data))
+        else:
+            tokenizer = parse_tokenizer_bin(data)
         if vocab_size is not None and len(tokenizer) != vocab_size:
             raise TokenizerError(
                 f"this tokenizer has {len(tokenizer)} tokens, the model has {vocab_size};"

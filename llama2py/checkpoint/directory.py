@@ -41,9 +41,11 @@ def read_directory(folder: Path, weights_file: Path | None = None) -> Checkpoint
         return read_huggingface_directory(folder, tokenizer, weights_file)
     if (folder / "params.json").is_file() and (weights_file is None or is_shard):
         return read_meta_directory(folder, tokenizer)
+    expected = "expected one of config.json (Hugging Face) and params.json (Meta)"
+    if weights_file is None:
+        raise CheckpointError(f"{folder}: this is a directory without a model, {expected} in it")
     raise CheckpointError(
-        f"{weights_file or folder}: there is no config.json (Hugging Face) nor params.json (Meta)"
-        f" {'beside' if weights_file else 'in'} it, expected one: it holds the model's numbers"
+        f"{weights_file}: it does not hold the model's numbers, {expected} beside it"
     )
 
 

@@ -21,7 +21,7 @@ from .safetensors_file import read_safetensors
 from .stored import stored, unpermuted
 from .tensors import Tensor
 from .torch_file import read_torch_file
-from .weights import Weight, collect, dtype_of, unwrapped
+from .weights import Weight, collect, make_checkpoint, unwrapped
 
 NAMES = {
     "token_embedding_table": "model.embed_tokens.weight",
@@ -99,18 +99,11 @@ def read_huggingface_directory(
             _maker(config),
             lambda n: bool(_ROTARY_TABLE.fullmatch(n)),
         )
+        many = f", {len(paths)} files" if len(paths) > 1 else ""
+        how = f"Hugging Face ({kind}{many})"
+        checkpoint = make_checkpoint(folder, how, config, tensors, files, tokenizer, notes)
         stack.pop_all()
-    many = f", {len(paths)} files" if len(paths) > 1 else ""
-    return Checkpoint(
-        folder,
-        f"Hugging Face ({kind}{many})",
-        config,
-        tensors,
-        files,
-        tokenizer_path=tokenizer,
-        dtype=dtype_of(tensors),
-        notes=notes,
-    )
+    return checkpoint
 
 
 def _maker(config: ModelConfig) -> Callable[[str, Weight], Tensor]:
@@ -145,12 +138,15 @@ def _read_index(path: Path) -> dict[str, str]:
     mapping = JsonFile(path).values.get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
         raise CheckpointError(f"{path}: there is no weight_map in it, expected one")
-    names = set(map(str, mapping.values()))
-    for name in names:
-        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # nothing outside of the directory
+    names = set()
+    for name in mapping.values():
+        # Nothing outside of the directory.
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+            found = repr(name[:80]) if isinstance(name, str) else "what is no text"
             raise CheckpointError(
-                f"{path}: a tensor is in {name[:80]!r}, expected the name of a file beside it"
+                f"{path}: a tensor is in {found}, expected the name of a file beside it"
             )
+        names.add(name)
     if len(names) > MAX_FILES:
         raise CheckpointError(f"{path}: {len(names)} files, expected at most {MAX_FILES}")
     return mapping

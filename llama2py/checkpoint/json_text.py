@@ -132,5 +132,11 @@ class JsonFile:
 
     def error(self, name: str, expected: str) -> CheckpointError:
         """That a value is not what was expected."""
-        found = "missing" if name not in self.values else json.dumps(self.values[name])[:80]
+        value = self.values.get(name)
+        if name not in self.values:
+            found = "missing"
+        elif isinstance(value, dict | list):
+            found = "an object" if isinstance(value, dict) else "an array"
+        else:
+            found = json.dumps(value)[:80]
         return CheckpointError(f"{self.path}: {name} is {found}, expected {expected}")

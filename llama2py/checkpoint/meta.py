@@ -21,7 +21,7 @@ from .mapped_file import MappedFile
 from .stored import DTYPES, JoinedTensor, stored
 from .tensors import Tensor, tensor_shapes
 from .torch_file import read_torch_file
-from .weights import Weight, collect, dtype_of, listed, unwrapped
+from .weights import Weight, collect, listed, make_checkpoint, unwrapped
 
 NAMES = {
     "token_embedding_table": "tok_embeddings.weight",
@@ -96,9 +96,7 @@ def read_trainer_state(file: MappedFile, saved: Mapping[Any, Any]) -> Checkpoint
     except ConfigError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
     tensors = collect(file.path, weights, config, NAMES, _as_stored, _may_be_left(config))
-    return Checkpoint(
-        file.path, "llama2.c ckpt.pt", config, tensors, [file], dtype=dtype_of(tensors)
-    )
+    return make_checkpoint(file.path, "llama2.c ckpt.pt", config, tensors, [file])
 
 
 def read_meta_directory(folder: Path, tokenizer: Path | None) -> Checkpoint:
@@ -143,9 +141,10 @@ def read_meta_directory(folder: Path, tokenizer: Path | None) -> Checkpoint:
             tensors = collect(paths[0], shards[0], config, NAMES, _as_stored, _may_be_left(config))
         else:
             tensors = _join(folder, config, paths, shards)
+        how = "Meta" if len(paths) == 1 else f"Meta, {len(paths)} shards"
+        checkpoint = make_checkpoint(folder, how, config, tensors, files, tokenizer)
         stack.pop_all()
-    how = "Meta" if len(paths) == 1 else f"Meta, {len(paths)} shards"
-    return Checkpoint(folder, how, config, tensors, files, None, tokenizer, dtype_of(tensors))
+    return checkpoint
 
 
 def _meta_config(params: JsonFile, shards: list[dict[str, Weight]]) -> ModelConfig:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-MAX_STEPS = 500_000  # a training checkpoint of 80 layers takes about 100,000
+MAX_STEPS = 250_000  # a training checkpoint of 80 layers takes about 100,000
 _OBJECT, _CONTAINER = 100, 300  # bytes that Python takes for one, at most, its place in a list too
 
 

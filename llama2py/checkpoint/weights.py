@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from .base import Checkpoint
+from .mapped_file import MappedFile
 from .stored import DTYPES
 from .tensors import Tensor, tensor_shapes
 
@@ -116,10 +117,33 @@ def listed(names: Collection[str]) -> str:
     return f"{', '.join(first)}{more} {'is' if len(names) == 1 else 'are'}"
 
 
-def dtype_of(tensors: Mapping[str, tuple[Tensor, ...]]) -> str:
-    """What a model's matrices are made of, by its largest one."""
-    largest = max((t for layers in tensors.values() for t in layers), key=lambda t: t.nbytes)
-    return DTYPES[np.dtype(largest.arrays[0].dtype)]
+def make_checkpoint(
+    path: Path,
+    format: str,
+    config: ModelConfig,
+    tensors: Mapping[str, tuple[Tensor, ...]],
+    files: Sequence[MappedFile],
+    tokenizer: Path | None = None,
+    notes: Sequence[str] = (),
+) -> Checkpoint:
+    """The checkpoint of tensors that were all found; its dtype is the largest one's.
+
+    Raises
+    ------
+    CheckpointError
+        If the tensors are far larger than the files: many of them stand on the same bytes, and
+        loading would take memory without bound.
+    """
+    everything = [tensor for layers in tensors.values() for tensor in layers]
+    size, held = sum(t.nbytes for t in everything), sum(file.size for file in files)
+    if size > 2 * held:  # a classifier may share the embedding's bytes
+        raise CheckpointError(
+            f"{path}: its tensors share storages: {size} bytes, expected at most twice the {held}"
+            " of the files"
+        )
+    largest = max(everything, key=lambda tensor: tensor.nbytes)
+    dtype = DTYPES[largest.arrays[0].dtype]
+    return Checkpoint(path, format, config, tensors, files, None, tokenizer, dtype, notes)
 
 
 def unwrapped(path: Path, state: object) -> dict[str, Weight]:
