@@ -82,7 +82,7 @@ def load(
     path = builtin_model() if path is None else Path(path)
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
-            own = beside(path)
+            own = checkpoint.tokenizer_path or beside(path)
             tokenizer = own if own.is_file() else bundled_tokenizer()
         vocabulary = load_tokenizer(Path(tokenizer), checkpoint.config.vocab_size)
         weights: Backend

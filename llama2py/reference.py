@@ -55,7 +55,7 @@ def linear(tensor: Tensor) -> Callable[[Array], Array]:
     """``x (n, cols) -> x @ W.T (n, rows)``; for int8, in integers within each group."""
     rows, cols = tensor.shape
     if not isinstance(tensor, QuantizedTensor):
-        weight = np.array(tensor.data)
+        weight = np.array(tensor.dequantize())
         return lambda x: x @ weight.T
     # Groups run on over the flattened matrix; smaller ones that fit a row keep every value.
     group = int(np.gcd(tensor.group_size, cols))

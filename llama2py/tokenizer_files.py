@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import TokenizerError
 from .files import replacing
-from .gguf_metadata import read_gguf_metadata
+from .gguf_metadata import GGUFArray, read_gguf_metadata
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 NAME = "tokenizer.bin"
@@ -46,12 +46,12 @@ def bundled_tokenizer() -> Path:
 
 
 def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """Read a tokenizer.bin.
+    """Read a tokenizer.bin, or the vocabulary inside a GGUF file.
 
     Parameters
     ----------
     path : str or Path
-        The file.
+        The file. What it is, its first bytes tell.
     vocab_size : int, optional
         The number of ids that the model has; None if any will do.
 
@@ -65,10 +65,7 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
         if not path.is_file():
             problem = "this is no regular file" if path.exists() else "no such file"
             raise TokenizerError(f"{problem}, expected a {NAME}")
-        size = path.stat().st_size
-        if size > MAX_FILE_SIZE:
-            raise TokenizerError(f"{size} bytes, expected a {NAME} of at most {MAX_FILE_SIZE}")
-        tokenizer = parse_tokenizer_bin(path.read_bytes())
+        tokenizer = _read(path)
         if vocab_size is not None and len(tokenizer) != vocab_size:
             raise TokenizerError(
                 f"this tokenizer has {len(tokenizer)} tokens, the model has {vocab_size};"
@@ -79,6 +76,17 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path}: cannot be read: {error}") from None
     return tokenizer
+
+
+def _read(path: Path) -> Tokenizer:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head == b"GGUF":
+        return _tokenizer_of_gguf(read_gguf_metadata(path, TokenizerError).pairs)
+    size = path.stat().st_size
+    if size > MAX_FILE_SIZE:
+        raise TokenizerError(f"{size} bytes, expected a {NAME} of at most {MAX_FILE_SIZE}")
+    return parse_tokenizer_bin(path.read_bytes())
 
 
 def parse_tokenizer_bin(data: bytes) -> Tokenizer:
@@ -170,6 +178,7 @@ def _tokenizer_of_gguf(pairs: dict[str, Any]) -> Tokenizer:
     columns = []
     for name, kind in [("tokens", bytes), ("scores", float), ("token_type", int)]:
         column = get(name)
+        column = column.tolist() if isinstance(column, GGUFArray) else None
         if not isinstance(column, list) or not all(isinstance(item, kind) for item in column):
             raise TokenizerError(
                 f"tokenizer.ggml.{name} is missing or of another type,"

@@ -232,7 +232,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "cpu": {"errors"},
     "backend": {"config"},
-    "checkpoint": {*BASE, "files"},
+    "checkpoint": {*BASE, "files", "gguf_metadata"},
     "bpe": {"errors"},
     "tokenizer": {"errors", "bpe"},
     "tokenizer_files": {"errors", "files", "tokenizer", "gguf_metadata"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from . import llama2c
+from . import gguf, llama2c
 from .base import Checkpoint
 from .mapped_file import MappedFile
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
@@ -27,7 +27,10 @@ __all__ = [
 ]
 
 # Is a file that begins with these bytes of this format, and who reads it.
-_READERS = ((llama2c.has_magic, llama2c.read_versioned),)
+_READERS = (
+    (llama2c.has_magic, llama2c.read_versioned),
+    (gguf.has_magic, gguf.read_gguf),
+)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -36,7 +39,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : str or path-like
-        A llama2.c checkpoint: v0 (``stories15M.bin``), v1, or v2 (int8).
+        A llama2.c checkpoint: v0 (``stories15M.bin``), v1, or v2 (int8); or a GGUF file of the
+        architecture llama, of a split one any part.
 
     Returns
     -------
