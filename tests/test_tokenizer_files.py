@@ -22,9 +22,9 @@ from llama2py.tokenizer_files import (
     bundled_tokenizer,
     load_tokenizer,
     parse_tokenizer_bin,
-    read_gguf_vocabulary,
     write_tokenizer_bin,
 )
+from llama2py.tokenizer_gguf import read_gguf_vocabulary
 
 SHA256 = "50a52ef822ee9e83de5ce9d0be0a025a773d019437f58b5ff9dcafb063ece361"
 NAN = float("nan")
@@ -297,9 +297,21 @@ HOSTILE_GGUFS = {
         "the metadata value 'k' is an array of type 9, expected numbers or strings",
     ),
     "no vocabulary": (gguf(0, b""), "tokenizer.ggml.model is None, expected b'llama'"),
-    "gpt2": (
+    "wordpiece": (
+        metadata(model=(STRING, string(b"bert"))),
+        "tokenizer.ggml.model is b'bert', expected b'llama' (sentencepiece) or b'gpt2' (byte",
+    ),
+    "byte level without merges": (
         metadata(model=(STRING, string(b"gpt2"))),
-        "tokenizer.ggml.model is b'gpt2', expected b'llama' (sentencepiece)",
+        "tokenizer.ggml.merges is missing or of another type, expected an array of bytes",
+    ),
+    "byte level cut in an unknown way": (
+        metadata(model=(STRING, string(b"gpt2")), pre=(STRING, string(b"tekken"))),
+        "tokenizer.ggml.pre is b'tekken', expected default, gpt-2, gpt2, llama-bpe,",
+    ),
+    "an end of nothing": (
+        metadata(eos_token_id=(U32, struct.pack("<I", 262))),
+        "the id of EOS is 262, expected one of 262 tokens",
     ),
     "no space prefix": (
         metadata(add_space_prefix=(BOOL, b"\0")),
