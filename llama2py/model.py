@@ -39,12 +39,12 @@ def load(
     Parameters
     ----------
     path : str or path-like, optional
-        A llama2.c checkpoint (v0, v1, v2), such as ``stories15M.bin``. Default: the story model
-        that comes with llama2py.
+        A llama2.c checkpoint (v0, v1, v2), such as ``stories15M.bin``, or a GGUF file of a llama.
+        Default: the story model that comes with llama2py.
     tokenizer : str or path-like, optional
-        The model's ``tokenizer.bin``. Default: the one beside the model (``story.tokenizer.bin``
-        for ``story.bin``), or else the 32000-token one of Llama 2, which llama2.c's story models
-        use.
+        The model's ``tokenizer.bin``, ``.model`` or ``.json``. Default: the one inside a GGUF
+        file, the one beside the model (``story.tokenizer.bin`` for ``story.bin``), or else the
+        32000-token one of Llama 2, which llama2.c's story models use.
     threads : int, optional
         Threads of the engine, up to 256. Default: the physical cores this process may use.
         Results do not depend on it.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .errors import TokenizerError
 from .files import replacing
+from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
 from .tokenizer import EOS, Tokenizer
 from .tokenizer_gguf import read_gguf_vocabulary
 from .tokenizer_json import read_tokenizer_json
@@ -41,7 +42,7 @@ def bundled_tokenizer() -> Path:
 
 
 def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """Read a tokenizer.bin, a tokenizer.json, or the vocabulary inside a GGUF file.
+    """Read a tokenizer.bin, .model or .json, or the vocabulary inside a GGUF file.
 
     Parameters
     ----------
@@ -56,15 +57,18 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
         If the file is missing, malformed, or of another size than the model's vocabulary.
     """
     path = Path(path)
+    tokenizer: Tokenizer
     try:
         if not path.is_file():
             problem = "this is no regular file" if path.exists() else "no such file"
             raise TokenizerError(f"{path}: {problem}, expected a {NAME}")
         with path.open("rb") as file:
-            head = file.read(16).lstrip()
-        if head.startswith(b"GGUF"):
+            head = file.read(16)
+        if looks_like_sentencepiece(head):
+            tokenizer = read_sentencepiece(path)
+        elif head.startswith(b"GGUF"):
             tokenizer = read_gguf_vocabulary(path)
-        elif head.startswith(b"{"):
+        elif head.lstrip().startswith(b"{"):
             tokenizer = read_tokenizer_json(path)
         else:
             tokenizer = _read_tokenizer_bin(path)

@@ -6,7 +6,7 @@ patterns behind the names of ``tokenizer.ggml.pre``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,10 @@ from .errors import TokenizerError
 from .gguf_metadata import GGUFArray, read_gguf_metadata
 from .merge_tokenizer import ByteLevel, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, LLAMA3, QWEN2
-from .tokenizer import BOS, EOS, UNK, Specials, Tokenizer
+from .sentencepiece_model import specials_of, tokenizer_of_pieces
+from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 MAX_TOKENS = 1 << 20
-CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
-_FIRST_SPECIAL = 3  # unknown, BOS and EOS are never looked for by their text
-
-SPACE_MARK = "\u2581".encode()  # how sentencepiece writes a space inside a piece
-# llama2.c's exporter puts these two on lines of their own.
-BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
 
 # By tokenizer.ggml.pre: the patterns, and whether a word that is a piece is taken as it is.
 _PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
@@ -103,15 +98,6 @@ def _tokenizer(metadata: _Metadata) -> Tokenizer:
     )
 
 
-def _specials(tokens: Sequence[str], types: Sequence[int], first: int = 0) -> Specials:
-    """What `types` says of the tokens from ``first`` on."""
-    typed = [(tokens[token], token) for token in range(first, len(tokens)) if tokens[token]]
-    return Specials(
-        added={text: token for text, token in typed if types[token] == USER_DEFINED},
-        control={text: token for text, token in typed if types[token] == CONTROL},
-    )
-
-
 def _sentencepiece(metadata: _Metadata) -> Tokenizer:
     if metadata.get("add_space_prefix", True) is not True:
         raise TokenizerError(
@@ -126,27 +112,7 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
     tokens = metadata.column("tokens", bytes)
     scores = metadata.column("scores", float, len(tokens))
     types = metadata.column("token_type", int, len(tokens))
-    texts = [token.decode(errors="replace").replace("\u2581", " ") for token in tokens]
-    specials = _specials(texts, types, _FIRST_SPECIAL)
-    return tokenizer_of_pieces(tokens, scores, specials, metadata.token("eos", EOS))
-
-
-def tokenizer_of_pieces(
-    pieces: Sequence[bytes],
-    scores: Sequence[float],
-    specials: Specials | None = None,
-    eos_id: int = EOS,
-) -> Tokenizer:
-    """A tokenizer of sentencepiece's own pieces, as llama2.c's exporter spells them.
-
-    Raises
-    ------
-    TokenizerError
-        If they do not make a vocabulary.
-    """
-    spelled = [piece.replace(SPACE_MARK, b" ") for piece in pieces]
-    spelled[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
-    return Tokenizer(spelled, scores, specials, eos_id)
+    return tokenizer_of_pieces(tokens, scores, types, metadata.token("eos", EOS))
 
 
 def _byte_level(metadata: _Metadata) -> Tokenizer:
@@ -174,6 +140,6 @@ def _byte_level(metadata: _Metadata) -> Tokenizer:
         ByteLevel(patterns),
         bos_id=bos,
         eos_id=metadata.token("eos", bos),
-        specials=_specials(pieces, types),
+        specials=specials_of(pieces, types),
         whole_first=whole_first,
     )

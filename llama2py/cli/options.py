@@ -12,7 +12,7 @@ from ..sampling import SamplingParams
 if TYPE_CHECKING:  # generic for type checkers only
     Subparsers = argparse._SubParsersAction[Any]
 
-CHECKPOINT = "a llama2.c model, as stories15M.bin (default: the built-in story model)"
+CHECKPOINT = "a llama2.c or GGUF model, as stories15M.bin (default: the built-in story model)"
 
 
 def temperature(text: str) -> float:
