@@ -114,6 +114,11 @@ def test_types_are_looked_at(tmp_path: Path) -> None:
     assert (ours.specials.control, ours.specials.added) == ({"<|im_end|>": 261}, {"aa": 262})
     assert ours.encode("aaa<|im_end|>", special=True)[-1] == 261
     assert 262 in ours.encode("aaa")
+    path.write_bytes(model(tail=field(1, field(1, b"aa") + field(2, 0.0) + field(3, 3))))
+    ours = load_tokenizer(path)
+    # A control token is made of other pieces, and still no join makes it.
+    assert ours.encode("aa", bos=False) == [259, 260, 260]
+    assert ours.encode("aa", bos=False, special=True) == [261]
 
 
 HOSTILE = {

@@ -172,6 +172,29 @@ def test_characters_are_tokenizers(tmp_path: Path, prefix: str) -> None:
         check(text)
 
 
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_a_word_that_merges_do_not_make(tmp_path: Path, whole_first: bool) -> None:
+    """Llama 3's are taken whole. Of two splits of a piece, the first in the list comes first."""
+    found = byte_level((GPT2,))
+    vocab = {**found["model"]["vocab"]}
+    letters = {letter: vocab[letter] for letter in "abcx"}
+    pieces = [*letters, "ab", "bc", "abc", "xab", "aa", "aaa"]
+    found = {
+        **found,
+        "added_tokens": [{**found["added_tokens"][0], "id": len(pieces)}],
+        "model": {
+            **found["model"],
+            "ignore_merges": whole_first,
+            "vocab": {piece: token for token, piece in enumerate(pieces)},
+            "merges": ["b c", "a b", "x ab", "a a", "a aa", "aa a"],
+        },
+    }
+    theirs, ours = both(found, tmp_path)
+    assert (ours.encode("abc", bos=False) == [6]) == whole_first
+    for text in ("abc", "xab", "xabc", "aaa", "aaaa", "aaaaa", "aaaaaaa", "abaabcaaab"):
+        assert ours.encode(text, bos=False) == theirs.encode(text).ids, text
+
+
 def test_what_control_tokens_do(tmp_path: Path) -> None:
     _, ours = both(byte_level((GPT2,)), tmp_path)
     start = ours.specials.control["<|im_start|>"]
