@@ -136,13 +136,12 @@ class Engine:
                 checkpoint.release(tensor)
 
     def _pack(self, name: str, layer: int, tensor: Tensor) -> None:
-        scales = ffi.NULL
+        # Some tensors make their arrays on use: they must live until the engine has read them.
         if isinstance(tensor, QuantizedTensor):
-            values = _address(tensor.values)
-            scales = _address(tensor.scales)
+            arrays: tuple[np.ndarray[Any, Any], ...] = (tensor.values, tensor.scales)
         else:
-            floats = np.ascontiguousarray(tensor.dequantize())  # alive during the call
-            values = _address(floats)
+            arrays = (np.ascontiguousarray(tensor.dequantize()),)
+        values, scales = [*map(_address, arrays), ffi.NULL][:2]
         bad = ffi.new("int64_t *")
         error = lib.l2p_model_set(
             self.handle, _TENSORS[name], layer, values, scales, self.threads, bad

@@ -39,12 +39,13 @@ def load(
     Parameters
     ----------
     path : str or path-like, optional
-        A llama2.c checkpoint (v0, v1, v2, ``ckpt.pt``), such as ``stories15M.bin``, or a directory
-        of Meta's or Hugging Face's. Default: the story model that comes with llama2py.
+        A llama2.c checkpoint (v0, v1, v2, ``ckpt.pt``), such as ``stories15M.bin``, a directory of
+        Meta's or Hugging Face's, or a GGUF file of a llama. Default: the story model that comes
+        with llama2py.
     tokenizer : str or path-like, optional
-        The model's ``tokenizer.bin`` or ``tokenizer.model``. Default: the one beside the model
-        (``story.tokenizer.bin`` for ``story.bin``), or in its directory, or else the 32000-token
-        one of Llama 2, which llama2.c's story models use.
+        The model's ``tokenizer.bin``, ``.model`` or ``.json``. Default: the one beside the model
+        (``story.tokenizer.bin`` for ``story.bin``), or the one in its directory or inside the GGUF
+        file, or else the 32000-token one of Llama 2, which llama2.c's story models use.
     threads : int, optional
         Threads of the engine, up to 256. Default: the physical cores this process may use.
         Results do not depend on it.

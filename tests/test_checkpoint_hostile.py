@@ -113,7 +113,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "big-endian v0": (struct.pack(">7i", *GOOD) + bytes(4184), WILD + "dim is 134217728"),
     "big-endian v1": (struct.pack(">Ii7iB", MAGIC, 1, *GOOD, 0), "in big-endian byte order"),
     # Something else.
-    "gguf": (b"GGUF\x03\0\0\0" + bytes(64), "this is a GGUF model, expected a llama2.c checkpoint"),
+    "gguf": (b"GGUF\x03\0\0\0" + bytes(64), "general.architecture is None, expected b'llama'"),
     "ggjt": (b"tjgg\x03\0\0\0" + bytes(64), "this is an old llama.cpp model (GGJT)"),
     "safetensors": (
         struct.pack("<Q", 64) + b'{"a":{"dtype":"F32"',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import struct
@@ -28,8 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2py.checkpoint import open_checkpoint
-from llama2py.errors import CheckpointError, TokenizerError
-from llama2py.sentencepiece_model import read_pieces
+from llama2py.errors import CheckpointError
 
 NORM = "model.norm.weight"
 
@@ -252,11 +250,3 @@ def test_headers_with_other_values(
     header[name][field] = value
     scratch["safetensors"].write_bytes(safetensors_file(header, data))
     opens(scratch["safetensors"])
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=200), st.booleans())
-def test_random_sentencepiece_models(data: bytes, prefix: bool) -> None:
-    good = b"\x0a\x0c\x0a\x05<unk>\x15\0\0\0\0"
-    with contextlib.suppress(TokenizerError):
-        read_pieces(good + data if prefix else data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import directory, llama2c, safetensors_file, zip_archive
+from . import directory, gguf, llama2c, safetensors_file, zip_archive
 from .base import Checkpoint
 from .mapped_file import MappedFile
 from .stored import JoinedTensor, StoredTensor
@@ -33,6 +33,7 @@ __all__ = [
 # Is a file that begins with these bytes of this format, and who reads it.
 _READERS = (
     (llama2c.has_magic, llama2c.read_versioned),
+    (gguf.has_magic, gguf.read_gguf),
     (zip_archive.has_magic, directory.read_zip),
     (safetensors_file.looks_so, directory.read_safetensors_file),
 )
@@ -46,7 +47,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path : str or path-like
         A llama2.c checkpoint: v0 (``stories15M.bin``), v1, v2 (int8), or its trainer's
         ``ckpt.pt``; a directory of Meta's (``params.json``) or Hugging Face's (``config.json``), or
-        a file in one.
+        a file in one; or a GGUF file of the architecture llama, of a split one any part.
 
     Returns
     -------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # generic for type checkers only
     Subparsers = argparse._SubParsersAction[Any]
 
 CHECKPOINT = (
-    "a llama2.c model, as stories15M.bin, or a directory of Meta's or Hugging Face's"
+    "a llama2.c or GGUF model, as stories15M.bin, or a directory of Meta's or Hugging Face's"
     " (default: the built-in story model)"
 )
 
