@@ -51,6 +51,9 @@ class GGUFArray:
     def __len__(self) -> int:
         return self._count
 
+    def __repr__(self) -> str:
+        return f"<array of {self._count}>"
+
     def tolist(self) -> list[Any]:
         """The elements: numbers, bools, or bytes (strings)."""
         if self.kind != STRING:

@@ -18,12 +18,19 @@ from llama2py.checkpoint import (
     Checkpoint,
     DenseTensor,
     QuantizedTensor,
+    StoredTensor,
     open_checkpoint,
     write_checkpoint,
 )
+from llama2py.checkpoint.gguf import MAX_FACTORS
 from llama2py.checkpoint.gguf_blocks import FORMATS
 from llama2py.checkpoint.gguf_tensors import BlockTensor
+from llama2py.checkpoint.stored import stored
+from llama2py.checkpoint.tensors import Tensor
+from llama2py.config import ModelConfig
 from llama2py.errors import CheckpointError
+from llama2py.rope import RopeScaling
+from llama2py.session import Session
 
 TYPES = {format.name: kind for kind, format in FORMATS.items()}
 
@@ -69,7 +76,7 @@ def test_the_real_weights_are_the_checkpoints(test_data: Path) -> None:
                 assert theirs.tokenizer_path == theirs.path
                 found = weights_of(theirs)
                 kinds = {type(row[0]) for row in theirs.tensors.values()}
-            assert kinds == ({DenseTensor} if name == "f32" else {DenseTensor, BlockTensor})
+            assert kinds == ({DenseTensor} if name == "f32" else {DenseTensor, StoredTensor})
             assert found.keys() == wanted.keys()
             for tensor, rows in wanted.items():
                 for a, b in zip(rows, found[tensor], strict=True):
@@ -125,9 +132,9 @@ def test_a_file_of_the_gguf_package(tmp_path: Path, name: str, tied: bool) -> No
         assert (config.vocab_size, config.seq_len) == (made.VOCAB, 16)
         assert (config.norm_eps, config.rope_theta) == (1e-6, 500000.0)
         assert config.shared_classifier == tied
-        assert (checkpoint.dtype, checkpoint.group_size) == (
-            ("int8", 32) if name == "Q8_0" else ("float32", None)
-        )
+        dtypes = {"Q8_0": "int8", "F16": "float16", "BF16": "bfloat16"}
+        assert checkpoint.dtype == dtypes.get(name, "float32")
+        assert checkpoint.group_size == (32 if name == "Q8_0" else None)
         found = weights_of(checkpoint)
         for row in checkpoint.tensors.values():
             for one in row:
@@ -187,28 +194,27 @@ def test_mixed_types_are_widened(tmp_path: Path, backend: str) -> None:
         format = FORMATS[kinds[i % len(kinds)] if values.ndim == 2 else 1]
         raw = rng.integers(0, 256, values.size // format.size * format.record.itemsize, np.uint8)
         blocks = raw.view(format.record)
-        for field in set(format.record.names or ()) & {"d", "m", "x"}:
-            if format.record[field] != np.dtype("<u2"):
-                blocks[field] = rng.uniform(-0.01, 0.01, blocks.size)
-            else:  # bfloat16
-                blocks[field] = rng.integers(0x3B00, 0x3C00, blocks.size)
+        small = rng.uniform(-0.01, 0.01, blocks.size)
+        for field in set(format.record.names or ()) & {"d", "m"}:
+            blocks[field] = small
+        tensor: Tensor = BlockTensor(blocks, format, values.shape)
+        if format.decode is None:
+            bits = small.astype(np.float32).view(np.uint32) >> 16
+            blocks[:] = bits if format.name == "BF16" else small
+            tensor = stored(blocks.reshape(values.shape))
         mixed[name] = (
             next(k for k in FORMATS if FORMATS[k] is format),
             values.shape,
             raw.tobytes(),
         )
-        plain[name] = (
-            0,
-            values.shape,
-            BlockTensor(blocks, format, values.shape).dequantize().tobytes(),
-        )
+        plain[name] = (0, values.shape, tensor.dequantize().tobytes())
     logits = []
     for name, tensors in [("mixed", mixed), ("plain", plain)]:
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(made.gguf_file(made.metadata(), *made.lay_out(tensors)))
         with open_checkpoint(path) as checkpoint:
             weights = Engine(checkpoint) if backend == "c" else Reference(checkpoint)
-            assert checkpoint.dtype == "float32"
+            assert weights.dtype == "float32"
         cache: Any = weights.new_cache()
         logits.append(weights.forward([1, 5], [cache] * 2, [0, 1], [1]))
     assert np.ptp(logits[0]) > 1e-4
@@ -218,19 +224,129 @@ def test_mixed_types_are_widened(tmp_path: Path, backend: str) -> None:
 # ---- RoPE, and other things a config may or may not say ----
 
 
-def with_factors(factors: list[float]) -> bytes:
+def with_factors(factors: list[float], rows: int | None = None, **changes: Any) -> bytes:
     tensors = {n: (0, values.shape, values.tobytes()) for n, values in made.weights().items()}
-    raw = struct.pack(f"<{len(factors)}f", *factors)
-    tensors["rope_freqs.weight"] = (0, (len(factors),), raw)
-    return made.gguf_file(made.metadata(), *made.lay_out(tensors))
+    shape = (len(factors),) if rows is None else (rows, len(factors) // rows)
+    tensors["rope_freqs.weight"] = (0, shape, struct.pack(f"<{len(factors)}f", *factors))
+    return made.gguf_file(made.metadata(**changes), *made.lay_out(tensors))
 
 
-def test_frequency_factors_of_one_change_nothing(tmp_path: Path) -> None:
+def config_of(path: Path, data: bytes) -> ModelConfig:
+    path.write_bytes(data)
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.config
+
+
+LINEAR = {"rope__scaling__type": b"linear", "rope__scaling__factor": 2.0}
+
+
+def test_frequency_factors(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(with_factors([1.0] * 4))
-    open_checkpoint(path).close()
-    path.write_bytes(with_factors([1.0, 1.0, 2.0, 8.0]))
-    assert "tensor 'rope_freqs.weight' scales the rotary frequencies, expected" in refusal(path)
+    assert config_of(path, with_factors([1.0] * 4)).rope_scaling is None
+    stretched = config_of(path, with_factors([1.0, 1.0, 2.0, 8.0]))
+    assert stretched.rope_scaling == RopeScaling("factors", factors=(1.0, 1.0, 2.0, 8.0))
+    # As llama.cpp does it, the frequency is divided by both.
+    both = config_of(path, with_factors([1.0, 1.0, 2.0, 8.0], **LINEAR))
+    assert both.rope_scaling == RopeScaling("factors", factors=(2.0, 2.0, 4.0, 16.0))
+
+
+def test_frequency_factors_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(with_factors([2.0] * 3))
+    assert "RoPE scaling has 3 factors, expected 4, one for each pair" in refusal(path)
+    path.write_bytes(with_factors([2.0] * 4, rows=2))
+    assert "tensor 'rope_freqs.weight' is of shape (2, 2), expected a factor" in refusal(path)
+    path.write_bytes(with_factors([2.0] * (MAX_FACTORS + 1)))
+    assert "tensor 'rope_freqs.weight' is of shape (4097,), expected a factor" in refusal(path)
+    for factor in (0.0, -1.0, float("nan"), float("inf")):
+        path.write_bytes(with_factors([1.0, 1.0, 1.0, factor]))
+        assert f"RoPE scaling's factor 3 is {factor}, expected 1e-30 to 1e30" in refusal(path)
+
+
+def test_linear_scaling(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for changes in (LINEAR, {"rope__scaling__factor": 2.0}, {"rope__scale_linear": 2.0}):
+        found = config_of(path, made.float_file(**changes))
+        assert found.rope_scaling == RopeScaling("linear", 2.0)
+    none: list[dict[str, Any]] = [
+        {"rope__scaling__factor": 0.0},
+        {"rope__scaling__type": b"none", "rope__scaling__factor": 2.0},
+        {"rope__scaling__type": b"linear"},
+    ]
+    for changes in none:
+        assert config_of(path, made.float_file(**changes)).rope_scaling is None
+
+
+def test_a_window_cuts_the_context(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(made.float_file(attention__sliding_window=8))
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.config.seq_len == 8
+        assert checkpoint.notes == ("its context of 16 is cut to its sliding window of 8",)
+
+
+#: GGUF's name of each of llama2.c's.
+NAMES = {
+    "token_embedding_table": "token_embd", "wcls": "output", "rms_final_weight": "output_norm",
+    "rms_att_weight": "blk.{}.attn_norm", "rms_ffn_weight": "blk.{}.ffn_norm",
+    "wq": "blk.{}.attn_q", "wk": "blk.{}.attn_k", "wv": "blk.{}.attn_v",
+    "wo": "blk.{}.attn_output", "w1": "blk.{}.ffn_gate", "w2": "blk.{}.ffn_down",
+    "w3": "blk.{}.ffn_up",
+}  # fmt: skip
+
+
+def llama3_factors(theta: float, head: int, factor: float, old: float) -> list[float]:
+    """What llama.cpp's converter writes for a model whose low and high factor are 1 and 4."""
+    factors = []
+    for frequency in theta ** -(np.arange(0, head, 2) / head):
+        wavelength = 2 * np.pi / frequency
+        smooth = (old / wavelength - 1) / 3
+        between = 1 / ((1 - smooth) / factor + smooth)
+        factors.append(1.0 if wavelength < old / 4 else factor if wavelength > old else between)
+    return factors
+
+
+def test_the_modern_model_as_gguf(test_data: Path, tmp_path: Path) -> None:
+    """A head size of its own and Llama 3's scaling: transformers' recorded greedy ids."""
+    from llama2py.engine import Engine
+
+    formats = test_data / "data" / "formats"
+    with open_checkpoint(formats / "modern-hf") as checkpoint:
+        config = checkpoint.config
+        tensors = {
+            NAMES[name].format(layer) + ".weight": (0, one.shape, one.dequantize().tobytes())
+            for name, row in checkpoint.tensors.items()
+            for layer, one in enumerate(row)
+        }
+    factors = llama3_factors(500000.0, 32, 8.0, 64.0)
+    assert 1.0 in factors
+    assert 8.0 in factors
+    tensors["rope_freqs.weight"] = (0, (16,), struct.pack("<16f", *factors))
+    pairs = made.metadata(
+        embedding_length=128,
+        feed_forward_length=config.hidden_dim,
+        block_count=config.n_layers,
+        attention__head_count=6,
+        attention__head_count_kv=2,
+        attention__key_length=32,
+        attention__value_length=32,
+        context_length=config.seq_len,
+        attention__layer_norm_rms_epsilon=1e-6,
+        rope__freq_base=500000.0,
+        rope__dimension_count=32,
+    )
+    path = tmp_path / "modern.gguf"
+    path.write_bytes(made.gguf_file(pairs, *made.lay_out(tensors)))
+    with open_checkpoint(path) as checkpoint:
+        assert (checkpoint.config.n_heads, checkpoint.config.head_dim) == (6, 32)
+        engine = Engine(checkpoint)
+    with np.load(formats / "modern-hf-reference.npz") as file, Session(engine) as session:
+        tokens = file["input_ids"][:20].tolist()
+        wanted = file["greedy_from_first_20"].tolist()
+        logits = session.forward(tokens)
+        for token in wanted[20:] if wanted[:20] == tokens else wanted:
+            assert int(np.argmax(logits)) == token
+            logits = session.forward([token])
 
 
 ODD_CONFIGS = {
@@ -257,42 +373,48 @@ ODD_CONFIGS = {
     "a base of nan": (made.metadata(rope__freq_base=float("nan")), "rope_theta is nan, expected"),
     "a width per layer": (
         made.metadata(feed_forward_length=[64, 64]),
-        "llama.feed_forward_length is <llama2py.gguf_metadata.GGUFArray",
+        "llama.feed_forward_length is <array of 2>, expected a whole number",
     ),
     "wide heads": (
-        made.metadata(attention__key_length=16),
-        "llama.attention.key_length is 16, expected the head size dim / n_heads = 8",
+        made.metadata(attention__key_length=16, attention__value_length=16),
+        "blk.0.attn_q.weight has shape (32, 32), expected (64, 32)",
+    ),
+    "values of another width": (
+        made.metadata(attention__value_length=16),
+        "llama.attention.value_length is 16, expected the head size 8",
+    ),
+    "heads of no width": (
+        made.metadata(attention__key_length=0),
+        "the head size is 0, expected 1 to",
     ),
     "half turned": (
         made.metadata(rope__dimension_count=4),
-        "llama.rope.dimension_count is 4, expected the head size dim / n_heads = 8",
+        "llama.rope.dimension_count is 4, expected the head size 8",
     ),
     "experts": (made.metadata(expert_count=8), "llama.expert_count is not 0, expected"),
-    "a window": (
-        made.metadata(attention__sliding_window=8),
-        "llama.attention.sliding_window is 8, expected none, or the whole context of 16",
+    "negative scaling": (
+        made.metadata(rope__scaling__factor=-2.0),
+        "RoPE scaling's factor is -2.0, expected 1e-30 to 1e30",
     ),
-    "linear scaling": (
-        made.metadata(rope__scaling__type=b"linear", rope__scaling__factor=2.0),
-        "llama.rope.scaling is b'linear' by 2, expected positions that are not scaled",
+    "yarn": (
+        made.metadata(rope__scaling__type=b"yarn"),
+        "llama.rope.scaling.type is b'yarn', expected b'none' or b'linear'",
     ),
-    "old linear scaling": (made.metadata(rope__scale_linear=4.0), "llama.rope.scaling is b'none'"),
-    "yarn": (made.metadata(rope__scaling__type=b"yarn"), "llama.rope.scaling is b'yarn' by 1"),
     "another vocabulary": (
         made.metadata(vocab_size=7),
         "llama.vocab_size is 7, expected the 6 rows of token_embd",
     ),
     "another shape": (
         made.metadata(feed_forward_length=96),
-        "tensor 'blk.0.ffn_gate.weight' is of shape (64, 32), expected (96, 32)",
+        "blk.0.ffn_gate.weight has shape (64, 32), expected (96, 32)",
     ),
     "more layers": (
         made.metadata(block_count=3),
-        "it has no tensor 'blk.2.attn_norm.weight', expected it",
+        "'blk.2.attn_norm.weight', 'blk.2.attn_q.weight', 'blk.2.attn_k.weight'",
     ),
     "fewer layers": (
         made.metadata(block_count=1),
-        "it has a tensor 'blk.1.attn_k.weight', expected none but those of a llama with 1 layers",
+        "'blk.1.attn_k.weight', 'blk.1.attn_norm.weight', 'blk.1.attn_output.weight' and 6 more",
     ),
 }
 

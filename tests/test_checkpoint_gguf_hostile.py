@@ -31,11 +31,19 @@ def one(entry: bytes, data: int = 768, n_tensors: int | None = None, **pairs: ob
     return made.gguf_file({**LLAMA, **more}, [entry], bytes(data), n_tensors=n_tensors)
 
 
+def reshaped(name: str, *shape: int) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
+    """The whole model, one tensor of another shape."""
+    return {
+        key: (0, shape if key == name else values.shape, values.tobytes())
+        for key, values in made.weights().items()
+    }
+
+
 U64 = 2**64 - 1
 HOSTILE = {
     "no tensors": (made.gguf_file(LLAMA), "it has no tensor 'token_embd.weight', expected it"),
     "nothing": (made.gguf_file({}), "general.architecture is None, expected b'llama'"),
-    "only one": (one(info()), "it has no tensor 'blk.0.attn_norm.weight', expected it"),
+    "only one": (one(info()), "'blk.0.attn_norm.weight', 'blk.1.attn_norm.weight',"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "GGUF version 50331648, expected"),
     "version 1": (made.gguf_file({}, version=1), "GGUF version 1, expected 2 or 3"),
     "more tensors than bytes": (
@@ -119,13 +127,13 @@ HOSTILE = {
     ),
     "many layers": (
         one(info(), llama__block_count=4096),
-        "it has no tensor 'blk.0.attn_norm.weight', expected it",
+        "'blk.0.attn_norm.weight', 'blk.1.attn_norm.weight', 'blk.2.attn_norm.weight' and 36862",
     ),
     "too many layers": (one(info(), llama__block_count=2**32 - 1), "n_layers is 4294967295"),
     "no heads": (one(info(), llama__attention__head_count=0), "n_heads is 0, expected 1 to"),
     "a matrix of four dimensions": (
-        one(info("token_embd.weight", 0, 0, 32, 1, 1, 6)),
-        "tensor 'token_embd.weight' is of shape (6, 1, 1, 32), expected (6, 32)",
+        made.gguf_file(LLAMA, *made.lay_out(reshaped("token_embd.weight", 6, 1, 1, 32))),
+        "token_embd.weight has shape (6, 1, 1, 32), expected (6, 32)",
     ),
 }
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from llama2py.checkpoint.gguf_blocks import FORMATS, type_name
 from llama2py.checkpoint.gguf_tensors import _BAND, BlockTensor, Q8Tensor
+from llama2py.checkpoint.stored import stored
+from llama2py.checkpoint.tensors import Tensor
 
 gguf = pytest.importorskip("gguf")
 
@@ -24,8 +26,10 @@ def reference(kind: int, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(weights, np.float32)
 
 
-def tensor(kind: int, rows: NDArray[np.uint8]) -> BlockTensor:
+def tensor(kind: int, rows: NDArray[np.uint8]) -> Tensor:
     format = FORMATS[kind]
+    if format.decode is None:
+        return stored(rows.view(format.record))
     blocks = rows.reshape(-1).view(format.record)
     return BlockTensor(blocks, format, (len(rows), blocks.size // len(rows) * format.size))
 

@@ -7,19 +7,16 @@ weight has to move: a reader that permuted them would not give the recorded toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
-
-from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
 from .base import Checkpoint
 from .gguf_blocks import FORMATS
 from .gguf_config import check_architecture, read_config
 from .gguf_files import GGUFModel, Place, open_model
-from .gguf_tensors import BlockTensor, Q8Tensor
 from .mapped_file import MappedFile
-from .tensors import DenseTensor, Tensor, tensor_shapes
+from .stored import DTYPES
+from .weights import check_shape, collect
 
 _EMBEDDING, _CLASSIFIER = "token_embd.weight", "output.weight"
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -38,7 +35,8 @@ _NAMES = {
     "rms_final_weight": "output_norm.weight",
     "wcls": _CLASSIFIER,
 }
-_F32, _Q8_0 = FORMATS[0], FORMATS[8]
+_Q8_0 = FORMATS[8]
+MAX_FACTORS = 1 << 12  # a head's pairs; real heads have 32 to 128
 
 
 def has_magic(head: bytes) -> bool:
@@ -57,8 +55,9 @@ def read_gguf(file: MappedFile) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        Of int8 matrices with a scale for every 32 values where all matrices are Q8_0; else of
-        float32 ones, widened on use. ``tokenizer_path`` is the file itself if it has a vocabulary.
+        Of int8 matrices with a scale for every 32 values where all matrices are Q8_0. Others are
+        widened to float32 on use; ``dtype`` is what the largest one is stored in, or float32 where
+        that is in blocks. ``tokenizer_path`` is the file itself if it has a vocabulary.
 
     Raises
     ------
@@ -85,14 +84,21 @@ def _read(model: GGUFModel) -> Checkpoint:
     if embedding is None:
         check_architecture(model.pairs)  # tells more, if it is no llama
         raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}, expected it")
-    config = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places)
-    chosen = _choose(model, config)
-    matrices = [place for row in chosen.values() for place in row if len(place.dims) == 2]
+    factors = _rope_factors(places.get(_ROPE_FACTORS), first.path)
+    config, notes = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places, factors)
+    matrices = [place for place in places.values() if len(place.dims) == 2]
     quantized = all(place.format is _Q8_0 for place in matrices)
-    tensors = {
-        name: tuple(_tensor(place, quantized) for place in row) for name, row in chosen.items()
-    }
+    tensors = collect(
+        first.path,
+        places,
+        config,
+        _NAMES,
+        _check_place,
+        lambda _, place: place.tensor(quantized),
+        _ROPE_FACTORS.__eq__,
+    )
     kinds = "/".join(sorted({place.format.name for place in matrices}))
+    largest = max(matrices, key=lambda place: place.nbytes)
     return Checkpoint(
         first.path,
         f"GGUF ({kinds})",
@@ -101,58 +107,23 @@ def _read(model: GGUFModel) -> Checkpoint:
         model.files,
         group_size=_Q8_0.size if quantized else None,
         tokenizer_path=first.path if "tokenizer.ggml.tokens" in model.pairs else None,
+        dtype="int8" if quantized else DTYPES.get(largest.format.record, "float32"),
+        notes=notes,
     )
 
 
-def _choose(model: GGUFModel, config: ModelConfig) -> dict[str, tuple[Place, ...]]:
-    """Find every tensor of the model, and make sure that there is no other."""
-    path = model.files[0].path
-    left = dict(model.places)
-    _check_rope_factors(left.pop(_ROPE_FACTORS, None), config)
-
-    def find(name: str, count: int, shape: tuple[int, ...]) -> Iterator[Place]:
-        for layer in range(count):
-            key = _NAMES[name].format(layer)
-            place = left.pop(key, None)
-            if place is None:
-                raise CheckpointError(f"{path}: it has no tensor {key!r}, expected it")
-            if place.dims != shape[::-1]:
-                raise CheckpointError(
-                    f"{path}: tensor {key!r} is of shape {place.dims[::-1]}, expected {shape}"
-                )
-            yield place
-
-    chosen = {
-        name: tuple(find(name, count, shape))
-        for name, (count, shape) in tensor_shapes(config).items()
-    }
-    if left:
-        raise CheckpointError(
-            f"{path}: it has a tensor {min(left)!r}, expected none but those of a llama"
-            f" with {config.n_layers} layers"
-        )
-    return chosen
+def _check_place(path: Path, name: str, place: Place, shape: tuple[int, ...]) -> None:
+    check_shape(path, name, place.dims[::-1], shape)
 
 
-def _check_rope_factors(place: Place | None, config: ModelConfig) -> None:
-    """Refuse frequencies that are divided by anything but 1: `ModelConfig` has no word for them.
-
-    Llama 3.1 and later stretch the slow ones; the converter writes their divisors as a tensor.
-    """
+def _rope_factors(place: Place | None, path: Path) -> list[float]:
+    """What each rotary frequency is divided by: Llama 3.1 and later stretch the slow ones so."""
     if place is None:
-        return
-    factors = BlockTensor(place.blocks(), place.format, place.dims)
-    if place.dims != (config.head_dim // 2,) or not np.all(factors.dequantize() == 1):
-        raise ConfigError(
-            f"tensor {_ROPE_FACTORS!r} scales the rotary frequencies,"
-            " expected a model whose frequencies are not scaled"
+        return []
+    if len(place.dims) != 1 or place.dims[0] > MAX_FACTORS:
+        raise CheckpointError(
+            f"{path}: tensor {_ROPE_FACTORS!r} is of shape {place.dims[::-1]},"
+            " expected a factor for each pair of a head's channels"
         )
-
-
-def _tensor(place: Place, quantized: bool) -> Tensor:
-    shape = place.dims[::-1]
-    if place.format is _F32:
-        return DenseTensor(place.file.view(place.offset, "<f4", shape))
-    if quantized and len(shape) == 2:
-        return Q8Tensor(place.blocks(), shape)
-    return BlockTensor(place.blocks(), place.format, shape)
+    factors: list[float] = place.tensor().dequantize().tolist()
+    return factors

@@ -1,9 +1,10 @@
 """How GGUF stores weights: blocks of a few numbers with scales of their own, and back to float32.
 
 Each format is a NumPy record of one block and a function that turns n blocks into ``(n, size)``
-weights. Weights are always a small integer q times a scale, some less or plus a minimum; what
-differs is how the bits of q and of the scales are packed. The arithmetic is in float32, in the
-order ggml's own reference does it, so the weights are the same to the last bit.
+weights; float32 and the half precisions have neither blocks nor such a function. Weights are always
+a small integer q times a scale, some less or plus a minimum; what differs is how the bits of q and
+of the scales are packed. The arithmetic is in float32, in the order ggml's own reference does it,
+so the weights are the same to the last bit.
 
 Source: the structs of ``ggml-common.h`` and what ``gguf-py``'s quants.py says of them,
 github.com/ggml-org/ggml.
@@ -33,8 +34,8 @@ class BlockFormat(NamedTuple):
     """Weights in a block."""
     record: np.dtype[Any]
     """The bytes of a block."""
-    decode: Callable[[Blocks], Floats]
-    """n blocks, (n,) -> float32, (n, size)."""
+    decode: Callable[[Blocks], Floats] | None
+    """n blocks, (n,) -> float32, (n, size). None: plain numbers, for `stored` to widen."""
 
 
 def _float(values: NDArray[Any]) -> Floats:
@@ -50,10 +51,6 @@ def _crumbs(packed: Bytes, bits: int) -> Bytes:
     """Numbers of a few bits, lowest bits first: (..., k) -> (..., 8 // bits, k)."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, np.newaxis]
     return (packed[..., np.newaxis, :] >> shifts) & np.uint8((1 << bits) - 1)
-
-
-def _bfloat16(blocks: Blocks) -> Floats:
-    return (blocks["x"].astype(np.uint32) << 16).view(np.float32)
 
 
 # ---- blocks of 32 ----
@@ -177,9 +174,9 @@ _SCALES12 = ("scales", "u1", 12)
 
 # By ggml's number of the type.
 FORMATS = {
-    0: _format("F32", 1, lambda b: _column(b["x"]), ("x", "<f4", 1)),
-    1: _format("F16", 1, lambda b: _column(b["x"]), ("x", "<f2", 1)),
-    30: _format("BF16", 1, lambda b: _bfloat16(b)[:, np.newaxis], ("x", "<u2", 1)),
+    0: BlockFormat("F32", 1, np.dtype("<f4"), None),
+    1: BlockFormat("F16", 1, np.dtype("<f2"), None),
+    30: BlockFormat("BF16", 1, np.dtype("<u2"), None),  # its bits
     2: _format("Q4_0", 32, _q4_0, _D, ("q", "u1", 16)),
     3: _format("Q4_1", 32, _q4_1, _D, _M, ("q", "u1", 16)),
     6: _format("Q5_0", 32, _q5_0, _D, ("high", "u1", 4), ("q", "u1", 16)),

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError
 from ..gguf_metadata import GGUFMetadata, parse_gguf_metadata, parse_gguf_tensors
 from .gguf_blocks import FORMATS, BlockFormat, type_name
+from .gguf_tensors import BlockTensor, Q8Tensor
 from .mapped_file import MappedFile
+from .stored import stored
+from .tensors import Tensor
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _DEFAULT_ALIGNMENT = 32
@@ -28,10 +31,16 @@ class Place(NamedTuple):
     dims: tuple[int, ...]
     """The fastest running dimension first: (columns, rows)."""
 
-    def blocks(self) -> Any:
-        """A view of its blocks, records, (n_blocks,)."""
-        count = self.nbytes // self.format.record.itemsize
-        return self.file.view(self.offset, self.format.record, (count,))
+    def tensor(self, quantized: bool = False) -> Tensor:
+        """A view of it; as int8 values and scales, if asked for a matrix in Q8_0."""
+        format, shape = self.format, self.dims[::-1]
+        if format.decode is None:
+            return stored(self.file.view(self.offset, format.record, shape))
+        count = self.nbytes // format.record.itemsize
+        blocks = self.file.view(self.offset, format.record, (count,))
+        if quantized and len(shape) == 2 and format is FORMATS[8]:
+            return Q8Tensor(blocks, shape)
+        return BlockTensor(blocks, format, shape)
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +70,7 @@ def open_model(file: MappedFile) -> GGUFModel:
     Parameters
     ----------
     file : MappedFile
-        The one file, or any part. It is the caller's, and closed if another part takes its place.
+        The one file, or any part. It stays the caller's to close where this fails.
 
     Raises
     ------

@@ -49,12 +49,14 @@ class BlockTensor:
 
     def _bands(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """A stretch of blocks, and their weights: (n, format.size)."""
+        decode = self.format.decode
+        assert decode is not None, "plain numbers are no blocks"
         step = max(1, _BAND // self.format.size)
         for first in range(0, self.stored.size, step):
             band = slice(first, first + step)
             # A damaged file's scales may be anything: NaN and infinity stay, without a warning.
             with np.errstate(over="ignore", invalid="ignore"):
-                yield band, self.format.decode(self.stored[band])
+                yield band, decode(self.stored[band])
 
     def count_non_finite(self) -> int:
         """How many weights are NaN or infinite."""

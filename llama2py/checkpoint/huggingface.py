@@ -21,7 +21,7 @@ from .safetensors_file import read_safetensors
 from .stored import stored, unpermuted
 from .tensors import Tensor
 from .torch_file import read_torch_file
-from .weights import Weight, collect, make_checkpoint, unwrapped
+from .weights import Weight, check_weight, collect, cut_to_window, make_checkpoint, unwrapped
 
 NAMES = {
     "token_embedding_table": "model.embed_tokens.weight",
@@ -96,6 +96,7 @@ def read_huggingface_directory(
             weights,
             config,
             NAMES,
+            check_weight,
             _maker(config),
             lambda n: bool(_ROTARY_TABLE.fullmatch(n)),
         )
@@ -154,7 +155,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _model_config(about: JsonFile) -> tuple[ModelConfig, list[str]]:
     """The numbers, and what a user should know about them."""
-    path, notes = about.path, []
+    path = about.path
     model_type = about.text("model_type", "llama")
     if model_type not in MODEL_TYPES:
         raise about.error("model_type", " or ".join(MODEL_TYPES))
@@ -167,12 +168,8 @@ def _model_config(about: JsonFile) -> tuple[ModelConfig, list[str]]:
         raise about.error("quantization_config", "none: float32, float16 or bfloat16 weights")
     if about.number("partial_rotary_factor", 1.0) != 1:
         raise about.error("partial_rotary_factor", "1")
-    seq_len = about.integer("max_position_embeddings", 2048)
-    if model_type == "mistral" and about.values.get("sliding_window") is not None:
-        window = about.integer("sliding_window")
-        if window < seq_len:
-            notes.append(f"its context of {seq_len} is cut to its sliding window of {window}")
-            seq_len = window
+    window = about.integer("sliding_window", 0) if model_type == "mistral" else 0
+    seq_len, notes = cut_to_window(about.integer("max_position_embeddings", 2048), window)
     # transformers 5 gathers both in rope_parameters; before, there are rope_theta and rope_scaling.
     rope = about.of("rope_parameters") or about.of("rope_scaling")
     has_theta = rope is not None and "rope_theta" in rope.values

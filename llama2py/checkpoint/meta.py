@@ -21,7 +21,7 @@ from .mapped_file import MappedFile
 from .stored import DTYPES, JoinedTensor, stored
 from .tensors import Tensor, tensor_shapes
 from .torch_file import read_torch_file
-from .weights import Weight, collect, listed, make_checkpoint, unwrapped
+from .weights import Weight, check_weight, collect, listed, make_checkpoint, unwrapped
 
 NAMES = {
     "token_embedding_table": "tok_embeddings.weight",
@@ -95,7 +95,9 @@ def read_trainer_state(file: MappedFile, saved: Mapping[Any, Any]) -> Checkpoint
         )
     except ConfigError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
-    tensors = collect(file.path, weights, config, NAMES, _as_stored, _may_be_left(config))
+    tensors = collect(
+        file.path, weights, config, NAMES, check_weight, _as_stored, _may_be_left(config)
+    )
     return make_checkpoint(file.path, "llama2.c ckpt.pt", config, tensors, [file])
 
 
@@ -138,7 +140,9 @@ def read_meta_directory(folder: Path, tokenizer: Path | None) -> Checkpoint:
                 )
         config = _meta_config(params, shards)
         if len(shards) == 1:
-            tensors = collect(paths[0], shards[0], config, NAMES, _as_stored, _may_be_left(config))
+            tensors = collect(
+                paths[0], shards[0], config, NAMES, check_weight, _as_stored, _may_be_left(config)
+            )
         else:
             tensors = _join(folder, config, paths, shards)
         how = "Meta" if len(paths) == 1 else f"Meta, {len(paths)} shards"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,8 @@ from .base import Checkpoint
 from .mapped_file import MappedFile
 from .stored import DTYPES
 from .tensors import Tensor, tensor_shapes
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,10 +41,11 @@ class Weight:
 
 def collect(
     path: Path,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, Entry],
     config: ModelConfig,
     names: Mapping[str, str],
-    make: Callable[[str, Weight], Tensor],
+    check: Callable[[Path, str, Entry, tuple[int, ...]], None],
+    make: Callable[[str, Entry], Tensor],
     ignored: Callable[[str], bool],
 ) -> dict[str, tuple[Tensor, ...]]:
     """Gather the tensors of a model.
@@ -51,14 +54,16 @@ def collect(
     ----------
     path : Path
         For errors.
-    weights : mapping of str to Weight
-        The file's tensors by its names.
+    weights : mapping of str to entry
+        The file's tensors by its names, each a `Weight` or what else the format has.
     config : ModelConfig
         Says which there must be.
     names : mapping of str to str
         The file's name for each of llama2.c's; ``{}`` stands for the layer.
+    check : callable
+        Of path, the file's name, entry and shape: refuses what is no such tensor.
     make : callable
-        From llama2.c's name and a weight to the tensor.
+        From llama2.c's name and an entry to the tensor.
     ignored : callable
         Whether a name of the file may be left over.
 
@@ -89,7 +94,7 @@ def collect(
     tensors = {}
     for kind, (_, shape) in shapes.items():
         for name in wanted[kind]:
-            check_weight(path, name, weights[name], shape)
+            check(path, name, weights[name], shape)
         tensors[kind] = tuple(make(kind, weights[name]) for name in wanted[kind])
     return tensors
 
@@ -106,8 +111,29 @@ def check_weight(path: Path, name: str, weight: Weight, shape: tuple[int, ...]) 
         raise CheckpointError(
             f"{path}: {name} is of dtype {weight.dtype}, expected float32, float16 or bfloat16"
         )
-    if weight.array.shape != shape:
-        raise CheckpointError(f"{path}: {name} has shape {weight.array.shape}, expected {shape}")
+    check_shape(path, name, weight.array.shape, shape)
+
+
+def check_shape(path: Path, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape.
+
+    Raises
+    ------
+    CheckpointError
+        With the file, the tensor, and both shapes.
+    """
+    if found != shape:
+        raise CheckpointError(f"{path}: {name} has shape {found}, expected {shape}")
+
+
+def cut_to_window(seq_len: int, window: int) -> tuple[int, list[str]]:
+    """The context within which sliding-window attention sees all, and a note if that is shorter.
+
+    A window of 0 is none.
+    """
+    if not 0 < window < seq_len:
+        return seq_len, []
+    return window, [f"its context of {seq_len} is cut to its sliding window of {window}"]
 
 
 def listed(names: Collection[str]) -> str:
