@@ -54,6 +54,12 @@ def bomb(depth: int) -> bytes:
     return b")" + b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(depth))
 
 
+def same_hash(count: int) -> bytes:
+    """Keys, each with a None; Python hashes whole numbers modulo 2**61 - 1."""
+    multiples = (i * (2**61 - 1) for i in range(1, count + 1))
+    return b"".join(b"\x8a\x0a" + n.to_bytes(10, "little") + b"N" for n in multiples)
+
+
 BROKEN_PICKLES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "cut short"),
     "no end": (b"\x80\x02}", "cut short"),
@@ -80,8 +86,12 @@ BROKEN_PICKLES: dict[str, tuple[bytes, str]] = {
     "appends to a dict": (program(b"}Na"), "no list"),
     "sets in a list": (program(b"]NNs"), "no dict"),
     "half an item": (program(b"}(Nu"), "without a value"),
-    "a list as a key": (program(b"}]Ns"), "a key in the pickle is a container"),
-    "a bomb as a key": (program(b"}" + bomb(60) + b"Ns"), "a key in the pickle is a container"),
+    "a list as a key": (program(b"}]Ns"), "a key in the pickle is neither a text nor"),
+    "a bomb as a key": (program(b"}" + bomb(60) + b"Ns"), "a key in the pickle is neither"),
+    "keys of one hash": (
+        program(b"}(" + same_hash(20_000) + b"u"),
+        "a key in the pickle is neither",
+    ),
     "a bomb": (program(bomb(60)), "no state_dict"),
     "a text without an end": (program(b"X\xff\xff\xff\xff"), "far more|cut short"),
     "a huge text": (program(b"\x8d" + b"\xff" * 8), "far more|cut short"),

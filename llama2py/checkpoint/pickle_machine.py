@@ -48,7 +48,7 @@ _EMPTY: dict[int, Callable[[], object]] = {ord("}"): dict, ord("]"): list, ord("
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _GETS = {ord("h"): struct.Struct("<B"), ord("j"): struct.Struct("<I")}
 _PUTS = {ord("q"): struct.Struct("<B"), ord("r"): struct.Struct("<I")}
-_KEYS = (str, int, float, bool, type(None))  # cheap to hash; nested tuples need not be
+_MAX_KEY = 1 << 32  # numbers beyond may be made to have one hash, and a dict of them takes forever
 
 
 def unpickle(
@@ -295,14 +295,17 @@ _STEPS: dict[int, Callable[[_Machine], object]] = {
 
 
 def fill(target: dict[Any, Any], pairs: list[tuple[Any, Any]]) -> None:
-    """Set items of a dict whose keys may only be plain values.
+    """Set items of a dict whose keys may only be texts, None and small whole numbers.
 
     Raises
     ------
     CheckpointError
-        If a key is a container.
+        If a key is anything else.
     """
     for key, value in pairs:
-        if not isinstance(key, _KEYS):
-            raise CheckpointError("a key in the pickle is a container, expected a text or a number")
+        is_small = isinstance(key, int) and abs(key) < _MAX_KEY
+        if not (is_small or key is None or isinstance(key, str)):
+            raise CheckpointError(
+                "a key in the pickle is neither a text nor a small number, expected one"
+            )
         target[key] = value
