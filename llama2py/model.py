@@ -11,7 +11,7 @@ from typing import Literal
 
 from .backend import Backend
 from .builtin import builtin_model
-from .checkpoint import open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .closing import Closing
 from .config import ModelConfig
 from .cpu import MAX_THREADS
@@ -83,8 +83,7 @@ def load(
     path = builtin_model() if path is None else Path(path)
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
-            own = beside(path)
-            tokenizer = own if own.is_file() else checkpoint.tokenizer_path or bundled_tokenizer()
+            tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
         vocabulary = load_tokenizer(Path(tokenizer), checkpoint.config.vocab_size)
         weights: Backend
         if backend == "c":
@@ -102,6 +101,14 @@ def load(
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
         return Model(weights, vocabulary)
+
+
+def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
+    """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file."""
+    path = checkpoint.path
+    if path.is_file() and beside(path).is_file():
+        return beside(path)
+    return checkpoint.tokenizer_path
 
 
 def beside(path: Path) -> Path:

@@ -68,7 +68,8 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
             tokenizer = read_sentencepiece(path)
         elif head.startswith(b"GGUF"):
             tokenizer = read_gguf_vocabulary(path)
-        elif head.lstrip().startswith(b"{"):
+        elif head.lstrip().startswith(b"{") and b"\0" not in head:
+            # In a tokenizer.bin an opening brace is a longest piece of 123 bytes, and has zeros.
             tokenizer = read_tokenizer_json(path)
         else:
             tokenizer = _read_tokenizer_bin(path)

@@ -18,6 +18,8 @@ from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS
 from .tokenizer import Specials
 
 MAX_FILE_SIZE = 64 << 20  # bytes: Llama 3's has 17 MB
+MAX_CONTAINERS = 1 << 20  # newer files have a list for each merge: Llama 3's has 280,147
+MAX_ITEMS = 1 << 21
 _CONFIG = "tokenizer_config.json"
 # Where no file beside it tells which tokens begin and end a text.
 _USUAL = {"bos": ("<s>", "<|begin_of_text|>", "<|endoftext|>"), "eos": ("</s>", "<|end_of_text|>")}
@@ -43,7 +45,11 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_SIZE:
             raise TokenizerError(f"the file has more than {MAX_FILE_SIZE} bytes, expected fewer")
-        found = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        # Counted before they are made: an empty list is two bytes here and sixty in memory.
+        if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS or text.count(b",") > MAX_ITEMS:
+            raise TokenizerError("the file has far more items than a vocabulary, expected fewer")
+        found = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"cannot be read ({error!s:.200}), expected JSON") from None
     if not isinstance(found, dict):

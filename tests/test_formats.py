@@ -31,6 +31,7 @@ from llama2py.errors import CheckpointError
 from llama2py.reference import Reference
 from llama2py.rope import RopeScaling, frequencies
 from llama2py.session import Session
+from llama2py.tokenizer_files import load_tokenizer
 
 # Of the real model; a file, or a directory with its tokenizer.
 REAL = [
@@ -67,6 +68,40 @@ def test_the_real_model_tells_the_recorded_stories(name: str, formats: Path) -> 
             # Meta's files do not tell the context, which is what 0 steps stand for.
             case = dataclasses.replace(case, steps=case.steps or 512)
             assert run(model, case)[0] == case.tokens, case
+
+
+def test_a_directory_with_no_tokenizer_but_tokenizer_json(formats: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copyfile(formats / "stories260K-hf" / name, folder / name)
+    (case,) = [c for c in cases() if c.temperature == 0 and not c.prompt][:1]
+    exported = load_tokenizer(formats.parent / "tok512.bin")
+    with llama2py.load(folder) as model:
+        for text in ("Once upon a time, Lily", "  two\nlines", "caf\u00e9 \U0001f600", ""):
+            assert model.tokenizer.encode(text) == exported.encode(text)
+        assert run(model, case)[0] == case.tokens
+
+
+def test_a_directory_is_where_one_stands(formats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(formats / "stories260K-meta")
+    with llama2py.load(".") as model:
+        assert len(model.tokenizer) == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("stories260K-hf", "json"), ("stories260K-hf-bin", "model"), ("stories260K-meta", "model")],
+)
+def test_the_tokenizer_in_a_directory(name: str, found: str, formats: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(formats / name, folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.tokenizer_path == folder / f"tokenizer.{found}"
+    (folder / "tokenizer.bin").write_bytes(b"")
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.tokenizer_path == folder / "tokenizer.bin"
 
 
 @pytest.mark.parametrize("name", REAL)

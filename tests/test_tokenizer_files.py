@@ -47,6 +47,14 @@ GOOD = tokenizer_bin(PIECES)
 # ------------------------------------------------------------------------------ tokenizer.bin
 
 
+def test_a_longest_piece_of_123_bytes_is_no_json(tmp_path: Path) -> None:
+    """Its first byte is that of an opening brace."""
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(tokenizer_bin([*PIECES, b"x" * 123], longest=123))
+    assert path.read_bytes()[:1] == b"{"
+    assert load_tokenizer(path).piece(262) == b"x" * 123
+
+
 def test_the_bundled_tokenizer_is_llama2s() -> None:
     assert hashlib.sha256(bundled_tokenizer().read_bytes()).hexdigest() == SHA256
     assert len(load_tokenizer(bundled_tokenizer(), 32000)) == 32000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llama2py.errors import TokenizerError
 from llama2py.tokenizer_files import load_tokenizer
-from llama2py.tokenizer_json import read_tokenizer_json
+from llama2py.tokenizer_json import MAX_CONTAINERS, MAX_ITEMS, read_tokenizer_json
 
 Json = dict[str, Any]
 
@@ -85,6 +85,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "no token begins or ends a text, expected a tokenizer_",
     ),
 }
+
+
+def test_far_too_many_items(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    for many in ("[]" * (MAX_CONTAINERS + 1), "," * (MAX_ITEMS + 1)):
+        path.write_text('{"model": ' + many, "utf-8")
+        with pytest.raises(TokenizerError, match="the file has far more items than a vocabulary"):
+            load_tokenizer(path)
 
 
 @pytest.mark.parametrize(("found", "message"), REFUSED.values(), ids=REFUSED)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..builtin import builtin_model
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..config import ModelConfig
+from ..model import own_tokenizer
 from . import options
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         "norm_eps": f"{config['norm_eps']:g}",
         "rope_theta": f"{config['rope_theta']:g}",
         "rope_scaling": facts["rope_scaling"] or "none",
-        "tokenizer": facts["tokenizer"] or "none beside it",
+        "tokenizer": facts["tokenizer"] or "none of its own",
         "memory": ", ".join(f"{n / 1e9:.3g} GB as {d}" for d, n in facts["memory"].items()),
         "notes": "; ".join(facts["notes"]) or "none",
         "problems": "; ".join(facts["problems"]) or "none found",
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The facts, ready for JSON. Reads every weight once."""
-    config = checkpoint.config
+    config, tokenizer = checkpoint.config, own_tokenizer(checkpoint)
     return {
         "file": str(checkpoint.path),
         "format": checkpoint.format,
@@ -84,7 +85,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "cache_bytes": config.cache_bytes,
         "config": asdict(config),
         "rope_scaling": _rope_scaling(config),
-        "tokenizer": None if checkpoint.tokenizer_path is None else str(checkpoint.tokenizer_path),
+        "tokenizer": None if tokenizer is None else str(tokenizer),
         "memory": _memory(config),
         "notes": list(checkpoint.notes),
         "problems": _problems(checkpoint),
