@@ -9,7 +9,7 @@ Source: karpathy/llama2.c, ``run.c``, which does the same in quadratic time; aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -77,6 +77,21 @@ def join(n: int, rank: Callable[[int, int, int], int]) -> list[int]:
                 keys[start] = place * n + start
                 heappush(heap, keys[start])
     return ends
+
+
+def tokens_of(
+    text: str, ends: Sequence[int], ids: Mapping[str, int], fallback: Callable[[str], list[int]]
+) -> list[int]:
+    """The ids of the symbols that `join` left of a text; ``fallback`` has those of no piece."""
+    tokens: list[int] = []
+    start = 0
+    while start < len(text):
+        symbol = text[start : ends[start]]
+        token = ids.get(symbol)
+        # Only a single character can be no piece.
+        tokens += fallback(symbol) if token is None else (token,)
+        start = ends[start]
+    return tokens
 
 
 class PairEncoder:
@@ -162,13 +177,4 @@ class PairEncoder:
     def _merge(self, text: str) -> list[int]:
         places = self._places
         ends = join(len(text), lambda start, _, end: places.get(text[start:end], -1))
-        ids = self._ids
-        tokens: list[int] = []
-        start = 0
-        while start < len(text):
-            symbol = text[start : ends[start]]
-            token = ids.get(symbol)
-            # Only a single character can be no piece.
-            tokens += self.character(symbol) if token is None else (token,)
-            start = ends[start]
-        return tokens
+        return tokens_of(text, ends, self._ids, self.character)

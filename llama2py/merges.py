@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from .bpe import CACHED_CHUNKS, CACHED_LENGTH, join
+from .bpe import CACHED_CHUNKS, CACHED_LENGTH, join, tokens_of
 
 
 class MergeEncoder:
@@ -70,12 +70,4 @@ class MergeEncoder:
             len(word),
             lambda start, middle, end: ranks.get((word[start:middle], word[middle:end]), -1),
         )
-        tokens: list[int] = []
-        start = 0
-        while start < len(word):
-            symbol = word[start : ends[start]]
-            token = ids.get(symbol)
-            # Only a single character can be no piece.
-            tokens += self._fallback(symbol) if token is None else (token,)
-            start = ends[start]
-        return tokens
+        return tokens_of(word, ends, ids, self._fallback)
