@@ -237,7 +237,7 @@ def config_of(path: Path, data: bytes) -> ModelConfig:
         return checkpoint.config
 
 
-LINEAR = {"rope__scaling__type": b"linear", "rope__scaling__factor": 2.0}
+LINEAR: dict[str, Any] = {"rope__scaling__type": b"linear", "rope__scaling__factor": 2.0}
 
 
 def test_frequency_factors(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ _EMPTY: dict[int, Callable[[], object]] = {ord("}"): dict, ord("]"): list, ord("
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _GETS = {ord("h"): struct.Struct("<B"), ord("j"): struct.Struct("<I")}
 _PUTS = {ord("q"): struct.Struct("<B"), ord("r"): struct.Struct("<I")}
-_MAX_KEY = 1 << 32  # numbers beyond may be made to have one hash, and a dict of them takes forever
+_MAX_KEY = 1 << 32  # larger numbers can be made to share a hash, which makes a dict slow
 
 
 def unpickle(
