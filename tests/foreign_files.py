@@ -195,8 +195,18 @@ def opens(path: Path) -> str:
     """Open a file and read all of it within the bounds; the complaint, or nothing."""
     size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     started = time.process_time()
-    tracemalloc.start()
-    complaint = ""
+    complaint = _read_all(path, size)
+    assert time.process_time() - started < 2
+    tracemalloc.start()  # which makes it up to eight times slower
+    try:
+        assert _read_all(path, size) == complaint
+        assert tracemalloc.get_traced_memory()[1] < 2 * size + (16 << 20)
+    finally:
+        tracemalloc.stop()
+    return complaint
+
+
+def _read_all(path: Path, size: int) -> str:
     try:
         with open_checkpoint(path) as checkpoint:
             for layers in checkpoint.tensors.values():
@@ -208,12 +218,8 @@ def opens(path: Path) -> str:
         assert str(path.parent) in complaint
         assert "\n" not in complaint
         assert len(complaint) < 1000
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 2 * size + (16 << 20)
-    assert time.process_time() - started < 2
-    return complaint
+        return complaint
+    return ""
 
 
 def refusal(path: Path) -> str:
