@@ -45,6 +45,7 @@ typedef struct {
     int32_t weight_type;       /* as packed: all but L2P_FLOAT16 */
     int32_t group_size;        /* of int8 files and of L2P_INT8: values that share a scale, along the flattened tensor */
     float norm_eps, rope_theta;
+    const float *rope_divisors; /* (head_dim / 2,) of the rotary frequencies, read by l2p_model_new; NULL: all 1 */
 } l2p_config;
 
 typedef struct l2p_model l2p_model;     /* packed weights; read-only once filled, shared by threads */

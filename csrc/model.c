@@ -106,6 +106,7 @@ static void compute_rope_freqs(l2p_model *model) {
                                 ? powf(c->rope_theta, exponent)
                                 : (float)pow((double)c->rope_theta, (double)exponent);
         model->rope_freqs[i / 2] = 1.0f / power;
+        if (c->rope_divisors) model->rope_freqs[i / 2] /= c->rope_divisors[i / 2];
     }
 }
 
@@ -128,6 +129,7 @@ l2p_model *l2p_model_new(const l2p_config *config, int isa) {
     }
     lay_out_model(model);
     compute_rope_freqs(model);
+    model->config.rope_divisors = NULL; /* the caller's */
     return model;
 }
 

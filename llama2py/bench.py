@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import Backend
 from .builtin import builtin_model
-from .checkpoint import open_checkpoint
+from .checkpoint import open_checkpoint, own_dtype
 from .config import Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import ParameterError
@@ -154,7 +154,7 @@ def benchmark(
             raise ParameterError(f"a benchmark of {value}, expected whole numbers from 1 up")
     path = builtin_model() if path is None else path
     with open_checkpoint(path) as checkpoint:
-        config, own = checkpoint.config, checkpoint.dtype
+        config, own = checkpoint.config, own_dtype(checkpoint)
     prompt_tokens = min(prompt_tokens, config.seq_len)
     generated_tokens = min(generated_tokens, config.seq_len)
     ways = [(dtype, n) for dtype in dtypes or [own] for n in threads or _thread_counts()]

@@ -9,7 +9,7 @@ Source: karpathy/llama2.c, ``run.c``, which does the same in quadratic time; aft
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -22,6 +22,76 @@ CACHED_CHUNKS = 1 << 16
 CACHED_LENGTH = 32  # characters
 # A text of so many characters is encoded in one go, sooner than the table that cuts it is built.
 UNCUT_LENGTH = 1024
+
+
+def join(n: int, rank: Callable[[int, int, int], int]) -> list[int]:
+    """Join neighbours, the best first, until nothing is left to join.
+
+    Parameters
+    ----------
+    n : int
+        Characters of the text; at first each of them is a symbol.
+    rank : callable
+        Of ``(start, middle, end)``: how good it is to join the symbol from start to middle and the
+        one from middle to end, 0 the best; negative if they do not join.
+
+    Returns
+    -------
+    list of int
+        ``ends[i]`` is where the symbol that starts at i ends. What stands at other places has no
+        meaning.
+
+    Notes
+    -----
+    The text is a linked list of symbols, each known by the position where it starts. A heap holds a
+    key, rank * n + position, for each symbol that can be joined with the next one: the smallest is
+    the best join, the leftmost of equals. A join outdates the keys around it; those stay in the
+    heap and are skipped when they come up.
+    """
+    ends = list(range(1, n + 1))  # ends[i]: where symbol i ends, and the next one starts
+    befores = list(range(-1, n))  # befores[i]: where the symbol before i starts
+    keys = [-1] * n  # keys[i]: the key that counts for symbol i, -1: it joins nothing
+    for i in range(n - 1):
+        place = rank(i, i + 1, i + 2)
+        if place >= 0:
+            keys[i] = place * n + i
+    heap = [key for key in keys if key >= 0]
+    heapify(heap)
+    while heap:
+        key = heappop(heap)
+        left = key % n
+        if keys[left] != key:
+            continue
+        right = ends[left]
+        end = ends[left] = ends[right]
+        befores[end] = left
+        keys[right] = -1
+        # The new symbol has another one on its right, and is another one to the one before it.
+        for start, following in ((left, end), (befores[left], left)):
+            if start < 0:
+                continue
+            place = rank(start, following, ends[following]) if following < n else -1
+            if place < 0:
+                keys[start] = -1
+            else:
+                keys[start] = place * n + start
+                heappush(heap, keys[start])
+    return ends
+
+
+def tokens_of(
+    text: str, ends: Sequence[int], ids: Mapping[str, int], fallback: Callable[[str], list[int]]
+) -> list[int]:
+    """The ids of the symbols that `join` left of a text; ``fallback`` has those of no piece."""
+    tokens: list[int] = []
+    start = 0
+    while start < len(text):
+        symbol = text[start : ends[start]]
+        token = ids.get(symbol)
+        # Only a single character can be no piece.
+        tokens += fallback(symbol) if token is None else (token,)
+        start = ends[start]
+    return tokens
 
 
 class PairEncoder:
@@ -49,7 +119,7 @@ class PairEncoder:
         # their order, which in most files is the sorted one: quick to sort again.
         ordered = sorted(dict.fromkeys(scores), reverse=True)
         places = {score: place for place, score in enumerate(ordered)}
-        self._ranks = [places[score] for score in scores]
+        self._places = {text: places[scores[token]] for text, token in ids.items()}
         self._chunk_ids: dict[str, list[int]] = {}
 
     def character(self, character: str) -> list[int]:
@@ -105,49 +175,6 @@ class PairEncoder:
         return tokens
 
     def _merge(self, text: str) -> list[int]:
-        """Join until nothing is left to join.
-
-        The text is a linked list of symbols, each known by the position where it starts. A heap
-        holds a key, rank * n + position, for each symbol that can be joined with the next one: the
-        smallest is the best join, the leftmost of equals. A join outdates the keys around it; those
-        stay in the heap and are skipped when they come up.
-        """
-        ids, ranks = self._ids, self._ranks
-        n = len(text)
-        ends = list(range(1, n + 1))  # ends[i]: where symbol i ends, and the next one starts
-        befores = list(range(-1, n))  # befores[i]: where the symbol before i starts
-        keys = [-1] * n  # keys[i]: the key that counts for symbol i, -1: it joins nothing
-        for i, (a, b) in enumerate(pairwise(text)):
-            token = ids.get(a + b)
-            if token is not None:
-                keys[i] = ranks[token] * n + i
-        heap = [key for key in keys if key >= 0]
-        heapify(heap)
-        while heap:
-            key = heappop(heap)
-            left = key % n
-            if keys[left] != key:
-                continue
-            right = ends[left]
-            end = ends[left] = ends[right]
-            befores[end] = left
-            keys[right] = -1
-            # The new symbol has another one on its right, and is another one to the one before it.
-            for start, following in ((left, end), (befores[left], left)):
-                if start < 0:
-                    continue
-                token = ids.get(text[start : ends[following]]) if following < n else None
-                if token is None:
-                    keys[start] = -1
-                else:
-                    keys[start] = ranks[token] * n + start
-                    heappush(heap, keys[start])
-        tokens: list[int] = []
-        start = 0
-        while start < n:
-            symbol = text[start : ends[start]]
-            token = ids.get(symbol)
-            # Only a single character can be no piece.
-            tokens += self.character(symbol) if token is None else (token,)
-            start = ends[start]
-        return tokens
+        places = self._places
+        ends = join(len(text), lambda start, _, end: places.get(text[start:end], -1))
+        return tokens_of(text, ends, self._ids, self.character)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from .errors import ConfigError
+from .rope import RopeScaling
 
 # What the engine's matrices are made of; norms are always float32.
 Dtype: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
@@ -42,6 +43,10 @@ class ModelConfig:
         Added to the mean square in RMSNorm.
     rope_theta : float
         Base of the rotary position frequencies.
+    head_size : int, optional
+        Width of a head where it is not ``dim / n_heads``; None where it is. See `head_dim`.
+    rope_scaling : RopeScaling, optional
+        What divides the rotary frequencies; None: nothing.
 
     Raises
     ------
@@ -59,6 +64,8 @@ class ModelConfig:
     shared_classifier: bool = True
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    head_size: int | None = None
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         limits = {
@@ -74,8 +81,16 @@ class ModelConfig:
             value = getattr(self, name)
             if not 1 <= value <= limit:
                 raise ConfigError(f"{name} is {value}, expected 1 to {limit}")
-        if self.dim % self.n_heads:
-            raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}")
+        if self.head_size is None:
+            if self.dim % self.n_heads:
+                raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}")
+        elif not 1 <= self.head_size <= MAX_WIDTH // self.n_heads:
+            raise ConfigError(
+                f"the head size is {self.head_size},"
+                f" expected 1 to {MAX_WIDTH // self.n_heads} with {self.n_heads} heads"
+            )
+        elif self.head_size * self.n_heads == self.dim:
+            object.__setattr__(self, "head_size", None)  # equal models have equal configs
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}"
@@ -89,11 +104,23 @@ class ModelConfig:
             raise ConfigError(f"norm_eps is {self.norm_eps}, expected a finite number from 0 up")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
             raise ConfigError(f"rope_theta is {self.rope_theta}, expected a finite number above 0")
+        if self.rope_scaling is not None:
+            divisors = self.rope_scaling.divisors(self.head_dim, self.rope_theta)
+            if len(divisors) != self.head_dim // 2:
+                raise ConfigError(
+                    f"RoPE scaling has {len(divisors)} factors,"
+                    f" expected {self.head_dim // 2}, one for each pair of a head's channels"
+                )
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.dim // self.n_heads
+        return self.head_size or self.dim // self.n_heads
+
+    @property
+    def q_dim(self) -> int:
+        """Width of the queries of one token: ``n_heads * head_dim``, as a rule ``dim``."""
+        return self.n_heads * self.head_dim
 
     @property
     def kv_dim(self) -> int:
@@ -109,7 +136,7 @@ class ModelConfig:
     def n_params(self) -> int:
         """Number of weights, the embedding counted once when the classifier shares it."""
         dim, hidden = self.dim, self.hidden_dim
-        attention = dim * (2 * dim + 2 * self.kv_dim)
+        attention = dim * (2 * self.q_dim + 2 * self.kv_dim)
         layer = 2 * dim + attention + 3 * dim * hidden
         tables = 1 if self.shared_classifier else 2
         return tables * self.vocab_size * dim + self.n_layers * layer + dim

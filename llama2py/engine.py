@@ -12,7 +12,7 @@ import numpy as np
 
 from ._engine import ffi, lib
 from .backend import Logits
-from .checkpoint import Checkpoint, DenseTensor, QuantizedTensor, Tensor, default_group_size
+from .checkpoint import Checkpoint, QuantizedTensor, Tensor, default_group_size, own_dtype
 from .config import Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
@@ -164,11 +164,12 @@ class Engine:
     ) -> None:
         self.config = checkpoint.config
         self._n_params = checkpoint.config.n_params
-        self.dtype: Dtype = dtype or checkpoint.dtype
+        self.dtype: Dtype = dtype or own_dtype(checkpoint)
         self.threads = threads or default_threads()
         isa = choose_isa()
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
-        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype), isa)
+        divisors = _rope_divisors(self.config)  # alive during the call
+        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype, divisors), isa)
         if model == ffi.NULL:
             raise EngineError(
                 f"{checkpoint.path}: no memory for the weights, expected about"
@@ -183,17 +184,17 @@ class Engine:
                 checkpoint.release(tensor)
 
     def _pack(self, name: str, layer: int, tensor: Tensor) -> None:
-        scales, kind = ffi.NULL, lib.L2P_FLOAT32
+        # Some tensors make their arrays on use: they must live until the engine has read them.
         if isinstance(tensor, QuantizedTensor):
-            values: np.ndarray[Any, Any] = tensor.values
-            scales, kind = _address(tensor.scales), lib.L2P_INT8
-        elif isinstance(tensor, DenseTensor):
-            values = tensor.data
+            kind = lib.L2P_INT8
+            arrays: tuple[np.ndarray[Any, Any], ...] = (tensor.values, tensor.scales)
         else:
-            values = tensor.dequantize()
+            kind = lib.L2P_FLOAT32
+            arrays = (np.ascontiguousarray(tensor.dequantize()),)
+        values, scales = [*map(_address, arrays), ffi.NULL][:2]
         bad = ffi.new("int64_t *")
         error = lib.l2p_model_set(
-            self.handle, _TENSORS[name], layer, kind, _address(values), scales, self.threads, bad
+            self.handle, _TENSORS[name], layer, kind, values, scales, self.threads, bad
         )
         _check(error, f"tensor {name}")
         self.non_finite += bad[0]
@@ -291,7 +292,13 @@ def _address(array: np.ndarray[Any, Any]) -> Any:
     return ffi.cast("void *", array.ctypes.data)
 
 
-def _c_config(checkpoint: Checkpoint, dtype: Dtype) -> Any:
+def _rope_divisors(config: ModelConfig) -> Any:
+    if config.rope_scaling is None:
+        return ffi.NULL
+    return ffi.new("float[]", config.rope_scaling.divisors(config.head_dim, config.rope_theta))
+
+
+def _c_config(checkpoint: Checkpoint, dtype: Dtype, rope_divisors: Any) -> Any:
     config: ModelConfig = checkpoint.config
     return ffi.new(
         "l2p_config *",
@@ -309,6 +316,7 @@ def _c_config(checkpoint: Checkpoint, dtype: Dtype) -> Any:
             "group_size": checkpoint.group_size or default_group_size(config),
             "norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,
+            "rope_divisors": rope_divisors,
         },
     )
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from .asking import Asking
 from .backend import Backend
 from .builtin import builtin_model
-from .checkpoint import open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .config import Dtype, ModelConfig
 from .cpu import MAX_THREADS
 from .errors import ClosedError, EngineError, ParameterError
@@ -40,12 +40,13 @@ def load(
     Parameters
     ----------
     path : str or path-like, optional
-        A llama2.c checkpoint (v0, v1, v2), such as ``stories15M.bin``. Default: the story model
-        that comes with llama2py.
+        A llama2.c checkpoint (v0, v1, v2, ``ckpt.pt``), such as ``stories15M.bin``, a directory of
+        Meta's or Hugging Face's, or a GGUF file of a llama. Default: the story model that comes
+        with llama2py.
     tokenizer : str or path-like, optional
-        The model's ``tokenizer.bin``. Default: the one beside the model (``story.tokenizer.bin``
-        for ``story.bin``), or else the 32000-token one of Llama 2, which llama2.c's story models
-        use.
+        The model's ``tokenizer.bin``, ``.model`` or ``.json``. Default: the one beside the model
+        (``story.tokenizer.bin`` for ``story.bin``), or the one in its directory or inside the GGUF
+        file, or else the 32000-token one of Llama 2, which llama2.c's story models use.
     threads : int, optional
         Threads of the engine, up to 256. Default: the physical cores this process may use.
         Results do not depend on it.
@@ -89,8 +90,7 @@ def load(
     path = builtin_model() if path is None else Path(path)
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
-            own = beside(path)
-            tokenizer = own if own.is_file() else bundled_tokenizer()
+            tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
         vocabulary = load_tokenizer(Path(tokenizer), checkpoint.config.vocab_size)
         weights: Backend
         if backend == "c":
@@ -108,6 +108,14 @@ def load(
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
         return Model(weights, vocabulary)
+
+
+def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
+    """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file."""
+    path = checkpoint.path
+    if path.is_file() and beside(path).is_file():
+        return beside(path)
+    return checkpoint.tokenizer_path
 
 
 def beside(path: Path) -> Path:

@@ -12,10 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Logits
-from .checkpoint import Checkpoint, QuantizedTensor, Tensor, convert_matrix, default_group_size
+from .checkpoint import (
+    Checkpoint,
+    QuantizedTensor,
+    Tensor,
+    convert_matrix,
+    default_group_size,
+    own_dtype,
+)
 from .checkpoint.converting import INT4_GROUP, Int4Matrix
 from .config import Dtype
 from .errors import ClosedError
+from .rope import frequencies
 from .sampling import draw
 
 Array = NDArray[np.float32]
@@ -37,10 +45,8 @@ def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
 
 
-def rotate(x: Array, positions: NDArray[np.int64], theta: float) -> Array:
+def rotate(x: Array, positions: NDArray[np.int64], freqs: Array) -> Array:
     """Rotary embedding: turn the pairs (x[0], x[1]), (x[2], x[3]).. of each head, x (n, H, h)."""
-    h = x.shape[-1]
-    freqs = (1 / theta ** (np.arange(0, h, 2) / h)).astype(np.float32)
     angles = positions[:, None, None].astype(np.float32) * freqs  # (n, 1, h / 2)
     cos, sin, a, b = np.cos(angles), np.sin(angles), x[..., 0::2], x[..., 1::2]
     return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
@@ -60,7 +66,7 @@ def linear(tensor: Tensor | Int4Matrix) -> Callable[[Array], Array]:
         return linear_int4(tensor)
     rows, cols = tensor.shape
     if not isinstance(tensor, QuantizedTensor):
-        weight = np.array(tensor.data)
+        weight = np.array(tensor.dequantize())
         return lambda x: x @ weight.T
     # Groups run on over the flattened matrix; smaller ones that fit a row keep every value.
     group = int(np.gcd(tensor.group_size, cols))
@@ -108,13 +114,14 @@ class Reference:
     isa, threads = "numpy", 1
 
     def __init__(self, checkpoint: Checkpoint, dtype: Dtype | None = None) -> None:
-        self.config, self.dtype = checkpoint.config, dtype or checkpoint.dtype
-        group_size = checkpoint.group_size or default_group_size(self.config)
+        c = self.config = checkpoint.config
+        self.dtype: Dtype = dtype or own_dtype(checkpoint)
+        divisors = c.rope_scaling.divisors(c.head_dim, c.rope_theta) if c.rope_scaling else 1
+        self.freqs = (frequencies(c.head_dim, c.rope_theta) / np.array(divisors)).astype(np.float32)
+        group_size = checkpoint.group_size or default_group_size(c)
         tensors = {
-            name: [
-                convert_matrix(t, self.dtype, group_size) if "rms" not in name else t for t in ts
-            ]
-            for name, ts in checkpoint.tensors.items()
+            k: [t if k[:3] == "rms" else convert_matrix(t, self.dtype, group_size) for t in layers]
+            for k, layers in checkpoint.tensors.items()
         }
         self.nbytes = sum(t.nbytes for kind in tensors.values() for t in kind)
         self.non_finite = sum(t.count_non_finite() for kind in tensors.values() for t in kind)
@@ -145,8 +152,8 @@ class Reference:
         for layer in range(c.n_layers):
             project = {name: layers[layer] for name, layers in self.linears.items()}
             y = rmsnorm(x, self.norms["rms_att_weight"][layer], c.norm_eps)
-            q = rotate(project["wq"](y).reshape(n, c.n_heads, -1), at, c.rope_theta)  # (n, H, h)
-            k = rotate(project["wk"](y).reshape(n, c.n_kv_heads, -1), at, c.rope_theta)
+            q = rotate(project["wq"](y).reshape(n, c.n_heads, -1), at, self.freqs)  # (n, H, h)
+            k = rotate(project["wk"](y).reshape(n, c.n_kv_heads, -1), at, self.freqs)
             v = project["wv"](y).reshape(n, c.n_kv_heads, -1)  # (n, K, h)
             for i, cache in enumerate(caches):
                 cache.keys[layer, at[i]], cache.values[layer, at[i]] = k[i], v[i]

@@ -222,9 +222,9 @@ class StoryTeller(Closing):
         seeds: Iterator[int] = (s % (1 << 64) for s in count_from(_seed(seed)))
         stories = self._tell(islice(seeds, count), about, opening, words, max_words, max_batch)
         if progress:
-            from tqdm import tqdm  # takes as long to import as all the rest
+            from .progress import Bar  # takes as long to import as all the rest
 
-            return iter(tqdm(stories, total=count, unit="story"))
+            return iter(Bar(stories, total=count, unit="story"))
         return stories
 
     def close(self) -> None:

@@ -10,14 +10,42 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from .bpe import FIRST_BYTE, FIRST_PIECE, PairEncoder
 from .errors import PromptError, TokenizerError
 
 UNK, BOS, EOS = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Specials:
+    """The tokens of a vocabulary that stand for a text of their own, which no join makes.
+
+    Parameters
+    ----------
+    added : mapping of str to int
+        Found in every text: sentencepiece's user-defined symbols.
+    control : mapping of str to int
+        Found where the caller trusts the text, and printing nothing: ``<|eot_id|>``.
+    """
+
+    added: Mapping[str, int] = field(default_factory=dict)
+    control: Mapping[str, int] = field(default_factory=dict)
+
+    def ids(self) -> list[int]:
+        """All of their ids."""
+        return [*self.added.values(), *self.control.values()]
+
+
+def _finder(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds the first of these in a text, of several that begin there the longest."""
+    ordered = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
 class Tokenizer:
@@ -30,6 +58,10 @@ class Tokenizer:
         ``<0xFF>``.
     scores : sequence of float
         One finite float32 a piece: of all joins that are possible, the highest scored comes first.
+    specials : Specials, optional
+        Tokens above 258 that no join makes.
+    eos_id : int
+        The id that ends a text, where it is not llama2.c's.
 
     Raises
     ------
@@ -46,7 +78,13 @@ class Tokenizer:
     bos_id = BOS
     eos_id = EOS
 
-    def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        scores: Sequence[float],
+        specials: Specials | None = None,
+        eos_id: int = EOS,
+    ) -> None:
         if len(pieces) != len(scores):
             raise TokenizerError(
                 f"{len(pieces)} tokens have {len(scores)} scores, expected one each"
@@ -61,18 +99,38 @@ class Tokenizer:
                 raise TokenizerError(
                     f"token {byte + FIRST_BYTE} is {piece[:40]!r}, expected the byte <0x{byte:02X}>"
                 )
-        self._pieces = tuple(pieces)
-        self._scores = array("f", scores)
+        if not 0 <= eos_id < len(pieces):
+            raise TokenizerError(f"the id of EOS is {eos_id}, expected one of {len(pieces)} tokens")
+        self.eos_id = eos_id
+        # What each id prints.
+        outputs = list(pieces)
+        outputs[BOS] = b""
+        outputs[FIRST_BYTE:FIRST_PIECE] = [bytes([byte]) for byte in range(256)]
+        self._set_up(pieces, array("f", scores), outputs, specials or Specials())
         # Finite float32 numbers cannot add up to anything else in double precision.
         if not math.isfinite(sum(self._scores)):
             token = next(i for i, score in enumerate(self._scores) if not math.isfinite(score))
             raise TokenizerError(
                 f"the score of token {token} is {self._scores[token]}, expected a finite float32"
             )
-        # What each id prints.
-        self._outputs = list(pieces)
-        self._outputs[BOS] = b""
-        self._outputs[FIRST_BYTE:FIRST_PIECE] = [bytes([byte]) for byte in range(256)]
+
+    def _set_up(
+        self,
+        pieces: Sequence[bytes],
+        scores: array[float],
+        outputs: list[bytes],
+        specials: Specials,
+    ) -> None:
+        """Keep what every kind of vocabulary has."""
+        self._pieces = tuple(pieces)
+        self._scores = scores
+        self._outputs = outputs
+        self.specials = specials
+        """The tokens that no join makes."""
+        for token in specials.control.values():
+            outputs[token] = b""
+        self._find_added = _finder(specials.added)
+        self._find_special = _finder([*specials.added, *specials.control])
 
     @property
     def vocab_size(self) -> int:
@@ -116,14 +174,19 @@ class Tokenizer:
     # Most of what encoding needs is not needed to load a vocabulary or to decode.
     @cached_property
     def _encoder(self) -> PairEncoder:
-        return PairEncoder(self._pieces, self._scores)
+        pieces = list(self._pieces)
+        for token in self.specials.ids():
+            pieces[token] = b""  # never made of text
+        return PairEncoder(pieces, self._scores)
 
     @cached_property
     def _prefix(self) -> int:
         """The id of the space that ``encode`` puts first: a byte's where no piece is a space."""
         return self._encoder.character(" ")[0]
 
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+    def encode(
+        self, text: str, bos: bool = True, eos: bool = False, special: bool = False
+    ) -> list[int]:
         """The token ids of a text, in O(n log n) for n characters of any kind.
 
         Parameters
@@ -134,13 +197,16 @@ class Tokenizer:
             a literal U+2581 as a space, too; here that is a character like any other.)
         bos, eos : bool
             Whether to put BOS before it and EOS behind it.
+        special : bool
+            Whether a control token's text, such as ``<|eot_id|>``, means the token. By default it
+            means the characters, so that no user's text can end a turn.
 
         Raises
         ------
         PromptError
             If the text holds half of a surrogate pair.
         """
-        tokens = [BOS] if bos else []
+        tokens = [self.bos_id] if bos else []
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -151,11 +217,33 @@ class Tokenizer:
             raise PromptError(
                 f"the text holds {what} at position {error.start}, expected whole characters"
             ) from None
-        if text:
-            tokens += self._encoder.encode(" " + text)
+        for i, part in enumerate(self._parts(text, special)):
+            tokens += [part] if isinstance(part, int) else self._encode_part(part, first=i == 0)
         if eos:
-            tokens.append(EOS)
+            tokens.append(self.eos_id)
         return tokens
+
+    def _parts(self, text: str, special: bool) -> Iterator[str | int]:
+        """The text between added tokens, never empty, and their ids."""
+        finder = self._find_special if special else self._find_added
+        start = 0
+        for match in finder.finditer(text) if finder else ():
+            if start < match.start():
+                yield text[start : match.start()]
+            start = match.end()
+            ids = self.specials.added if match[0] in self.specials.added else self.specials.control
+            yield ids[match[0]]
+        if start < len(text):
+            yield text[start:]
+
+    def _encode_part(self, text: str, first: bool) -> list[int]:
+        """The ids of a text without added tokens; ``first`` if nothing stands before it."""
+        return self._encoder.encode(" " + text)
+
+    def _strips(self, token: int) -> bool:
+        """Whether a token right behind BOS loses the space it begins with."""
+        # The byte token of a space keeps it, as in llama2.c, unless encode() itself spells it so.
+        return not FIRST_BYTE <= token < FIRST_PIECE or token == self._prefix
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of token ids: ``decode(encode(text)) == text`` for every text.
@@ -201,13 +289,12 @@ class Decoder:
         """
         tokenizer = self._tokenizer
         tokenizer._check(token)
-        after_bos = self._previous == BOS
+        after_bos = self._previous == tokenizer.bos_id
         self._previous = token
-        if token == BOS:
+        if token == tokenizer.bos_id:
             return self.flush()  # a new text starts: a character left open stays incomplete
         output = tokenizer._outputs[token]
-        # The byte token of a space keeps it, as in llama2.c, unless encode() itself spells it so.
-        if after_bos and (not FIRST_BYTE <= token < FIRST_PIECE or token == tokenizer._prefix):
+        if after_bos and tokenizer._strips(token):
             output = output.removeprefix(b" ")
         return self._utf8.decode(output)
 

@@ -247,7 +247,8 @@ def test_the_reader_needs_no_engine() -> None:
     inside = {name for name in ours if name.startswith("llama2py.checkpoint")}
     assert "llama2py.checkpoint" in inside
     assert ours - inside == {
-        f"llama2py.{name}" for name in ("closing", "config", "errors", "files")
+        f"llama2py.{name}"
+        for name in ("closing", "config", "errors", "files", "gguf_metadata", "rope")
     }
     assert "_cffi_backend" not in modules
 

@@ -113,10 +113,13 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "big-endian v0": (struct.pack(">7i", *GOOD) + bytes(4184), WILD + "dim is 134217728"),
     "big-endian v1": (struct.pack(">Ii7iB", MAGIC, 1, *GOOD, 0), "in big-endian byte order"),
     # Something else.
-    "gguf": (b"GGUF\x03\0\0\0" + bytes(64), "this is a GGUF model, expected a llama2.c checkpoint"),
+    "gguf": (b"GGUF\x03\0\0\0" + bytes(64), "general.architecture is None, expected b'llama'"),
     "ggjt": (b"tjgg\x03\0\0\0" + bytes(64), "this is an old llama.cpp model (GGJT)"),
-    "safetensors": (struct.pack("<Q", 64) + b'{"a":{"dtype":"F32"', "this is a safetensors model"),
-    "zip": (b"PK\x03\x04\0\0\x08\x08" + bytes(64), "this is a zip archive (PyTorch's"),
+    "safetensors": (
+        struct.pack("<Q", 64) + b'{"a":{"dtype":"F32"',
+        "it does not hold the model's numbers, expected one of config.json",
+    ),
+    "zip": (b"PK\x03\x04\0\0\x08\x08" + bytes(64), "the archive has no directory at its end"),
     "old pickle": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "this is an old PyTorch file"),
     "pickle": (b"\x80\x04\x95" + bytes(7) + b"}\x94" + b"x" * 40, "this is a Python pickle"),
     "npy": (b"\x93NUMPY\x01\0" + bytes(64), "this is a NumPy array"),
@@ -154,7 +157,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_directory(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "this is a directory, expected a checkpoint file"
+    assert refusal(tmp_path) == (
+        "this is a directory without a model,"
+        " expected one of config.json (Hugging Face) and params.json (Meta) in it"
+    )
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,26 @@ def test_info_as_json(test_data: Path) -> None:
     assert facts["cache_bytes"] == 5 * 2 * 4 * 8 * 512 * 4
 
 
+def test_info_on_another_programs_model(test_data: Path) -> None:
+    modern = test_data / "data" / "formats" / "modern-hf"
+    facts = dict(line.split(maxsplit=1) for line in llama2py("info", modern).stdout.splitlines())
+    assert facts["format"] == "Hugging Face (safetensors, 7 files)"
+    assert facts["weights"] == "bfloat16"
+    assert facts["n_heads"] == "6 of size 32"
+    assert facts["rope_scaling"] == "llama3, by 8 beyond 64 tokens"
+    assert facts["tokenizer"] == "none of its own"
+    assert facts["memory"].startswith("0.00235 GB as float32")  # 586,624 of four bytes
+    meta = test_data / "data" / "formats" / "stories260K-meta-2shards"
+    told = json.loads(llama2py("info", "--json", meta).stdout)
+    assert told["format"] == "Meta, 2 shards"
+    assert told["tokenizer"] == str(meta / "tokenizer.model")
+    assert told["problems"] == []
+    gguf = test_data / "data" / "formats" / "stories260K-f16.gguf"
+    told = json.loads(llama2py("info", "--json", gguf).stdout)
+    assert (told["format"], told["dtype"]) == ("GGUF (F16)", "float16")
+    assert told["tokenizer"] == str(gguf)
+
+
 def test_nan_and_infinite_weights_load_and_are_told(test_data: Path, tmp_path: Path) -> None:
     data = bytearray((test_data / "data" / "stories260K.bin").read_bytes())
     data[28 : 28 + 8] = struct.pack("<2f", float("nan"), float("inf"))  # embedding of token 0

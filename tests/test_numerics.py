@@ -343,7 +343,7 @@ def spoiled(name: str, spoil: Spoil) -> tuple[Checkpoint, Checkpoint]:
 
 def with_element(tensor: Tensor, index: int, change: Callable[[float], float]) -> Tensor:
     """A copy with one weight changed (of int8: the scale of one group)."""
-    values = (tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.data).copy()
+    values = (tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.dequantize()).copy()
     values.flat[index] = change(float(values.flat[index]))
     if isinstance(tensor, QuantizedTensor):
         return replace(tensor, scales=values)
@@ -351,7 +351,7 @@ def with_element(tensor: Tensor, index: int, change: Callable[[float], float]) -
 
 
 def largest(tensor: Tensor) -> int:
-    values = tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.data
+    values = tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.dequantize()
     return int(np.argmax(np.abs(values)))
 
 

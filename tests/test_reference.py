@@ -28,7 +28,9 @@ def plain_multiply(tensor: Tensor, x: Vector) -> Vector:
     """``W x``. For int8 as runq.c: x is rounded to int8 in groups, each group summed exactly."""
     rows, cols = tensor.shape
     if not isinstance(tensor, QuantizedTensor):
-        return [sum(float(w) * v for w, v in zip(row, x, strict=True)) for row in tensor.data]
+        return [
+            sum(float(w) * v for w, v in zip(row, x, strict=True)) for row in tensor.dequantize()
+        ]
     group = math.gcd(tensor.group_size, cols)
     q, scales = plain_quantize(x, group)
     out = []

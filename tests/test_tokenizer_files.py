@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from llama2py import tokenizer_files
 from llama2py.cli import export_tokenizer
 from llama2py.errors import CheckpointError, TokenizerError
-from llama2py.gguf_metadata import read_gguf_metadata
+from llama2py.gguf_metadata import GGUFArray, read_gguf_metadata
 from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_files import (
     bundled_tokenizer,
     load_tokenizer,
     parse_tokenizer_bin,
-    read_gguf_vocabulary,
     write_tokenizer_bin,
 )
+from llama2py.tokenizer_gguf import read_gguf_vocabulary
 
 SHA256 = "50a52ef822ee9e83de5ce9d0be0a025a773d019437f58b5ff9dcafb063ece361"
 NAN = float("nan")
@@ -45,6 +45,14 @@ GOOD = tokenizer_bin(PIECES)
 
 
 # ------------------------------------------------------------------------------ tokenizer.bin
+
+
+def test_a_longest_piece_of_123_bytes_is_no_json(tmp_path: Path) -> None:
+    """Its first byte is that of an opening brace."""
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(tokenizer_bin([*PIECES, b"x" * 123], longest=123))
+    assert path.read_bytes()[:1] == b"{"
+    assert load_tokenizer(path).piece(262) == b"x" * 123
 
 
 def test_the_bundled_tokenizer_is_llama2s() -> None:
@@ -243,7 +251,10 @@ def test_metadata_of_every_type(tmp_path: Path) -> None:
     data = gguf(len(pairs), b"".join(pairs), version=2)
     path.write_bytes(data + b"tensors")
     read = read_gguf_metadata(path, CheckpointError)
-    assert list(read.pairs.values()) == [1] * 8 + [2, -3, 4, b"five", [False, True]]
+    *plain, flags = read.pairs.values()
+    assert plain == [1] * 8 + [2, -3, 4, b"five"]
+    assert isinstance(flags, GGUFArray)
+    assert (flags.kind, len(flags), flags.tolist()) == (BOOL, 2, [False, True])
     assert (read.version, read.n_tensors, read.end) == (2, 0, len(data))
 
 
@@ -255,7 +266,7 @@ HOSTILE_GGUFS = {
     "big-endian": (gguf(0, b"", version=3 << 24), "GGUF version 50331648, expected 2 or 3"),
     "too many pairs": (
         gguf(2**64 - 1, bytes(26)),
-        "the header promises 18446744073709551615 metadata pairs, the file has room for 2",
+        "the header promises 18446744073709551615 metadata pairs, expected at most 2 here",
     ),
     "key past the end": (
         gguf(1, struct.pack("<Q", 2**63) + bytes(9)),
@@ -286,7 +297,7 @@ HOSTILE_GGUFS = {
         "the metadata value 'k' needs 67108864 bytes at offset 49, the file ends at 49",
     ),
     "strings past the end": (
-        gguf(1, pair(b"k", ARRAY, struct.pack("<IQ", STRING, 2**24) + bytes(80))),
+        gguf(1, pair(b"k", ARRAY, struct.pack("<IQ", STRING, 2**21) + bytes(80))),
         "the metadata value 'k' needs 8 bytes at offset 129, the file ends at 129",
     ),
     "array of arrays": (
@@ -294,9 +305,21 @@ HOSTILE_GGUFS = {
         "the metadata value 'k' is an array of type 9, expected numbers or strings",
     ),
     "no vocabulary": (gguf(0, b""), "tokenizer.ggml.model is None, expected b'llama'"),
-    "gpt2": (
+    "wordpiece": (
+        metadata(model=(STRING, string(b"bert"))),
+        "tokenizer.ggml.model is b'bert', expected b'llama' (sentencepiece) or b'gpt2' (byte",
+    ),
+    "byte level without merges": (
         metadata(model=(STRING, string(b"gpt2"))),
-        "tokenizer.ggml.model is b'gpt2', expected b'llama' (sentencepiece)",
+        "tokenizer.ggml.merges is missing or of another type, expected an array of bytes",
+    ),
+    "byte level cut in an unknown way": (
+        metadata(model=(STRING, string(b"gpt2")), pre=(STRING, string(b"tekken"))),
+        "tokenizer.ggml.pre is b'tekken', expected default, gpt-2, gpt2, llama-bpe,",
+    ),
+    "an end of nothing": (
+        metadata(eos_token_id=(U32, struct.pack("<I", 262))),
+        "the id of EOS is 262, expected one of 262 tokens",
     ),
     "no space prefix": (
         metadata(add_space_prefix=(BOOL, b"\0")),

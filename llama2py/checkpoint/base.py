@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 from ..closing import Closing
 from ..config import ModelConfig
 from ..errors import ClosedError
 from .mapped_file import MappedFile
-from .tensors import DenseTensor, Tensor
+from .tensors import Tensor
 
 
 class Checkpoint(Closing):
@@ -24,10 +23,10 @@ class Checkpoint(Closing):
     path : Path
         What was opened.
     format : str
-        For people: ``'llama2.c v0'``, ``'llama2.c v1'``, ``'llama2.c v2 (int8)'``.
+        For people: ``'llama2.c v2 (int8)'``, ``'Hugging Face (safetensors)'``.
     config : ModelConfig
         The numbers of the model.
-    tensors : mapping of str to tuple of DenseTensor or QuantizedTensor
+    tensors : mapping of str to tuple of Tensor
         As in the property `tensors`.
     files : sequence of MappedFile
         What the tensors are views of; closed with the checkpoint.
@@ -35,13 +34,17 @@ class Checkpoint(Closing):
         Values per scale where the matrices are int8.
     tokenizer_path : Path, optional
         The tokenizer that belongs to the checkpoint, where the format says which.
+    dtype : str, optional
+        What the file's matrices are made of: ``'float32'``, ``'float16'``, ``'bfloat16'``,
+        ``'int8'``; GGUF's other blocks count as the float32 that they are widened to. By default,
+        int8 where there is a group size and float32 elsewhere.
+    notes : sequence of str, optional
+        What a user should know about the files although they could be read, for ``info``.
 
     Attributes
     ----------
-    path, format, config, group_size, tokenizer_path
+    path, format, config, group_size, tokenizer_path, dtype, notes
         As above.
-    dtype : {'float32', 'int8'}
-        What the matrices are made of (norms are always float32).
     file_size : int
         Bytes of all the files together.
     """
@@ -55,13 +58,16 @@ class Checkpoint(Closing):
         files: Sequence[MappedFile],
         group_size: int | None = None,
         tokenizer_path: Path | None = None,
+        dtype: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.format = format
         self.config = config
         self.group_size = group_size
         self.tokenizer_path = tokenizer_path
-        self.dtype: Literal["float32", "int8"] = "float32" if group_size is None else "int8"
+        self.dtype = dtype or ("float32" if group_size is None else "int8")
+        self.notes = tuple(notes)
         self.file_size = sum(file.size for file in files)
         self._tensors: Mapping[str, tuple[Tensor, ...]] | None = MappingProxyType(dict(tensors))
         self._files = tuple(files)
@@ -70,8 +76,8 @@ class Checkpoint(Closing):
     def tensors(self) -> Mapping[str, tuple[Tensor, ...]]:
         """The tensors by llama2.c's names: one per layer, or a tuple of one.
 
-        Names, counts and shapes are those of `tensor_shapes`; the order is the file's, so that
-        going through them reads the file from front to back. Read-only views, not copies.
+        Names, counts and shapes are those of `tensor_shapes`; in llama2.c's files the order is the
+        file's, so that going through them reads it from front to back. Read-only views, not copies.
 
         Raises
         ------
@@ -90,11 +96,8 @@ class Checkpoint(Closing):
         elsewhere.
         """
         for file in self._files:
-            if isinstance(tensor, DenseTensor):
-                file.release(tensor.data)
-            else:
-                file.release(tensor.values)
-                file.release(tensor.scales)
+            for array in tensor.arrays:
+                file.release(array)
 
     def close(self) -> None:
         """Give up the tensors and unmap the files. Never raises, and twice does no harm.

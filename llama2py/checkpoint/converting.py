@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..config import Dtype, ModelConfig
 from ..errors import ParameterError
+from .base import Checkpoint
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize
 
 INT4_GROUP = 32
@@ -58,6 +59,20 @@ def default_group_size(config: ModelConfig) -> int:
     while config.dim % group_size:
         group_size //= 2
     return group_size
+
+
+def own_dtype(checkpoint: Checkpoint) -> Dtype:
+    """What a checkpoint's weights are kept as unless told otherwise: nothing is lost.
+
+    float16 becomes float32, which holds all of its numbers; bfloat16 does not.
+    """
+    if checkpoint.dtype == "int8":
+        return "int8"
+    matrices = [t for layers in checkpoint.tensors.values() for t in layers if len(t.shape) == 2]
+    narrow = checkpoint.dtype == "bfloat16" and all(
+        matrix.nbytes == 2 * matrix.shape[0] * matrix.shape[1] for matrix in matrices
+    )
+    return "bfloat16" if narrow else "float32"
 
 
 def round_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ _PREFIXES = (
     (b"tjgg", "an old llama.cpp model (GGJT)"),
     (b"lmgg", "an old llama.cpp model (GGML)"),
     (b"fmgg", "an old llama.cpp model (GGMF)"),
-    (b"PK\x03\x04", "a zip archive (PyTorch's .pt and .pth files are ones)"),
     (b"PK\x05\x06", "an empty zip archive"),
     (b"\x80\x02\x8a\x0a", "an old PyTorch file (a pickle)"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -42,9 +41,6 @@ def describe(head: bytes) -> str | None:
     for prefix, kind in _PREFIXES:
         if head.startswith(prefix):
             return kind
-    # Eight bytes of length, then a JSON object.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
-        return "a safetensors model"
     # int32 max_token_length, float32 score, int32 length, then the first token.
     if head[12:17] == b"<unk>":
         return "a llama2.c tokenizer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,11 @@ class DenseTensor:
     def nbytes(self) -> int:
         """Size in bytes."""
         return self.data.nbytes
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The array behind it."""
+        return (self.data,)
 
     def count_non_finite(self) -> int:
         """How many weights are NaN or infinite."""
@@ -110,6 +115,11 @@ class QuantizedTensor:
         """Size in bytes, values and scales together."""
         return self.values.nbytes + self.scales.nbytes
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The two arrays behind it."""
+        return (self.values, self.scales)
+
     def count_non_finite(self) -> int:
         """How many scales are NaN or infinite; each spoils its group."""
         return int(self.scales.size - np.count_nonzero(np.isfinite(self.scales)))
@@ -129,7 +139,30 @@ class QuantizedTensor:
             return (groups * self.scales[:, np.newaxis]).reshape(self.shape)
 
 
-Tensor: TypeAlias = DenseTensor | QuantizedTensor
+class Tensor(Protocol):
+    """What every kind of tensor can do, however its file stores it.
+
+    `DenseTensor` and `QuantizedTensor` are what backends compute with; from any other kind they
+    take the float32 values, one tensor at a time.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n,)`` or ``(rows, cols)``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, as stored."""
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The arrays behind it, views into mapped files as a rule: what to release."""
+
+    def count_non_finite(self) -> int:
+        """How many weights (or scales) are NaN or infinite."""
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weights as float32, of this tensor's shape: a view where possible, or a new array."""
 
 
 def quantize(weights: NDArray[np.float32], group_size: int) -> QuantizedTensor:
@@ -202,10 +235,10 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]
     shapes: dict[str, tuple[int, tuple[int, ...]]] = {
         "token_embedding_table": (1, (config.vocab_size, dim)),
         "rms_att_weight": (layers, (dim,)),
-        "wq": (layers, (dim, dim)),
+        "wq": (layers, (config.q_dim, dim)),
         "wk": (layers, (config.kv_dim, dim)),
         "wv": (layers, (config.kv_dim, dim)),
-        "wo": (layers, (dim, dim)),
+        "wo": (layers, (dim, config.q_dim)),
         "rms_ffn_weight": (layers, (dim,)),
         "w1": (layers, (hidden, dim)),
         "w2": (layers, (dim, hidden)),

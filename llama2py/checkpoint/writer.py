@@ -132,6 +132,11 @@ def write_checkpoint(
 
 def _check_config(path: Path, config: ModelConfig) -> None:
     """Refuse a model of which the header would say less than it needs (another RoPE base, say)."""
+    if config.dim % config.n_heads:
+        raise CheckpointError(
+            f"{path}: a llama2.c file cannot say that the head size is {config.head_dim},"
+            f" expected dim {config.dim} / n_heads {config.n_heads}"
+        )
     implied = header_config(header_numbers(config), config.shared_classifier)
     for name in (field.name for field in fields(config)):
         value, expected = getattr(config, name), getattr(implied, name)

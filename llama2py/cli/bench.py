@@ -57,12 +57,11 @@ def dtypes(text: str) -> list[Dtype]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, then print."""
-    from tqdm import tqdm
-
     from ..bench import benchmark  # its imports would slow down `run`
+    from ..progress import Bar
     from .bench_report import markdown, plot, table
 
-    with tqdm(desc="measuring", unit="run", disable=None, leave=False) as bar:
+    with Bar(desc="measuring", unit="run", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..tokenizer_files import read_gguf_vocabulary, write_tokenizer_bin
+from ..tokenizer_files import write_tokenizer_bin
+from ..tokenizer_gguf import read_gguf_vocabulary
 
 if TYPE_CHECKING:
     from .options import Subparsers

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..builtin import builtin_model
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..config import ModelConfig
+from ..model import own_tokenizer
 from . import options
 
 if TYPE_CHECKING:
@@ -58,16 +60,20 @@ def run(args: argparse.Namespace) -> int:
         "classifier": shared,
         "norm_eps": f"{config['norm_eps']:g}",
         "rope_theta": f"{config['rope_theta']:g}",
+        "rope_scaling": facts["rope_scaling"] or "none",
+        "tokenizer": facts["tokenizer"] or "none of its own",
+        "memory": ", ".join(f"{n / 1e9:.3g} GB as {d}" for d, n in facts["memory"].items()),
+        "notes": "; ".join(facts["notes"]) or "none",
         "problems": "; ".join(facts["problems"]) or "none found",
     }
     for name, value in lines.items():
-        print(f"{name:<11} {value}")
+        print(f"{name:<12} {value}")
     return 0
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The facts, ready for JSON. Reads every weight once."""
-    config = checkpoint.config
+    config, tokenizer = checkpoint.config, own_tokenizer(checkpoint)
     return {
         "file": str(checkpoint.path),
         "format": checkpoint.format,
@@ -78,8 +84,30 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "cache_bytes": config.cache_bytes,
         "config": asdict(config),
+        "rope_scaling": _rope_scaling(config),
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+        "memory": _memory(config),
+        "notes": list(checkpoint.notes),
         "problems": _problems(checkpoint),
     }
+
+
+def _rope_scaling(config: ModelConfig) -> str | None:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind == "factors":
+        return "a factor for each frequency"
+    if scaling.kind == "linear":
+        return f"linear, by {scaling.factor:g}"
+    return f"llama3, by {scaling.factor:g} beyond {scaling.original_seq_len} tokens"
+
+
+def _memory(config: ModelConfig) -> dict[str, int]:
+    """Bytes of the weights in the engine: in int8 with a scale for every 64, norms in float32."""
+    norms = (2 * config.n_layers + 1) * config.dim
+    matrices = config.n_params - norms
+    return {"float32": 4 * config.n_params, "int8": 4 * norms + matrices + matrices // 16}
 
 
 def _problems(checkpoint: Checkpoint) -> list[str]:

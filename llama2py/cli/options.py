@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # generic for type checkers only
 
 DTYPES = get_args(Dtype)
 DTYPE = "convert or quantize the weights while loading (default: as the checkpoint has them)"
-CHECKPOINT = "a llama2.c model, as stories15M.bin (default: the built-in story model)"
+CHECKPOINT = (
+    "a llama2.c or GGUF model, as stories15M.bin, or a directory of Meta's or Hugging Face's"
+    " (default: the built-in story model)"
+)
 
 
 def temperature(text: str) -> float:

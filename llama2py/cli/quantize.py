@@ -45,12 +45,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantize and write; say what it saved."""
-    from tqdm import tqdm
+    from ..progress import Bar
 
     with open_checkpoint(args.checkpoint) as checkpoint:
         config = checkpoint.config
         group_size = args.group_size or default_group_size(config)
-        bar = tqdm(total=config.n_params, unit="w", unit_scale=True, delay=1, disable=None)
+        bar = Bar(total=config.n_params, unit="w", unit_scale=True, delay=1, disable=None)
         with bar:
             tensors = quantize_checkpoint(
                 checkpoint, group_size, args.threads or default_threads(), bar.update

@@ -24,7 +24,7 @@ _P = "draw from the most probable tokens that sum up to this; 1: from all (defau
 _S = "the same seed tells the same story; 0: a new one each time (default 0)"
 _N = "tokens to run, the prompt's included; 0: as many as the context holds (default 256)"
 _I = "the beginning of the story; - reads it from standard input"
-_Z = "the model's tokenizer.bin (default: the one beside it, or the 32000-token one of Llama 2)"
+_Z = "tokenizer.bin, .model or .json (default: the model's own, or the 32000-token one of Llama 2)"
 _M = "chat is for models trained on [INST] dialogues (default generate)"
 
 

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ..corpus import read_stories
 from ..model import load
+from ..progress import Bar
 from ..scoring import score_texts
 from . import options
 
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     path = None if args.checkpoint == BUILTIN else args.checkpoint
     with load(path, args.tokenizer, args.threads, dtype=args.dtype) as model:
         quiet = not sys.stderr.isatty()
-        score = score_texts(model, tqdm(stories, unit="story", leave=False, disable=quiet))
+        score = score_texts(model, Bar(stories, unit="story", leave=False, disable=quiet))
     facts = {
         "bits_per_byte": score.bits_per_byte,
         "nats_per_token": score.nats_per_token,

@@ -9,8 +9,8 @@ import sentencepiece
 
 from ..bpe import FIRST_PIECE
 from ..errors import ParameterError, TokenizerError
+from ..sentencepiece_model import tokenizer_of_pieces
 from ..tokenizer import Tokenizer
-from ..tokenizer_files import tokenizer_of_pieces
 
 UNKNOWN = " \u2047 "  # how sentencepiece prints the unknown token, in Llama's vocabulary too
 

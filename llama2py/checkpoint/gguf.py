@@ -1,0 +1,129 @@
+"""Reads GGUF files, version 2 and 3, of models of the architecture llama.
+
+Such a file has Meta's tensors under its own names. Its converter takes Hugging Face's rotary
+permutation of wq and wk back, so both turn neighbouring pairs, as llama2.c's RoPE does, and no
+weight has to move: a reader that permuted them would not give the recorded tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import CheckpointError, ConfigError
+from .base import Checkpoint
+from .gguf_blocks import FORMATS
+from .gguf_config import check_architecture, read_config
+from .gguf_files import GGUFModel, Place, open_model
+from .mapped_file import MappedFile
+from .stored import DTYPES
+from .weights import check_shape, collect
+
+_EMBEDDING, _CLASSIFIER = "token_embd.weight", "output.weight"
+_ROPE_FACTORS = "rope_freqs.weight"
+# llama2.c's name -> GGUF's; {} is the layer.
+_NAMES = {
+    "token_embedding_table": _EMBEDDING,
+    "rms_att_weight": "blk.{}.attn_norm.weight",
+    "wq": "blk.{}.attn_q.weight",
+    "wk": "blk.{}.attn_k.weight",
+    "wv": "blk.{}.attn_v.weight",
+    "wo": "blk.{}.attn_output.weight",
+    "rms_ffn_weight": "blk.{}.ffn_norm.weight",
+    "w1": "blk.{}.ffn_gate.weight",
+    "w2": "blk.{}.ffn_down.weight",
+    "w3": "blk.{}.ffn_up.weight",
+    "rms_final_weight": "output_norm.weight",
+    "wcls": _CLASSIFIER,
+}
+_Q8_0 = FORMATS[8]
+MAX_FACTORS = 1 << 12  # a head's pairs; real heads have 32 to 128
+
+
+def has_magic(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a GGUF file."""
+    return head.startswith(b"GGUF")
+
+
+def read_gguf(file: MappedFile) -> Checkpoint:
+    """Read a GGUF file.
+
+    Parameters
+    ----------
+    file : MappedFile
+        A whole model, or any part of a split one. The checkpoint closes it.
+
+    Returns
+    -------
+    Checkpoint
+        Of int8 matrices with a scale for every 32 values where all matrices are Q8_0. Others are
+        widened to float32 on use; ``dtype`` is what the largest one is stored in, or float32 where
+        that is in blocks. ``tokenizer_path`` is the file itself if it has a vocabulary.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is malformed or cut short, its tensors are not those of the model, or it is of a
+        model that the engine does not run.
+    """
+    model = open_model(file)
+    try:
+        return _read(model)
+    except BaseException as error:
+        for part in model.files:
+            if part is not file:  # that one is the caller's
+                part.close()
+        if isinstance(error, ConfigError):
+            raise CheckpointError(f"{model.files[0].path}: {error}") from None
+        raise
+
+
+def _read(model: GGUFModel) -> Checkpoint:
+    first = model.files[0]
+    places = model.places
+    embedding = places.get(_EMBEDDING)
+    if embedding is None:
+        check_architecture(model.pairs)  # tells more, if it is no llama
+        raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}, expected it")
+    factors = _rope_factors(places.get(_ROPE_FACTORS), first.path)
+    config, notes = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places, factors)
+    matrices = [place for place in places.values() if len(place.dims) == 2]
+    quantized = all(place.format is _Q8_0 for place in matrices)
+    tensors = collect(
+        first.path,
+        places,
+        config,
+        _NAMES,
+        _check_place,
+        lambda _, place: place.tensor(quantized),
+        _ROPE_FACTORS.__eq__,
+    )
+    kinds = "/".join(sorted({place.format.name for place in matrices}))
+    largest = max(matrices, key=lambda place: place.nbytes)
+    return Checkpoint(
+        first.path,
+        f"GGUF ({kinds})",
+        config,
+        tensors,
+        model.files,
+        group_size=_Q8_0.size if quantized else None,
+        tokenizer_path=first.path if "tokenizer.ggml.tokens" in model.pairs else None,
+        dtype="int8" if quantized else DTYPES.get(largest.format.record, "float32"),
+        notes=notes,
+    )
+
+
+def _check_place(path: Path, name: str, place: Place, shape: tuple[int, ...]) -> None:
+    check_shape(path, name, place.dims[::-1], shape)
+
+
+def _rope_factors(place: Place | None, path: Path) -> list[float]:
+    """What each rotary frequency is divided by: Llama 3.1 and later stretch the slow ones so."""
+    if place is None:
+        return []
+    if len(place.dims) != 1 or place.dims[0] > MAX_FACTORS:
+        raise CheckpointError(
+            f"{path}: tensor {_ROPE_FACTORS!r} is of shape {place.dims[::-1]},"
+            " expected a factor for each pair of a head's channels"
+        )
+    factors: list[float] = place.tensor().dequantize().tolist()
+    return factors

@@ -1,0 +1,154 @@
+"""SentencePiece's ``tokenizer.model``, and its pieces as llama2.c spells them.
+
+The file is a protocol buffer: fields, each a varint of number * 8 + wire type, then a value. Read
+from it are the pieces (field 1: piece 1, score 2, type 3), of the trainer's settings (field 2) the
+algorithm (3) and the ids of unknown, BOS and EOS (40, 41, 42), and of the normalizer's (field 3)
+whether a space is put before the text (3). Text is not normalized: repeated spaces stay.
+
+Source: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import TokenizerError
+from .tokenizer import BOS, EOS, UNK, Specials, Tokenizer
+
+MAX_FILE_SIZE = 16 << 20  # bytes: Llama 2's has 0.5 MB
+
+SPACE_MARK = "\u2581".encode()  # how sentencepiece writes a space inside a piece
+# llama2.c's exporter puts these two on lines of their own.
+BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of a piece; GGUF has the same
+_FIRST_SPECIAL = 3  # unknown, BOS and EOS are never looked for by their text
+_BPE = 2  # TrainerSpec.model_type; 1, its default, is the unigram model
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+
+
+def specials_of(texts: Sequence[str], types: Sequence[int], first: int = 0) -> Specials:
+    """Which tokens from id ``first`` on are special, by their types."""
+    typed = [(texts[token], token) for token in range(first, len(texts)) if texts[token]]
+    return Specials(
+        added={text: token for text, token in typed if types[token] == USER_DEFINED},
+        control={text: token for text, token in typed if types[token] == CONTROL},
+    )
+
+
+def tokenizer_of_pieces(
+    pieces: Sequence[bytes],
+    scores: Sequence[float],
+    types: Sequence[int] | None = None,
+    eos_id: int = EOS,
+) -> Tokenizer:
+    """A tokenizer of sentencepiece's own pieces, as llama2.c's exporter spells them.
+
+    Raises
+    ------
+    TokenizerError
+        If they do not make a vocabulary.
+    """
+    spelled = [piece.replace(SPACE_MARK, b" ") for piece in pieces]
+    specials = None
+    if types is not None:
+        texts = [piece.decode(errors="replace") for piece in spelled]
+        specials = specials_of(texts, types, _FIRST_SPECIAL)
+    spelled[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
+    return Tokenizer(spelled, scores, specials, eos_id)
+
+
+def read_sentencepiece(path: str | Path) -> Tokenizer:
+    """Read a tokenizer.model of the kind BPE.
+
+    Raises
+    ------
+    TokenizerError
+        If the file is missing or malformed, or of another kind.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_SIZE:
+            raise TokenizerError(f"{size} bytes, expected at most {MAX_FILE_SIZE}")
+        return _tokenizer(path.read_bytes())
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error}") from None
+
+
+def looks_like_sentencepiece(head: bytes) -> bool:
+    """Whether a file begins with a piece: field 1 of some bytes, and in it field 1 of fewer."""
+    return len(head) > 4 and head[0] == head[2] == 0x0A and head[1] < 128 and head[3] < head[1]
+
+
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """A number of seven bits a byte, lowest first, and where it ends."""
+    number = 0
+    for i, byte in enumerate(data[offset : offset + 10]):
+        number |= (byte & 127) << (7 * i)
+        if byte < 128:
+            return number, offset + i + 1
+    raise TokenizerError(f"the number at byte {offset} does not end, expected a tokenizer.model")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Every field and its value: an integer, or bytes (fixed32 and fixed64, too)."""
+    offset = 0
+    while offset < len(data):
+        start = offset
+        tag, offset = _varint(data, offset)
+        wire = tag & 7
+        if wire == _VARINT:
+            value, offset = _varint(data, offset)
+            yield tag >> 3, value
+            continue
+        length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
+        if wire == _BYTES:
+            length, offset = _varint(data, offset)
+        if (not length and wire != _BYTES) or length > len(data) - offset:
+            raise TokenizerError(
+                f"field {tag >> 3} at byte {start} of {len(data)} is of wire type {wire} and"
+                f" length {length}, expected a whole tokenizer.model"
+            )
+        yield tag >> 3, data[offset : offset + length]
+        offset += length
+
+
+def _message(value: int | bytes, what: str) -> bytes:
+    if not isinstance(value, bytes):
+        raise TokenizerError(f"{what} is the number {value}, expected bytes")
+    return value
+
+
+def _tokenizer(data: bytes) -> Tokenizer:
+    pieces: list[bytes] = []
+    scores: list[float] = []
+    types: list[int] = []
+    trainer: dict[int, int | bytes] = {}
+    normalizer: dict[int, int | bytes] = {}
+    for field, value in _fields(data):
+        if field == 1:
+            what = f"token {len(pieces)}"
+            entry = dict(_fields(_message(value, what)))
+            score = _message(entry.get(2, bytes(4)), f"the score of {what}")
+            kind = entry.get(3, NORMAL)
+            if len(score) != 4 or not isinstance(kind, int):
+                raise TokenizerError(f"{what} has no score or no type, expected both")
+            pieces.append(_message(entry.get(1, b""), what))
+            scores.append(struct.unpack("<f", score)[0])
+            types.append(kind)
+        elif field in (2, 3):
+            settings = trainer if field == 2 else normalizer
+            settings.update(_fields(_message(value, "the settings")))
+    if trainer.get(3, 1) != _BPE:
+        raise TokenizerError(f"the algorithm is {trainer.get(3, 1)!r}, expected {_BPE} (BPE)")
+    if normalizer.get(3, 1) != 1:
+        raise TokenizerError("add_dummy_prefix is not true, expected the space that llama2.c adds")
+    ids = tuple(trainer.get(field, default) for field, default in ((40, UNK), (41, BOS), (42, EOS)))
+    if ids != (UNK, BOS, EOS):
+        raise TokenizerError(f"unknown, BOS and EOS are {ids!r:.80}, expected {(UNK, BOS, EOS)}")
+    return tokenizer_of_pieces(pieces, scores, types)
