@@ -105,9 +105,12 @@ void threads_run(int n_threads, Work work, void *context);
 /* Within work: return when all of its threads have come here. */
 void threads_barrier(int n_threads);
 void threads_stop(void);
+/* n_threads, or for a while 1 after a run in which threads did little but wait for one that the system had put aside
+ * for other programs. */
+int threads_that_help(int n_threads);
 
-/* n_threads within 1 to MAX_THREADS, and 1 for a model so small that waking a second thread costs more than it saves. */
-int threads_worth_it(const l2p_model *model, int n_threads);
+/* n_threads within 1 to MAX_THREADS, and 1 for so little work that waking a second thread costs more than it saves. */
+int threads_worth_it(const l2p_model *model, int n_tokens, int n_threads);
 
 /* The part of [0, n) that belongs to a thread, in whole multiples of `unit`. */
 static inline void threads_share(int n, int unit, int thread, int n_threads, int *begin, int *end) {

@@ -260,9 +260,10 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
     if (error) return error;
     for (int i = 0; i < n; i++) f.max_scores = max_int(f.max_scores, (int)round_up(positions[i] + 1, LANES));
 
-    n_threads = threads_worth_it(model, n_threads);
+    n_threads = threads_worth_it(model, n, n_threads);
 
     threads_take_turn();
+    n_threads = threads_that_help(n_threads);
     error = prepare_workspace(&f, n_threads);
     if (!error) {
         find_chunks(&f);

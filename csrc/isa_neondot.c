@@ -1,7 +1,11 @@
 /* NEON with the integer dot product (ARMv8.2 and later, as a rule). */
 #if defined(__aarch64__)
 #include "target.h"
-TARGET_BEGIN("+dotprod")
+#if defined(__clang__)
+TARGET_BEGIN("dotprod")
+#else
+TARGET_BEGIN("arch=armv8.2-a+dotprod")
+#endif
 #define KERNELS kernels_neondot
 #define KERNELS_NAME "neondot"
 #define DOTPROD 1

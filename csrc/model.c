@@ -142,12 +142,12 @@ void l2p_model_free(l2p_model *model) {
 
 int64_t l2p_model_bytes(const l2p_model *model) { return (int64_t)model->packed_bytes; }
 
-enum { SMALL_MODEL = 1 << 20 /* weights of the matrices; the smallest story model has 260K */ };
+/* Bytes of weights that a thread reads in some 40 microseconds. Below that much work waking a second one costs more
+ * than it saves: the smallest story model has 260K weights. */
+enum { SMALL_WORK = 5 << 18, MANY_TOKENS = 16 };
 
-int threads_worth_it(const l2p_model *model, int n_threads) {
-    const l2p_config *c = &model->config;
-    const int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
-    const int64_t layer = c->dim * (2 * q_dim + 2 * kv_dim + 3 * (int64_t)c->hidden_dim);
-    if (c->n_layers * layer + (int64_t)c->vocab_size * c->dim < SMALL_MODEL || n_threads < 1) return 1;
+int threads_worth_it(const l2p_model *model, int n_tokens, int n_threads) {
+    const int64_t work = (int64_t)model->packed_bytes * (n_tokens < MANY_TOKENS ? n_tokens : MANY_TOKENS);
+    if (work < SMALL_WORK || n_threads < 1) return 1;
     return n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
 }

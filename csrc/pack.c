@@ -216,7 +216,7 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     if (values_type == L2P_INT8 && !scales) return L2P_BAD_ARGUMENT;
     p.cols = p.to->cols;
     threads_take_turn();
-    threads_run(threads_worth_it(model, n_threads), pack_share, &p);
+    threads_run(threads_worth_it(model, 1, n_threads), pack_share, &p);
     threads_end_turn();
     *non_finite += p.non_finite;
     return L2P_OK;

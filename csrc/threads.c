@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "engine.h"
 
@@ -20,6 +21,18 @@
 #endif
 
 enum { SPINS = 2000 };
+
+/* Two threads in lock-step on a core that other programs use, too, wait for a time slice at every barrier: a hundred
+ * times slower than one thread alone. Results do not depend on the number of threads, so such a run is answered with a
+ * pause of several runs with one thread, twice as long each time. */
+enum { FIRST_PAUSE = 8, LONGEST_PAUSE = 1024, WASTED_PERCENT = 80 };
+static const long LONG_RUN = 1000000; /* nanoseconds: a shorter run has not lost a time slice */
+
+static int64_t nanoseconds(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
 
 typedef struct {
     _Alignas(64) atomic_uint round; /* grows by one when there is something to do */
@@ -40,14 +53,27 @@ static struct {
     _Alignas(64) atomic_int finished; /* workers that are through with this run */
     _Alignas(64) atomic_int arrived;  /* threads that have come to the current barrier */
     _Alignas(64) atomic_uint barriers; /* barriers passed */
+    atomic_llong waited;               /* nanoseconds of this run that threads waited, beyond spinning */
+    int runs_alone, pause;             /* runs left with one thread; how many there were in the last pause */
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER};
 
-/* One more turn of a waiting loop: spin at first, then let others run (there may be more threads than cores). */
-static inline void wait_a_little(int *spins) {
-    if (++*spins < SPINS)
+/* A waiting loop: spin at first, then let others run (there may be more threads than cores). */
+typedef struct {
+    int spins;
+    int64_t since; /* when spinning ended */
+} Wait;
+
+static inline void wait_a_little(Wait *wait) {
+    if (++wait->spins < SPINS) {
         spin_pause();
-    else
+    } else {
+        if (wait->spins == SPINS) wait->since = nanoseconds();
         sched_yield();
+    }
+}
+
+static inline void end_wait(const Wait *wait) {
+    if (wait->since) atomic_fetch_add_explicit(&pool.waited, nanoseconds() - wait->since, memory_order_relaxed);
 }
 
 static void wait_for_round(Worker *self, unsigned seen) {
@@ -114,6 +140,18 @@ void threads_take_turn(void) {
 }
 void threads_end_turn(void) { pthread_mutex_unlock(&pool.turn); }
 
+/* Was a run of this length worth its threads? Somebody works at any time, so n_threads - 1 can wait all of it. */
+static void judge_run(int64_t length, int n_threads) {
+    const int64_t waited = atomic_load(&pool.waited);
+    if (length < LONG_RUN) {
+        pool.pause = 0;
+    } else if (waited * 100 > length * WASTED_PERCENT * (n_threads - 1)) {
+        pool.pause = pool.pause ? 2 * pool.pause : FIRST_PAUSE;
+        if (pool.pause > LONGEST_PAUSE) pool.pause = LONGEST_PAUSE;
+        pool.runs_alone = pool.pause;
+    }
+}
+
 void threads_run(int n_threads, Work work, void *context) {
     if (n_threads > 1) add_workers(n_threads - 1);
     if (n_threads > pool.n_workers + 1) n_threads = pool.n_workers + 1;
@@ -122,10 +160,20 @@ void threads_run(int n_threads, Work work, void *context) {
     pool.context = context;
     pool.n_threads = n_threads;
     atomic_store(&pool.finished, 0);
+    atomic_store(&pool.waited, 0);
+    const int64_t start = n_threads > 1 ? nanoseconds() : 0;
     for (int i = 0; i < n_threads - 1; i++) start_round(&pool.workers[i]);
     work(context, 0, n_threads);
-    for (int spins = 0; atomic_load_explicit(&pool.finished, memory_order_acquire) < n_threads - 1;)
-        wait_a_little(&spins);
+    Wait wait = {0};
+    while (atomic_load_explicit(&pool.finished, memory_order_acquire) < n_threads - 1) wait_a_little(&wait);
+    end_wait(&wait);
+    if (n_threads > 1) judge_run(nanoseconds() - start, n_threads);
+}
+
+int threads_that_help(int n_threads) {
+    if (n_threads == 1 || pool.runs_alone == 0) return n_threads;
+    pool.runs_alone--;
+    return 1;
 }
 
 void threads_barrier(int n_threads) {
@@ -135,8 +183,9 @@ void threads_barrier(int n_threads) {
         atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
         atomic_fetch_add_explicit(&pool.barriers, 1, memory_order_release);
     } else {
-        for (int spins = 0; atomic_load_explicit(&pool.barriers, memory_order_acquire) == passed;)
-            wait_a_little(&spins);
+        Wait wait = {0};
+        while (atomic_load_explicit(&pool.barriers, memory_order_acquire) == passed) wait_a_little(&wait);
+        end_wait(&wait);
     }
 }
 
@@ -148,5 +197,5 @@ void threads_stop(void) {
         pthread_mutex_destroy(&pool.workers[i].mutex);
         pthread_cond_destroy(&pool.workers[i].wake);
     }
-    pool.n_workers = 0;
+    pool.n_workers = pool.runs_alone = pool.pause = 0;
 }

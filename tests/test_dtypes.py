@@ -87,7 +87,7 @@ def test_types_differ(dtype: Dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", [isa_names()[0], "portable"])
 def test_batches_blocks_and_threads_change_no_bit(dtype: Dtype, isa: str) -> None:
-    config = ModelConfig(64, 172, 2, 8, 4, 2**20 // 64 + 5, 90)  # worth a second thread
+    config = ModelConfig(64, 172, 2, 8, 4, 2**22 // 64 + 5, 90)  # worth a second thread
     checkpoint = random_checkpoint(config)
     alone, together = engine(checkpoint, dtype, isa), engine(checkpoint, dtype, isa, threads=3)
     want, tokens = logits(alone, 20), [i * 7 % config.vocab_size for i in range(20)]

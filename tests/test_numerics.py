@@ -70,7 +70,7 @@ def checkpoint_of(name: str) -> Checkpoint:
 def threaded(name: str) -> Checkpoint:
     """The same shape with so large a vocabulary that the engine takes more than one thread."""
     config, group_size = MODELS[name]
-    config = replace(config, vocab_size=2**20 // config.dim + 5)
+    config = replace(config, vocab_size=2**21 // config.dim + 5)
     return random_checkpoint(config, group_size, seed=len(name))
 
 
@@ -174,9 +174,9 @@ def test_threads_give_the_same_bits(name: str, isa: str) -> None:
 
 
 def test_threads_give_the_same_bits_token_by_token() -> None:
-    """One token at a time takes other paths, and threads only from 2**20 weights up."""
+    """One token at a time takes other paths, and threads only from 1.25 MB of weights up."""
     config = shape(256, 688, 8, 4, 500)
-    assert config.n_params > 2**20
+    assert config.n_params > 5 * 2**18
     checkpoint = random_checkpoint(config)
     tokens = some_tokens(config, 20)
     expected = one_by_one(engine(checkpoint), tokens)

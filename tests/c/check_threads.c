@@ -131,6 +131,7 @@ static void check_cancel(void) {
     for (int n_threads = 1; n_threads <= 2; n_threads++)
         for (int layer = -1; layer < config.n_layers; layer++) {
             now("cancelled in layer %d, %d threads", layer, n_threads); /* -1: before the call */
+            l2p_release(); /* forgets that an earlier run may have had no use for a second thread */
             norms = cancel_flag = 0;
             threads_seen = 0;
             cancel_at = 1 + 2 * layer; /* the first norm of a layer: noticed where the next one begins */
