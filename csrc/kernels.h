@@ -30,6 +30,9 @@ typedef struct FloatKernels {
     /* out = weight * x / sqrt(mean(x^2) + eps), all (n,) */
     void (*rmsnorm)(float *out, const float *x, const float *weight, int n, float eps);
 
+    /* x = exp(x / divisor - max(x / divisor)), in place, x (n,); returns their sum */
+    float (*exps)(float *x, int n, float divisor);
+
     /* x = softmax(x / divisor), in place, x (n,) */
     void (*softmax)(float *x, int n, float divisor);
 
@@ -51,6 +54,9 @@ typedef struct Kernels {
 
     /* the first index of the largest */
     int32_t (*argmax)(const float *x, int n);
+
+    /* the largest of `first` and x (n,); a NaN is passed over, but for `first` */
+    float (*max_from)(float first, const float *x, int n);
 
     /* probe.inc: nothing but reading, and nothing but products */
     float (*read_all)(const unsigned char *memory, size_t bytes);

@@ -86,7 +86,8 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
 
 /* Draw an index from softmax(logits / temperature), cut to the smallest set whose probability exceeds top_p
- * (0 or 1: no cut), with a coin in [0, 1). Overwrites logits (n,) with the probabilities; scratch is (n,). */
+ * (0 or 1: no cut), with a coin in [0, 1). Overwrites logits (n,), with the probabilities
+ * where there is no cut; scratch is (n,). */
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch);
 

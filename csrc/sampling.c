@@ -27,16 +27,30 @@ static void sink(const float *p, int32_t *heap, int n, int at) {
     heap[at] = moved;
 }
 
-/* The smallest set of most probable tokens whose sum exceeds top_p, then one of them. A heap gives them in order
- * without sorting the rest: most often a handful of 32000 is taken. -1: so flat, and top_p so small, that the sieve
- * leaves nothing (or there is nothing but NaN). */
-static int32_t draw_top_p(const float *p, int n, float top_p, float coin, int32_t *heap) {
+enum { STRIDE = 128 }; /* tokens that are passed over together where all of them are improbable, as most are */
+
+/* Those of n tokens that can be among the most probable ones whose sum exceeds top_p, into heap[]: how many. Of the
+ * terms, which divided by their sum are the probabilities, only theirs are divided. */
+static int sieve(const Kernels *kernels, float *terms, int n, float sum, float top_p, int32_t *heap) {
     /* What is below this cannot be among them: it and all below would sum up to less than 1 - top_p. */
     const float cutoff = (1.0f - top_p) / (float)(n - 1);
+    const float surely_below = cutoff * sum * 0.999f;
     int size = 0;
-    for (int32_t i = 0; i < n; i++)
-        if (p[i] >= cutoff) heap[size++] = i;
-    if (size == 0) return -1;
+    for (int32_t first = 0; first < n; first += STRIDE) {
+        const int end = n - first < STRIDE ? n : first + STRIDE;
+        if (!(kernels->max_from(0.0f, terms + first, end - first) >= surely_below)) continue;
+        for (int32_t i = first; i < end; i++) {
+            if (terms[i] < surely_below) continue;
+            terms[i] /= sum;
+            if (terms[i] >= cutoff) heap[size++] = i;
+        }
+    }
+    return size;
+}
+
+/* The smallest set of most probable tokens whose sum exceeds top_p, then one of them, of the `size` in heap[]. A heap
+ * gives them in order without sorting the rest: most often a handful of 32000 is taken. */
+static int32_t draw_top_p(const float *p, int size, float top_p, float coin, int32_t *heap) {
     for (int at = size / 2 - 1; at >= 0; at--) sink(p, heap, size, at);
 
     /* Taken candidates go to the end of the array, where the shrinking heap leaves room: most probable last. */
@@ -61,8 +75,15 @@ static int32_t draw_top_p(const float *p, int n, float top_p, float coin, int32_
 
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch) {
-    model->kernels->for_the_rest->softmax(logits, n, temperature);
-    if (top_p <= 0.0f || top_p >= 1.0f || n == 1) return draw(logits, n, coin);
-    const int32_t drawn = draw_top_p(logits, n, top_p, coin, scratch);
-    return drawn >= 0 ? drawn : model->kernels->argmax(logits, n); /* a set of one */
+    const FloatKernels *floats = model->kernels->for_the_rest;
+    if (top_p <= 0.0f || top_p >= 1.0f || n == 1) {
+        floats->softmax(logits, n, temperature);
+        return draw(logits, n, coin);
+    }
+    const float sum = floats->exps(logits, n, temperature);
+    const int size = sieve(model->kernels, logits, n, sum, top_p, scratch);
+    if (size > 0) return draw_top_p(logits, size, top_p, coin, scratch);
+    /* So flat, and top_p so small, that nothing is left (or all is NaN): a set of one. */
+    for (int i = 0; i < n; i++) logits[i] /= sum;
+    return model->kernels->argmax(logits, n);
 }
