@@ -226,7 +226,6 @@ def test_bench_prints_a_table_and_json(test_data: Path) -> None:
         for figure in [*figures, *row["batches"].values()]:
             assert 0 < figure["min"] <= figure["median"] <= figure["max"]
         assert set(row["batches"]) == {"1", "3"}
-        assert row["read_share"]["median"] < 1.5  # of what can be read
         assert report["peak_memory_bytes"] > row["weight_bytes"] > 1_000_000
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from llama2py.checkpoint import Checkpoint, QuantizedTensor, Tensor, quantize
 from llama2py.config import ModelConfig
 from llama2py.errors import ClosedError
-from llama2py.reference import Reference, linear, quantize_activations
+from llama2py.reference import Reference
+from llama2py.reference_linear import linear, quantize_activations
 
 Vector = list[float]
 
