@@ -41,7 +41,8 @@ def linear(tensor: Tensor | Int4Matrix) -> Callable[[Array], Array]:
     def multiply(x: Array) -> Array:
         q, x_scales = quantize_activations(x, group)
         sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact: whole numbers
-        return np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
+        out: Array = np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
+        return out
 
     return multiply
 
@@ -55,6 +56,7 @@ def linear_int4(matrix: Int4Matrix) -> Callable[[Array], Array]:
         filled[:, : matrix.cols] = x
         q, x_scales = quantize_activations(filled, INT4_GROUP)
         sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact: whole numbers
-        return np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
+        out: Array = np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
+        return out
 
     return multiply
