@@ -9,11 +9,11 @@ from .tokenizer import Tokenizer
 from .words import word_pattern
 
 # Added to the logit of a wished word's first token: nothing at first, this much at the end.
-_WISH = 5.0
+_WISH = 8.0
 # Added to its next token once it is begun. Not more: "d" may begin another word than "dragon".
-_GO_ON = 3.0
-# The words after which a wish is as strong as it gets: about a story's length.
-_PATIENCE = 120
+_GO_ON = 6.0
+# The words after which a wish is as strong as it gets: about half a story.
+_PATIENCE = 80
 
 
 class StoryGuide:
