@@ -45,9 +45,10 @@ def add_parser(subparsers: Subparsers) -> None:
         flags = list(dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}")))
         kind, text = type(field.default), f"default {field.default}"
         if kind is bool:
-            group.add_argument(
-                *flags, dest=field.name, action=argparse.BooleanOptionalAction, help=text
-            )
+            for flag, shown in zip(flags, (text, argparse.SUPPRESS), strict=False):
+                group.add_argument(
+                    flag, dest=field.name, action=argparse.BooleanOptionalAction, help=shown
+                )
         else:
             group.add_argument(
                 *flags, dest=field.name, type=kind, metavar=kind.__name__.upper(), help=text
