@@ -170,8 +170,32 @@ static void check_cancel(void) {
     free_synthetic(s);
 }
 
+static void wait_for_the_second(void *context, int thread, int n_threads) {
+    (void)context;
+    if (thread == 1) pause_us(20000); /* as if the system had put it aside */
+    threads_barrier(n_threads);
+}
+
+/* A run that was all waiting is followed by runs with one thread, more of them each time it happens again. */
+static void check_pauses(void) {
+    now("runs alone behind one that was all waiting");
+    l2p_release();
+    threads_take_turn();
+    CHECK(threads_that_help(2) == 2);
+    for (int pause = 8; pause <= 32; pause *= 2) {
+        threads_run(2, wait_for_the_second, NULL);
+        for (int i = 0; i < pause; i++) CHECK(threads_that_help(2) == 1);
+        CHECK(threads_that_help(2) == 2 && threads_that_help(1) == 1);
+    }
+    threads_run(2, wait_for_the_second, NULL);
+    threads_end_turn();
+    l2p_release();
+    CHECK(threads_that_help(2) == 2);
+}
+
 void check_threads(void) {
     check_pool();
+    check_pauses();
     check_cancel();
     check_callers();
     check_big(best_isa(), 0);
