@@ -22,13 +22,11 @@ ENGINE_TESTS = (
     "api",
     "batch",
     "dtypes",
-    "generation",
     "interrupt",
     "numerics",
     "prefixes",
     "sampling",
     "session",
-    "story",
 )
 CC = os.environ.get("CC", "cc")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"

@@ -120,6 +120,11 @@ def test_chat_without_input_ends_at_once(story: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def hear_ctrl_c() -> None:
+    """Also where whoever started the tests ignores it, as a shell does for what runs behind."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("wait_for", [b"", b"Once"])
 def test_ctrl_c_ends_the_story_with_its_statistics(story: list[str], wait_for: bytes) -> None:
     """Pressed while the story runs; -n 0 and the NumPy backend make sure that it still does."""
@@ -127,6 +132,7 @@ def test_ctrl_c_ends_the_story_with_its_statistics(story: list[str], wait_for: b
         [sys.executable, "-m", "llama2py", *story, "-n", "0", "-t", "0", "--backend", "numpy"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stdout is not None
     process.stdout.read(len(wait_for) or 1)
