@@ -23,9 +23,9 @@
 enum { SPINS = 2000 };
 
 /* Two threads in lock-step on a core that other programs use, too, wait for a time slice at every barrier: a hundred
- * times slower than one thread alone. Results do not depend on the number of threads, so such a run is answered with a
- * pause of several runs with one thread, twice as long each time. */
-enum { FIRST_PAUSE = 8, LONGEST_PAUSE = 1024, WASTED_PERCENT = 80 };
+ * times slower than one thread alone. Results do not depend on the number of threads, so behind such a run there is one
+ * thread only, for some times as long as that took: twice as many times if it happens again at once. */
+enum { FIRST_PAUSE = 2, LONGEST_PAUSE = 256, WASTED_PERCENT = 80 };
 static const long LONG_RUN = 1000000; /* nanoseconds: a shorter run has not lost a time slice */
 
 static int64_t nanoseconds(void) {
@@ -54,7 +54,8 @@ static struct {
     _Alignas(64) atomic_int arrived;  /* threads that have come to the current barrier */
     _Alignas(64) atomic_uint barriers; /* barriers passed */
     atomic_llong waited;               /* nanoseconds of this run that threads waited, beyond spinning */
-    int runs_alone, pause;             /* runs left with one thread; how many there were in the last pause */
+    int64_t alone_until;               /* nanoseconds; 0: not */
+    int pause;                         /* the last pause was so many times as long as the run before */
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER};
 
 /* A waiting loop: spin at first, then let others run (there may be more threads than cores). */
@@ -143,12 +144,12 @@ void threads_end_turn(void) { pthread_mutex_unlock(&pool.turn); }
 /* Was a run of this length worth its threads? Somebody works at any time, so n_threads - 1 can wait all of it. */
 static void judge_run(int64_t length, int n_threads) {
     const int64_t waited = atomic_load(&pool.waited);
-    if (length < LONG_RUN) {
+    if (length < LONG_RUN || waited * 100 <= length * WASTED_PERCENT * (n_threads - 1)) {
         pool.pause = 0;
-    } else if (waited * 100 > length * WASTED_PERCENT * (n_threads - 1)) {
+    } else {
         pool.pause = pool.pause ? 2 * pool.pause : FIRST_PAUSE;
         if (pool.pause > LONGEST_PAUSE) pool.pause = LONGEST_PAUSE;
-        pool.runs_alone = pool.pause;
+        pool.alone_until = nanoseconds() + pool.pause * length;
     }
 }
 
@@ -171,9 +172,10 @@ void threads_run(int n_threads, Work work, void *context) {
 }
 
 int threads_that_help(int n_threads) {
-    if (n_threads == 1 || pool.runs_alone == 0) return n_threads;
-    pool.runs_alone--;
-    return 1;
+    if (n_threads == 1 || pool.alone_until == 0) return n_threads;
+    if (nanoseconds() < pool.alone_until) return 1;
+    pool.alone_until = 0;
+    return n_threads;
 }
 
 void threads_barrier(int n_threads) {
@@ -197,5 +199,6 @@ void threads_stop(void) {
         pthread_mutex_destroy(&pool.workers[i].mutex);
         pthread_cond_destroy(&pool.workers[i].wake);
     }
-    pool.n_workers = pool.runs_alone = pool.pause = 0;
+    pool.n_workers = pool.pause = 0;
+    pool.alone_until = 0;
 }

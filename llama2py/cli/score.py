@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..corpus import read_stories
 from ..model import load
-from ..progress import Bar
 from ..scoring import score_texts
 from . import options
 
@@ -47,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     path = None if args.checkpoint == BUILTIN else args.checkpoint
     with load(path, args.tokenizer, args.threads, dtype=args.dtype) as model:
         quiet = not sys.stderr.isatty()
+        from ..progress import Bar  # only here: tqdm would slow down the start of every command
+
         score = score_texts(model, Bar(stories, unit="story", leave=False, disable=quiet))
     facts = {
         "bits_per_byte": score.bits_per_byte,

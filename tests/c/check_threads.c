@@ -176,16 +176,19 @@ static void wait_for_the_second(void *context, int thread, int n_threads) {
     threads_barrier(n_threads);
 }
 
-/* A run that was all waiting is followed by runs with one thread, more of them each time it happens again. */
+/* Behind a run that was all waiting there is one thread for a while, longer each time it happens again. */
 static void check_pauses(void) {
-    now("runs alone behind one that was all waiting");
+    now("one thread behind a run that was all waiting");
     l2p_release();
     threads_take_turn();
     CHECK(threads_that_help(2) == 2);
-    for (int pause = 8; pause <= 32; pause *= 2) {
+    for (int times = 2; times <= 8; times *= 2) { /* as long as the run of 20 ms */
         threads_run(2, wait_for_the_second, NULL);
-        for (int i = 0; i < pause; i++) CHECK(threads_that_help(2) == 1);
-        CHECK(threads_that_help(2) == 2 && threads_that_help(1) == 1);
+        CHECK(threads_that_help(2) == 1 && threads_that_help(1) == 1);
+        for (int waited = 0; threads_that_help(2) == 1; waited++) {
+            CHECK(waited < 1000);
+            pause_us(5000);
+        }
     }
     threads_run(2, wait_for_the_second, NULL);
     threads_end_turn();
