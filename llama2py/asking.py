@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Sized
 from operator import index
 from typing import TYPE_CHECKING, cast, overload
@@ -29,25 +30,25 @@ if TYPE_CHECKING:
 MAX_BATCH = 32  # texts at once: their sessions bound the memory
 
 
-class Asking(Closing):
+class Asking(Closing, ABC):
     """The questions; `Model` adds the weights."""
 
     tokenizer: Tokenizer
     _prefixes: Prefixes
 
     @property
+    @abstractmethod
     def config(self) -> ModelConfig:
         """The numbers of the model."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def backend(self) -> Backend:
         """What computes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def session(self) -> Session:
         """A new conversation at position 0."""
-        raise NotImplementedError
 
     def stream(
         self,
