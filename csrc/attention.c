@@ -51,29 +51,6 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
         values[(size_t)(d / LANES) * (size_t)s->seq_len * LANES + (size_t)(d % LANES)] = v[d];
 }
 
-/* Ask for a part of what this thread will read of one head's cache, so that it comes while the weights do: between two
- * tokens these push it out of the cache that a core has for itself. */
-static void prefetch_head(const Forward *f, int layer, const l2p_session *s, int kv_head, int positions) {
-    enum { LINE = 64 / sizeof(float), MOST = 1 << 13 /* floats: no more than comes in time */ };
-    const int head_dim = f->model->config.head_dim;
-    const size_t head = (size_t)layer * (size_t)f->model->config.n_kv_heads + (size_t)kv_head;
-    const float *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
-    for (int at = 0; at < positions * head_dim && at < MOST; at += LINE) __builtin_prefetch(keys + at, 0, 2);
-    for (int block = 0; block < head_dim; block += LANES)
-        for (int at = 0; at < positions * LANES && at < MOST; at += LINE)
-            __builtin_prefetch(values + (size_t)block * (size_t)s->seq_len + at, 0, 2);
-}
-
-void prefetch_attention(const Forward *f, int layer, int thread, int n_threads) {
-    const int kv_heads = f->model->config.n_kv_heads;
-    int begin, end;
-    threads_share(f->n_chunks * kv_heads, 1, thread, n_threads, &begin, &end);
-    for (int unit = begin; unit < end; unit++) {
-        const Chunk chunk = f->chunks[unit / kv_heads];
-        prefetch_head(f, layer, f->sessions[chunk.first], unit % kv_heads, f->positions[chunk.first]);
-    }
-}
-
 /* `n` queries against one head's cache: query j (head_dim,) at q + j * ld_q sees the positions up to last + j * step.
  * out + j * ld_out (head_dim,) */
 static void attend(const Forward *f, int layer, const l2p_session *s, int kv_head, const float *q, size_t ld_q, int n,

@@ -196,8 +196,6 @@ static void forward_share(void *context, int thread, int n_threads) {
         const size_t qkv_rows = (size_t)layer->qkv.rows, hidden_rows = (size_t)layer->w13.rows / 2;
         if (thread == 0 && f->cancel && __atomic_load_n(f->cancel, __ATOMIC_RELAXED)) f->cancelled = 1;
 
-        if (n <= FEW_VECTORS) prefetch_attention(f, l, thread, n_threads);
-
         /* q, k, v = wq, wk, wv @ rmsnorm(x) */
         in = stage(f, &layer->qkv, f->x, dim, n, NULL, layer->att_norm, thread, n_threads);
         multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);

@@ -46,9 +46,6 @@ typedef struct {
 /* attention.c: cut the batch into chunks, into f->chunks */
 void find_chunks(Forward *f);
 
-/* Have the keys and values on their way that this thread's share of a layer's attention will read. */
-void prefetch_attention(const Forward *f, int layer, int thread, int n_threads);
-
 /* att = attention(rope(q), rope(k), v) of one layer, this thread's share; other threads may still be at theirs. */
 void attention(const Forward *f, int layer, int thread, int n_threads);
 

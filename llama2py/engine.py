@@ -12,7 +12,14 @@ import numpy as np
 
 from ._engine import ffi, lib
 from .backend import Logits
-from .checkpoint import Checkpoint, QuantizedTensor, Tensor, default_group_size, own_dtype
+from .checkpoint import (
+    Checkpoint,
+    QuantizedTensor,
+    StoredTensor,
+    Tensor,
+    default_group_size,
+    own_dtype,
+)
 from .config import Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
@@ -40,6 +47,12 @@ _DTYPES: dict[Dtype, int] = {
     "bfloat16": lib.L2P_BFLOAT16,
     "int8": lib.L2P_INT8,
     "int4": lib.L2P_INT4,
+}
+
+_STORED = {
+    np.dtype(np.float32): lib.L2P_FLOAT32,
+    np.dtype(np.float16): lib.L2P_FLOAT16,
+    np.dtype(np.uint16): lib.L2P_BFLOAT16,
 }
 
 atexit.register(lib.l2p_release)  # no thread is left to the interpreter's exit
@@ -188,6 +201,12 @@ class Engine:
         if isinstance(tensor, QuantizedTensor):
             kind = lib.L2P_INT8
             arrays: tuple[np.ndarray[Any, Any], ...] = (tensor.values, tensor.scales)
+        elif (
+            isinstance(tensor, StoredTensor)
+            and len(tensor.shape) == 2
+            and tensor.data.flags.c_contiguous
+        ):
+            kind, arrays = _STORED[tensor.data.dtype], (tensor.data,)  # widened as it is packed
         else:
             kind = lib.L2P_FLOAT32
             arrays = (np.ascontiguousarray(tensor.dequantize()),)
@@ -285,6 +304,12 @@ def _forward_aside(arguments: tuple[Any, ...], sessions: list[Any], cancel: Any)
             cancel[0] = 0  # the session stays of use; one closed meanwhile says so by itself
         raise
     return errors[0]
+
+
+def _packs_as_it_lies(tensor: Tensor) -> bool:
+    """Whether the engine may widen it while packing: a matrix, row by row. Norms are float32."""
+    plain = isinstance(tensor, StoredTensor) and tensor.data.flags.c_contiguous
+    return plain and len(tensor.shape) == 2
 
 
 def _address(array: np.ndarray[Any, Any]) -> Any:

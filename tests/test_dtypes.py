@@ -19,6 +19,8 @@ from llama2py.backend import Backend, Logits
 from llama2py.checkpoint import (
     Checkpoint,
     DenseTensor,
+    StoredTensor,
+    Tensor,
     open_checkpoint,
     quantize_checkpoint,
     write_checkpoint,
@@ -101,6 +103,32 @@ def test_batches_blocks_and_threads_change_no_bit(dtype: Dtype, isa: str) -> Non
         )
         assert np.array_equal(got[:4], want[i : i + 4])
         assert np.array_equal(got[4:], want[i : i + 4])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stored_as", [np.float32, np.float16, np.uint16])
+def test_half_precision_files_pack_as_what_they_widen_to(dtype: Dtype, stored_as: type) -> None:
+    """Matrices go to the engine as they are stored; transposed views are widened before."""
+    checkpoint = random_checkpoint(SHAPES["hd8-gqa"])
+
+    def stored(values: NDArray[np.float32]) -> StoredTensor:
+        if stored_as is np.uint16:
+            return StoredTensor((values.view(np.uint32) >> 16).astype(np.uint16), values.shape)
+        return StoredTensor(values.astype(stored_as), values.shape)
+
+    halves: dict[str, tuple[Tensor, ...]] = {}
+    for name, layers in checkpoint.tensors.items():
+        halves[name] = tuple(stored(layer.dequantize()) for layer in layers)
+    first, *others = halves["w1"]
+    turned = np.ascontiguousarray(first.arrays[0].T).T  # the same numbers, column by column
+    halves["w1"] = (StoredTensor(turned, first.shape), *others)
+    wide: dict[str, tuple[Tensor, ...]] = {
+        name: tuple(DenseTensor(layer.dequantize()) for layer in layers)
+        for name, layers in halves.items()
+    }
+    got = logits(Engine(in_memory(checkpoint.config, halves), 1, dtype))
+    want = logits(Engine(in_memory(checkpoint.config, wide), 1, dtype))
+    assert np.array_equal(got, want)
 
 
 def test_int8_on_loading_is_the_v2_file(tmp_path: Path) -> None:

@@ -104,10 +104,15 @@ def _rope_scaling(config: ModelConfig) -> str | None:
 
 
 def _memory(config: ModelConfig) -> dict[str, int]:
-    """Bytes of the weights in the engine: in int8 with a scale for every 64, norms in float32."""
+    """Bytes of the weights in the engine; norms are float32, of int8 every 64 share a scale."""
     norms = (2 * config.n_layers + 1) * config.dim
     matrices = config.n_params - norms
-    return {"float32": 4 * config.n_params, "int8": 4 * norms + matrices + matrices // 16}
+    return {
+        "float32": 4 * config.n_params,
+        "bfloat16": 4 * norms + 2 * matrices,
+        "int8": 4 * norms + matrices + matrices // 16,
+        "int4": 4 * norms + matrices // 2 + matrices // 16,
+    }
 
 
 def _problems(checkpoint: Checkpoint) -> list[str]:
