@@ -371,3 +371,30 @@ def test_two_processes_train_what_one_does(corpus: Path, tmp_path: Path) -> None
             for ours, theirs in zip(tensors, two.tensors[name], strict=True):
                 assert isinstance(ours, DenseTensor)
                 np.testing.assert_allclose(ours.data, theirs.dequantize(), atol=2e-3)
+
+
+def test_processes_part_in_peace(tmp_path: Path) -> None:
+    """No worker thread still holds a tensor at the interpreter's end: it would abort the process.
+
+    An interpreter that does not hand its lock around makes the rare race common: every second run
+    failed when flags shared the group of the gradients.
+    """
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from llama2py.training.processes import Processes\n"
+        "processes = Processes('cpu')\n"
+        "model = processes.wrap(torch.nn.Linear(4, 4))\n"
+        "sys.setswitchinterval(1000)\n"
+        "for step in range(3):\n"
+        "    model(torch.zeros(2, 4)).sum().backward()\n"
+        "    assert processes.any(step == processes.rank) == (step < 2)\n"
+        "processes.close()\n"
+    )
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        done = subprocess.run(
+            [*call, str(script)], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr

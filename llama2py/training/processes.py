@@ -52,6 +52,10 @@ class Processes:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        # Flags have a group of their own: a gloo worker may still hold the last tensor it was given
+        # when the interpreter ends, and then aborts the process. Destroying a group joins its
+        # workers, but not those of a group that DistributedDataParallel has ever seen.
+        self._flags = dist.new_group(backend="gloo") if self.count > 1 else None
 
     @property
     def first(self) -> bool:
@@ -85,13 +89,15 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process: all of them stop, or none."""
-        if self.count == 1:
+        if self._flags is None:
             return flag
-        flags = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        flags = torch.tensor(float(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._flags)
         return bool(flags.item())
 
     def close(self) -> None:
         """Part from the others."""
-        if self.count > 1 and dist.is_initialized():
+        if self._flags is not None:
+            dist.destroy_process_group(self._flags)
+            self._flags = None  # the last reference: its workers end here
             dist.destroy_process_group()
