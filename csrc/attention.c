@@ -27,6 +27,13 @@ static void rotate(float *x, const float *rope, int head_dim) {
     }
 }
 
+static void put(int type, unsigned char *to, size_t at, float value) {
+    if (type == L2P_BFLOAT16)
+        ((uint16_t *)(void *)to)[at] = float_to_bfloat16(value);
+    else
+        ((float *)(void *)to)[at] = value;
+}
+
 /* Rotate one token's queries and key of one key/value head, and put key and value where attention reads them. */
 static void store_kv(const Forward *f, int layer, int i, int kv_head) {
     const l2p_config *c = &f->model->config;
@@ -43,12 +50,13 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
     rotate(k, rope, head_dim);
 
     const size_t head = (size_t)layer * (size_t)c->n_kv_heads + (size_t)kv_head;
-    float *keys = s->keys + head * s->key_stride + (size_t)(position / LANES) * (size_t)head_dim * LANES +
-                  (size_t)(position % LANES);
-    for (int d = 0; d < head_dim; d++) keys[(size_t)d * LANES] = k[d];
-    float *values = s->values + head * s->value_stride + (size_t)position * LANES;
-    for (int d = 0; d < head_dim; d++)
-        values[(size_t)(d / LANES) * (size_t)s->seq_len * LANES + (size_t)(d % LANES)] = v[d];
+    unsigned char *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
+    const size_t key = (size_t)(position / LANES) * (size_t)head_dim * LANES + (size_t)(position % LANES);
+    const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES;
+    for (int d = 0; d < head_dim; d++) {
+        put(c->cache_type, keys, key + (size_t)d * LANES, k[d]);
+        put(c->cache_type, values, value + (size_t)(d / LANES) * channels + (size_t)(d % LANES), v[d]);
+    }
 }
 
 /* `n` queries against one head's cache: query j (head_dim,) at q + j * ld_q sees the positions up to last + j * step.
@@ -57,24 +65,26 @@ static void attend(const Forward *f, int layer, const l2p_session *s, int kv_hea
                    int last, int step, float *out, size_t ld_out, int thread) {
     const FloatKernels *kernels = f->model->floats;
     const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
+    const int type = f->model->config.cache_type;
     const size_t head = (size_t)layer * (size_t)f->model->config.n_kv_heads + (size_t)kv_head;
-    const size_t ld = (size_t)f->max_scores, block_stride = (size_t)s->seq_len * LANES;
-    const float *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
+    const size_t column = LANES * bytes_of(type), ld = (size_t)f->max_scores;
+    const unsigned char *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
     float *scores = f->scores + (size_t)thread * f->scores_stride;         /* (n, max_scores) */
     float *head_out = f->head_out + (size_t)thread * f->head_out_stride;   /* (n, padded_dim) */
 
     /* Scores of all positions that the last query sees; an earlier query leaves those after it unread. */
-    kernels->matmul_f32(keys, (size_t)head_dim * LANES, (last + (n - 1) * step) / LANES + 1, head_dim, q, ld_q, n,
-                        scores, ld, MATMUL_STORE);
+    kernels->matmul_bare(type, keys, (size_t)head_dim * column, (last + (n - 1) * step) / LANES + 1, head_dim, q, ld_q, n,
+                         scores, ld, MATMUL_STORE);
     for (int j = 0; j < n; j++)
         kernels->softmax(scores + (size_t)j * ld, last + j * step + 1, sqrtf((float)head_dim));
     /* Weighted values: the positions that all queries see together, then what each sees beyond. */
-    kernels->matmul_f32(values, block_stride, padded_dim / LANES, last + 1, scores, ld, n, head_out,
-                        (size_t)padded_dim, MATMUL_STORE);
+    const size_t channels = (size_t)s->seq_len * column;
+    kernels->matmul_bare(type, values, channels, padded_dim / LANES, last + 1, scores, ld, n, head_out,
+                         (size_t)padded_dim, MATMUL_STORE);
     for (int j = 1; j < n && step > 0; j++)
-        kernels->matmul_f32(values + (size_t)(last + 1) * LANES, block_stride, padded_dim / LANES, j * step,
-                            scores + (size_t)j * ld + last + 1, ld, 1, head_out + (size_t)(j * padded_dim),
-                            (size_t)padded_dim, MATMUL_CONTINUE);
+        kernels->matmul_bare(type, values + (size_t)(last + 1) * column, channels, padded_dim / LANES, j * step,
+                             scores + (size_t)j * ld + last + 1, ld, 1, head_out + (size_t)(j * padded_dim),
+                             (size_t)padded_dim, MATMUL_CONTINUE);
     for (int j = 0; j < n; j++)
         memcpy(out + (size_t)j * ld_out, head_out + (size_t)(j * padded_dim), (size_t)head_dim * sizeof(float));
 }

@@ -11,6 +11,9 @@
 static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline int blocks_of(int rows) { return (rows + LANES - 1) / LANES; }
 
+/* of float32 and bfloat16: one value's */
+static inline size_t bytes_of(int type) { return type == L2P_BFLOAT16 ? sizeof(uint16_t) : sizeof(float); }
+
 /* A packed matrix W (rows, cols), its rows in blocks of LANES; the rows that fill the last block are zero.
  *   float32, bfloat16: block[cols][LANES]
  *   int8: block[groups] of { int8 [group_quads][LANES][4], float32 scale[LANES] }
@@ -75,12 +78,15 @@ struct l2p_model {
 struct l2p_session {
     const l2p_model *model;
     int seq_len;                      /* rounded up to LANES */
-    size_t key_stride, value_stride;  /* floats from one head to the next */
-    float *keys, *values;
+    size_t key_stride, value_stride;  /* bytes from one head to the next */
+    unsigned char *keys, *values;     /* of config.cache_type */
     size_t bytes;
 };
 
-/* number.c: between float32 and its halves. The rounding is to nearest, ties to even; NaN stays NaN. */
+/* number.c: the bits of 2^(i/32) as a double, less i << 47: adding k << 47 makes 2^(k/32) of the entry k % 32 */
+extern const uint64_t exp2_32nds[32];
+
+/* Between float32 and its halves. The rounding is to nearest, ties to even; NaN stays NaN. */
 float float16_to_float(uint16_t half);
 uint16_t float_to_float16(float value);
 uint16_t float_to_bfloat16(float value);

@@ -7,7 +7,8 @@
 /* Each output is one chain of operations in a fixed order, so neither the number of vectors nor the thread nor the
  * width of the registers changes a bit.
  *
- * EXACT: llama2.c's very bits. Products are rounded before they are added, sums run from left to right, exp is libm's.
+ * EXACT: llama2.c's very bits. Products are rounded before they are added, sums run from left to right, exp is libm's, or has
+ *   its bits.
  *   All of the portable set, and int8 models in every set: their activations are rounded to whole numbers at every
  *   product, so that a last bit which differs would soon be another story.
  * FUSED: for speed, all other models in the SIMD sets. Fused multiply-add, k from 0 upwards; where a vector is summed up,
@@ -21,10 +22,10 @@ enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 typedef struct FloatKernels {
     int numerics;
 
-    /* Attention's products: out[i] = W x[i], i in [0, n), W a bare float32 matrix of blocks [cols][LANES], block_stride
-     * floats apart; ld: floats from one vector to the next. MATMUL_CONTINUE: the sums start from out instead of 0, so
-     * that a long sum can be computed in parts. */
-    void (*matmul_f32)(const float *w, size_t block_stride, int blocks, int cols, const float *x, size_t ld_x, int n,
+    /* Attention's products: out[i] = W x[i], i in [0, n), W a bare matrix, float32 or bfloat16, of blocks [cols][LANES],
+     * block_stride bytes apart; ld: floats from one vector to the next. MATMUL_CONTINUE: the sums start from out instead
+     * of 0, so that a long sum can be computed in parts. */
+    void (*matmul_bare)(int type, const unsigned char *w, size_t block_stride, int blocks, int cols, const float *x, size_t ld_x, int n,
                        float *out, size_t ld_out, int mode);
 
     /* out = weight * x / sqrt(mean(x^2) + eps), all (n,) */

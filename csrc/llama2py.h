@@ -43,6 +43,7 @@ typedef struct {
     int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, seq_len;
     int32_t shared_classifier; /* 1: the output matrix is the token embedding */
     int32_t weight_type;       /* as packed: all but L2P_FLOAT16 */
+    int32_t cache_type;        /* of the sessions' keys and values: L2P_FLOAT32 or L2P_BFLOAT16 */
     int32_t group_size;        /* of int8 files and of L2P_INT8: values that share a scale, along the flattened tensor */
     float norm_eps, rope_theta;
     const float *rope_divisors; /* (head_dim / 2,) of the rotary frequencies, read by l2p_model_new; NULL: all 1 */

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Dtype, ModelConfig
+from .config import CacheDtype, Dtype, ModelConfig
 
 Logits: TypeAlias = NDArray[np.float32]
 
@@ -32,21 +32,27 @@ class Backend(Protocol):
         The shape.
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}
         What the matrices are made of.
+    cache_dtype : {'float32', 'bfloat16'}
+        What sessions keep keys and values in.
     isa : str
         The instruction set in use.
     threads : int
         Threads of a forward pass.
     nbytes : int
         Memory of the weights.
+    cache_bytes : int
+        Memory of one session at full length.
     non_finite : int
         Weights (of int8 and int4: scales) that are NaN or infinite.
     """
 
     config: ModelConfig
     dtype: Dtype
+    cache_dtype: CacheDtype
     isa: str
     threads: int
     nbytes: int
+    cache_bytes: int
     non_finite: int
 
     def new_cache(self) -> Cache:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .backend import Backend
 from .builtin import builtin_model
 from .checkpoint import open_checkpoint, own_dtype
-from .config import Dtype, ModelConfig
+from .config import CacheDtype, Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import ParameterError
 from .sampling import Sampler, SamplingParams
@@ -113,6 +113,7 @@ def benchmark(
     dtypes: Sequence[Dtype] | None = None,
     batches: Sequence[int] = BATCHES,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    cache_dtype: CacheDtype = "float32",
 ) -> Report:
     """Measure a checkpoint with the C engine.
 
@@ -136,6 +137,8 @@ def benchmark(
         How many texts to generate at once.
     progress : callable, optional
         Told how many of how many measurements are done.
+    cache_dtype : {'float32', 'bfloat16'}
+        What sessions keep keys and values in.
 
     Returns
     -------
@@ -163,12 +166,13 @@ def benchmark(
     for round_ in range(repeats + 1):
         for at, (dtype, n) in enumerate(ways):
             start = perf_counter()
-            engine = _load(path, n, dtype)
+            engine = _load(path, n, dtype, cache_dtype)
             measured = {"load_seconds": perf_counter() - start}
             with Session(engine) as session:
                 Sampler(engine, GREEDY, seed=1).sample(session.forward([1]))
             measured["first_token_seconds"] = perf_counter() - start
             facts[dtype, n] = engine.nbytes, engine.isa
+            session_bytes = engine.cache_bytes
             measured |= _speeds(engine, prompt_tokens, generated_tokens, batches)
             engine.close()
             if round_:
@@ -181,7 +185,7 @@ def benchmark(
         checkpoint=os.path.basename(path),
         parameters=config.n_params,
         dtype=own,
-        session_bytes=config.cache_bytes,
+        session_bytes=session_bytes,
         prompt_tokens=prompt_tokens,
         generated_tokens=generated_tokens,
         repeats=repeats,
@@ -216,11 +220,13 @@ def _thread_counts() -> list[int]:
     return [*counts, most]
 
 
-def _load(path: str | os.PathLike[str], threads: int, dtype: Dtype) -> Engine:
+def _load(
+    path: str | os.PathLike[str], threads: int, dtype: Dtype, cache_dtype: CacheDtype = "float32"
+) -> Engine:
     from .engine import Engine
 
     with open_checkpoint(path) as checkpoint:
-        return Engine(checkpoint, threads, dtype)
+        return Engine(checkpoint, threads, dtype, cache_dtype)
 
 
 def _speeds(

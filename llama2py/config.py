@@ -12,6 +12,9 @@ from .rope import RopeScaling
 # What the engine's matrices are made of; norms are always float32.
 Dtype: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
 
+# What a session keeps keys and values in.
+CacheDtype: TypeAlias = Literal["float32", "bfloat16"]
+
 # Far above any real model (llama-2-70b: dim 8192, hidden_dim 28672), low enough that every product
 # of two of them stays an exact 64-bit integer in the engine.
 MAX_WIDTH = 1 << 20
@@ -129,7 +132,7 @@ class ModelConfig:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of one session's keys and values at full length, float32."""
+        """Bytes of one session's keys and values at full length, float32; bfloat16 takes half."""
         return 2 * 4 * self.n_layers * self.kv_dim * self.seq_len
 
     @property

@@ -20,7 +20,7 @@ from .checkpoint import (
     default_group_size,
     own_dtype,
 )
-from .config import Dtype, ModelConfig
+from .config import CacheDtype, Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
 
@@ -127,7 +127,7 @@ class EngineCache:
         if session == ffi.NULL:
             config = engine.config
             raise EngineError(
-                f"no memory for a session: {config.cache_bytes / 2**20:.0f} MiB of keys and values"
+                f"no memory for a session: {engine.cache_bytes / 2**20:.0f} MiB of keys and values"
                 f" for {config.seq_len} positions, expected that much free"
             )
         self._session: Any = ffi.gc(session, lib.l2p_session_free)
@@ -165,6 +165,9 @@ class Engine:
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}, optional
         What to make the matrices of; by default what the checkpoint has. Converted and quantized by
         all threads while packing, as `checkpoint.convert_matrix` does.
+    cache_dtype : {'float32', 'bfloat16'}
+        What to round keys and values to; bfloat16 halves the memory of a session and what a token
+        far on in the context reads.
 
     Raises
     ------
@@ -173,16 +176,22 @@ class Engine:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, threads: int | None = None, dtype: Dtype | None = None
+        self,
+        checkpoint: Checkpoint,
+        threads: int | None = None,
+        dtype: Dtype | None = None,
+        cache_dtype: CacheDtype = "float32",
     ) -> None:
         self.config = checkpoint.config
         self._n_params = checkpoint.config.n_params
         self.dtype: Dtype = dtype or own_dtype(checkpoint)
+        self.cache_dtype: CacheDtype = cache_dtype
+        self.cache_bytes = self.config.cache_bytes // (1 if cache_dtype == "float32" else 2)
         self.threads = threads or default_threads()
         isa = choose_isa()
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
         divisors = _rope_divisors(self.config)  # alive during the call
-        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype, divisors), isa)
+        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype, cache_dtype, divisors), isa)
         if model == ffi.NULL:
             raise EngineError(
                 f"{checkpoint.path}: no memory for the weights, expected about"
@@ -323,7 +332,9 @@ def _rope_divisors(config: ModelConfig) -> Any:
     return ffi.new("float[]", config.rope_scaling.divisors(config.head_dim, config.rope_theta))
 
 
-def _c_config(checkpoint: Checkpoint, dtype: Dtype, rope_divisors: Any) -> Any:
+def _c_config(
+    checkpoint: Checkpoint, dtype: Dtype, cache_dtype: CacheDtype, rope_divisors: Any
+) -> Any:
     config: ModelConfig = checkpoint.config
     return ffi.new(
         "l2p_config *",
@@ -338,6 +349,7 @@ def _c_config(checkpoint: Checkpoint, dtype: Dtype, rope_divisors: Any) -> Any:
             "seq_len": config.seq_len,
             "shared_classifier": config.shared_classifier,
             "weight_type": _DTYPES[dtype],
+            "cache_type": _DTYPES[cache_dtype],
             "group_size": checkpoint.group_size or default_group_size(config),
             "norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,

@@ -12,8 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Logits
-from .checkpoint import Checkpoint, convert_matrix, default_group_size, own_dtype
-from .config import Dtype
+from .checkpoint import (
+    Checkpoint,
+    convert_matrix,
+    default_group_size,
+    own_dtype,
+    round_to_bfloat16,
+)
+from .config import CacheDtype, Dtype
 from .errors import ClosedError
 from .reference_linear import Array, linear
 from .rope import frequencies
@@ -61,8 +67,15 @@ class Reference:
 
     isa, threads = "numpy", 1
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: Dtype | None = None,
+        cache_dtype: CacheDtype = "float32",
+    ) -> None:
         c = self.config = checkpoint.config
+        self.cache_dtype: CacheDtype = cache_dtype
+        self.cache_bytes = c.cache_bytes  # of float32, rounded or not
         self.dtype: Dtype = dtype or own_dtype(checkpoint)
         divisors = c.rope_scaling.divisors(c.head_dim, c.rope_theta) if c.rope_scaling else 1
         self.freqs = (frequencies(c.head_dim, c.rope_theta) / np.array(divisors)).astype(np.float32)
@@ -103,6 +116,8 @@ class Reference:
             q = rotate(project["wq"](y).reshape(n, c.n_heads, -1), at, self.freqs)  # (n, H, h)
             k = rotate(project["wk"](y).reshape(n, c.n_kv_heads, -1), at, self.freqs)
             v = project["wv"](y).reshape(n, c.n_kv_heads, -1)  # (n, K, h)
+            if self.cache_dtype == "bfloat16":
+                k, v = round_to_bfloat16(k), round_to_bfloat16(v)
             for i, cache in enumerate(caches):
                 cache.keys[layer, at[i]], cache.values[layer, at[i]] = k[i], v[i]
             heads = [self.attend(q[i], cache, layer, at[i] + 1) for i, cache in enumerate(caches)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llama2py.backend import Logits
-from llama2py.config import Dtype, ModelConfig
+from llama2py.config import CacheDtype, Dtype, ModelConfig
 
 
 class ScriptedCache:
@@ -40,6 +40,8 @@ class ScriptedBackend:
             seq_len=seq_len,
         )
         self.dtype: Dtype = "float32"
+        self.cache_dtype: CacheDtype = "float32"
+        self.cache_bytes = self.config.cache_bytes
         self.isa = "script"
         self.threads = 1
         self.nbytes = self.non_finite = 0

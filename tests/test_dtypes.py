@@ -30,6 +30,7 @@ from llama2py.cli import main
 from llama2py.config import Dtype, ModelConfig
 from llama2py.engine import Engine, isa_names
 from llama2py.reference import Reference
+from llama2py.session import Session
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 SHAPES = {  # widths beside the blocks of 16 rows and the groups of 32 columns
@@ -56,6 +57,48 @@ def engine(checkpoint: Checkpoint, dtype: Dtype, isa: str, threads: int = 1) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMA2PY_ISA", isa)
         return Engine(checkpoint, threads, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_keys_and_values_in_bfloat16(name: str, dtype: Dtype) -> None:
+    """Rounded, and nothing else: where NumPy's last bit differs, one of them falls elsewhere."""
+    checkpoint = random_checkpoint(SHAPES[name], seed=len(name))
+    want = logits(Reference(checkpoint, dtype, "bfloat16"))
+    exact = logits(Reference(checkpoint, dtype))
+    assert 0 < np.abs(exact - want).max() <= 3e-2 * np.abs(want).max()
+    simd = []
+    for isa in isa_names():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LLAMA2PY_ISA", isa)
+            made = Engine(checkpoint, 2, dtype, "bfloat16")
+        assert made.cache_dtype == "bfloat16"
+        assert made.cache_bytes * 2 == made.config.cache_bytes
+        got = logits(made)
+        assert np.abs(got - want).max() <= 2e-2 * np.abs(want).max()
+        if isa != "portable" or dtype == "int8":
+            simd.append(got)
+        with Session(made) as whole, Session(made) as parted:  # blocks, forks: the same bits
+            tokens = [i * 7 % made.config.vocab_size for i in range(40)]
+            parted.forward(tokens[:3])
+            with parted.fork() as fork:
+                assert np.array_equal(whole.forward(tokens), fork.forward(tokens[3:]))
+    assert all(np.array_equal(got, simd[0]) for got in simd)
+
+
+def test_cache_dtype_is_an_option_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        load(cache_dtype="bfloat16") as model,
+        load(cache_dtype="bfloat16", backend="numpy") as slow,
+    ):
+        story = model.generate("Once", temperature=0, max_tokens=20)
+        assert model.backend.cache_dtype == slow.backend.cache_dtype == "bfloat16"
+        assert slow.generate("Once", temperature=0, max_tokens=20).tokens == story.tokens
+    with pytest.raises(ParameterError, match="cache_dtype is 'float16', expected one of"):
+        load(cache_dtype="float16")  # type: ignore[arg-type]
+    call = ["run", "-i", "Once", "-t", "0", "-n", "22", "--cache-dtype", "bfloat16"]
+    assert main(call) == 0
+    assert story.text in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("group_size", [None, 4])

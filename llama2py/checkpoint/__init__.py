@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import directory, gguf, llama2c, safetensors_file, zip_archive
 from .base import Checkpoint
-from .converting import convert_matrix, default_group_size, own_dtype
+from .converting import convert_matrix, default_group_size, own_dtype, round_to_bfloat16
 from .mapped_file import MappedFile
 from .stored import JoinedTensor, StoredTensor
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
@@ -30,6 +30,7 @@ __all__ = [
     "own_dtype",
     "quantize",
     "quantize_checkpoint",
+    "round_to_bfloat16",
     "tensor_shapes",
     "write_checkpoint",
 ]

@@ -32,6 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT)
     add("--dtype", type=dtypes, metavar="T[,T..]", help=_DTYPES)
+    add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
     add("--threads", type=options.thread_counts, metavar="N[,N..]", help=_THREADS)
     add("--batch", type=options.counts, default=[1, 4, 16, 64], metavar="N[,N..]", help=_BATCHES)
     add("--repeats", type=options.count, default=5, metavar="N", help="runs that count (default 5)")
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             args.dtype,
             args.batch,
             progress,
+            args.cache_dtype,
         )
     peak = peak_memory()
     if args.plot:

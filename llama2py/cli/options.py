@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..config import Dtype
+from ..config import CacheDtype, Dtype
 from ..cpu import MAX_THREADS
 from ..errors import ParameterError
 from ..sampling import SamplingParams
@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # generic for type checkers only
     Subparsers = argparse._SubParsersAction[Any]
 
 DTYPES = get_args(Dtype)
+CACHE_DTYPES = get_args(CacheDtype)
+CACHE_DTYPE = "what to keep keys and values in (default float32; bfloat16: half the memory)"
 DTYPE = "convert or quantize the weights while loading (default: as the checkpoint has them)"
 CHECKPOINT = (
     "a llama2.c or GGUF model, as stories15M.bin, or a directory of Meta's or Hugging Face's"

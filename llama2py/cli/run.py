@@ -48,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt, in chat")
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
     add("--dtype", choices=options.DTYPES, help=options.DTYPE)
+    add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
     add("--backend", choices=("c", "numpy"), default="c", help="the engine, or the slow reference")
     parser.set_defaults(run=run)
 
@@ -55,7 +56,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model, then tell or chat."""
     seed = args.seed if args.seed > 0 else random_seed()
-    with load(args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype) as model:
+    with load(
+        args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype, args.cache_dtype
+    ) as model:
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
         prompt = _prompt(args.prompt)
         if args.mode == "chat":

@@ -35,6 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("file", metavar="FILE", type=Path, help="the text")
     add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: as in run")
     add("--dtype", choices=options.DTYPES, help=options.DTYPE)
+    add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     """Score story by story."""
     stories = read_stories(args.file)
     path = None if args.checkpoint == BUILTIN else args.checkpoint
-    with load(path, args.tokenizer, args.threads, dtype=args.dtype) as model:
+    with load(
+        path, args.tokenizer, args.threads, dtype=args.dtype, cache_dtype=args.cache_dtype
+    ) as model:
         quiet = not sys.stderr.isatty()
         from ..progress import Bar  # only here: tqdm would slow down the start of every command
 

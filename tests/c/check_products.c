@@ -158,7 +158,7 @@ static void check_product(const Kernels *kernels, const TestMatrix *t, int begin
 }
 
 void check_matmul(const Kernels *kernels) {
-    static const int rows[] = {1, 15, 16, 17, 239}; /* 239: more than a panel of 8 blocks */
+    static const int rows[] = {1, 15, 16, 17, 239}; /* 239: more than a panel of blocks */
     static const int counts[] = {1, 2, 3, 5, 7, 12, 23}; /* each size of tile, alone and in sums */
     static const struct {
         int type, cols, group;
@@ -181,40 +181,55 @@ void check_matmul(const Kernels *kernels) {
         }
 }
 
+static void check_bare(const FloatKernels *kernels, int type, int blocks, int cols, int n) {
+    const int rows = blocks * LANES;
+    const size_t stride = (size_t)(cols + 1) * LANES, ld_x = (size_t)cols + 2, ld_out = (size_t)rows + 1;
+    const size_t width = type == L2P_BFLOAT16 ? 2 : 4, values = stride * (size_t)blocks - LANES;
+    Guarded w = guarded(values * width), x = guarded_floats(ld_x * (size_t)n - 2);
+    Guarded out = guarded_floats(ld_out * (size_t)n - 1);
+    float *wide = malloc(values * sizeof(float));
+    memset(w.array, 0xff, w.bytes);
+    memset(x.array, 0xff, x.bytes);
+    for (int b = 0; b < blocks; b++) {
+        float *block = wide + (size_t)b * stride;
+        fill(block, (size_t)cols * LANES);
+        for (size_t at = 0; at < (size_t)cols * LANES; at++) {
+            unsigned char *bytes = (unsigned char *)(block + at);
+            if (width == 2) bytes[0] = bytes[1] = 0; /* the lower half */
+            memcpy(w.array + ((size_t)b * stride + at) * width, bytes + 4 - width, width);
+        }
+    }
+    for (int i = 0; i < n; i++) fill(floats(x) + (size_t)i * ld_x, (size_t)cols);
+    for (int mode = MATMUL_STORE; mode <= MATMUL_CONTINUE; mode++) {
+        now("matmul_bare of type %d, %d blocks, %d columns, %d vectors, mode %d", type, blocks, cols, n, mode);
+        for (int i = 0; i < n; i++)
+            for (int row = 0; row < rows; row++)
+                floats(out)[(size_t)i * ld_out + (size_t)row] = mode == MATMUL_STORE ? NAN : 0.75f;
+        kernels->matmul_bare(type, w.array, stride * width, blocks, cols, floats(x), ld_x, n, floats(out), ld_out, mode);
+        for (int i = 0; i < n; i++) {
+            for (int row = 0; row < rows; row++) {
+                const float *wr = wide + (size_t)(row / LANES) * stride + row % LANES;
+                const float *xi = floats(x) + (size_t)i * ld_x;
+                float sum = mode == MATMUL_CONTINUE ? 0.75f : 0.0f;
+                for (int k = 0; k < cols; k++) sum = multiply_add(kernels->numerics, wr[k * LANES], xi[k], sum);
+                if (mode == MATMUL_ADD) sum = 0.75f + sum;
+                CHECK(same(floats(out)[(size_t)i * ld_out + (size_t)row], sum));
+            }
+            if (i < n - 1) CHECK(is_canary(floats(out) + (size_t)i * ld_out + rows, sizeof(float)));
+        }
+    }
+    unguard(w), unguard(x), unguard(out);
+    free(wide);
+}
+
 /* The bare product of attention: blocks further apart than they are long, and sums computed in two parts */
-void check_matmul_f32(const FloatKernels *kernels) {
+void check_matmul_bare(const FloatKernels *kernels) {
     static const int counts[] = {1, 2, 3, 5, 8, 13};
     for (int blocks = 1; blocks <= 9; blocks += blocks == 3 ? 5 : 1)
         for (int cols = 1; cols <= 17; cols += cols == 1 ? 14 : 1)
             for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
-                const int n = counts[c], rows = blocks * LANES;
-                const size_t stride = (size_t)(cols + 1) * LANES, ld_x = (size_t)cols + 2, ld_out = (size_t)rows + 1;
-                Guarded w = guarded_floats(stride * (size_t)blocks - LANES), x = guarded_floats(ld_x * (size_t)n - 2);
-                Guarded out = guarded_floats(ld_out * (size_t)n - 1);
-                memset(w.array, 0xff, w.bytes);
-                memset(x.array, 0xff, x.bytes);
-                for (int b = 0; b < blocks; b++) fill(floats(w) + (size_t)b * stride, (size_t)cols * LANES);
-                for (int i = 0; i < n; i++) fill(floats(x) + (size_t)i * ld_x, (size_t)cols);
-                for (int mode = MATMUL_STORE; mode <= MATMUL_CONTINUE; mode++) {
-                    now("matmul_f32 of %d blocks, %d columns, %d vectors, mode %d", blocks, cols, n, mode);
-                    for (int i = 0; i < n; i++)
-                        for (int row = 0; row < rows; row++)
-                            floats(out)[(size_t)i * ld_out + (size_t)row] = mode == MATMUL_STORE ? NAN : 0.75f;
-                    kernels->matmul_f32(floats(w), stride, blocks, cols, floats(x), ld_x, n, floats(out), ld_out, mode);
-                    for (int i = 0; i < n; i++) {
-                        for (int row = 0; row < rows; row++) {
-                            const float *wr = floats(w) + (size_t)(row / LANES) * stride + row % LANES;
-                            const float *xi = floats(x) + (size_t)i * ld_x;
-                            float sum = mode == MATMUL_CONTINUE ? 0.75f : 0.0f;
-                            for (int k = 0; k < cols; k++)
-                                sum = multiply_add(kernels->numerics, wr[k * LANES], xi[k], sum);
-                            if (mode == MATMUL_ADD) sum = 0.75f + sum;
-                            CHECK(same(floats(out)[(size_t)i * ld_out + (size_t)row], sum));
-                        }
-                        if (i < n - 1) CHECK(is_canary(floats(out) + (size_t)i * ld_out + rows, sizeof(float)));
-                    }
-                }
-                unguard(w), unguard(x), unguard(out);
+                check_bare(kernels, L2P_FLOAT32, blocks, cols, counts[c]);
+                check_bare(kernels, L2P_BFLOAT16, blocks, cols, counts[c]);
             }
 }
 

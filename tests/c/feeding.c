@@ -131,8 +131,9 @@ void end_run(Run *run) {
 
 Run start_run(const Synthetic *s, int isa, int pack_threads) {
     Run run = {.s = s, .model = pack(s, isa, pack_threads), .n_threads = 1};
-    now("%s %s, dim %d, group %d", l2p_isa_name(isa), s->config.weight_type == L2P_INT8 ? "int8" : "float32",
-        s->config.dim, s->config.group_size);
+    now("%s %s, dim %d, group %d, %s keys", l2p_isa_name(isa),
+        s->config.weight_type == L2P_INT8 ? "int8" : "float32", s->config.dim, s->config.group_size,
+        s->config.cache_type == L2P_BFLOAT16 ? "bfloat16" : "float32");
     record(&run);
     return run;
 }

@@ -11,7 +11,7 @@ void check_threads(void);
 
 /* Of check_products.c, for check_kernels */
 void check_matmul(const Kernels *kernels);
-void check_matmul_f32(const FloatKernels *kernels);
+void check_matmul_bare(const FloatKernels *kernels);
 void check_quantize(const Kernels *kernels);
 
 /* Of check_models.c, for check_threads */

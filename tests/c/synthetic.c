@@ -168,6 +168,15 @@ static void naive_rotate(const l2p_config *c, float *x, int heads, int position)
     }
 }
 
+/* What a cache of keys or values keeps of them */
+static void naive_keep(const l2p_config *c, float *x, int n) {
+    for (int i = 0; i < n && c->cache_type == L2P_BFLOAT16; i++) { /* to 8 significant bits, ties to even */
+        int exponent;
+        const double fraction = frexp((double)x[i], &exponent);
+        x[i] = (float)ldexp(nearbyint(ldexp(fraction, 8)), exponent - 8);
+    }
+}
+
 void naive_forward(const Synthetic *s, const int32_t *tokens, int n, float *out) {
     const l2p_config *c = &s->config;
     const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim, hd = c->head_dim;
@@ -189,6 +198,8 @@ void naive_forward(const Synthetic *s, const int32_t *tokens, int n, float *out)
             naive_product(s, L2P_WV, l, normed, layer_values + t * kv_rows);
             naive_rotate(c, q, c->n_heads, t);
             naive_rotate(c, layer_keys + t * kv_rows, c->n_kv_heads, t);
+            naive_keep(c, layer_keys + t * kv_rows, kv_rows);
+            naive_keep(c, layer_values + t * kv_rows, kv_rows);
             for (int h = 0; h < c->n_heads; h++) {
                 const int kv = h / (c->n_heads / c->n_kv_heads) * hd;
                 float max = -INFINITY, sum = 0.0f;
