@@ -17,6 +17,10 @@ class CheckpointError(Llama2pyError):
     """A checkpoint file is missing, malformed, cut short, or of a kind that is not read."""
 
 
+class DownloadError(Llama2pyError):
+    """A model cannot be downloaded: no such name, no connection, a file that came damaged."""
+
+
 class TokenizerError(Llama2pyError):
     """A tokenizer file is missing, malformed, or of another vocabulary than the model's."""
 

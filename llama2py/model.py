@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import Dtype, ModelConfig
 from .cpu import MAX_THREADS
 from .errors import ClosedError, EngineError, ParameterError
+from .hub import find_model
 from .prefixes import Prefixes
 from .session import Session
 from .tokenizer import Tokenizer
@@ -41,12 +42,14 @@ def load(
     ----------
     path : str or path-like, optional
         A llama2.c checkpoint (v0, v1, v2, ``ckpt.pt``), such as ``stories15M.bin``, a directory of
-        Meta's or Hugging Face's, or a GGUF file of a llama. Default: the story model that comes
-        with llama2py.
+        Meta's or Hugging Face's, or a GGUF file of a llama. Or the name of what has been got by
+        ``python -m llama2py download``, such as ``stories15M`` or ``owner/repo``. Default: the
+        story model that comes with llama2py.
     tokenizer : str or path-like, optional
         The model's ``tokenizer.bin``, ``.model`` or ``.json``. Default: the one beside the model
         (``story.tokenizer.bin`` for ``story.bin``), or the one in its directory or inside the GGUF
-        file, or else the 32000-token one of Llama 2, which llama2.c's story models use.
+        file, or ``tok512.bin`` beside a model of 512 tokens, or else the 32000-token one of Llama
+        2, which llama2.c's story models use.
     threads : int, optional
         Threads of the engine, up to 256. Default: the physical cores this process may use.
         Results do not depend on it.
@@ -87,7 +90,7 @@ def load(
         raise ParameterError(f"backend is {backend!r}, expected 'c' or 'numpy'")
     if dtype not in (None, *get_args(Dtype)):
         raise ParameterError(f"dtype is {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
-    path = builtin_model() if path is None else Path(path)
+    path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
             tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
@@ -111,11 +114,17 @@ def load(
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
-    """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file."""
+    """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file.
+
+    Or beside it and named for its size, as llama2.c does: ``tok512.bin``.
+    """
     path = checkpoint.path
     if path.is_file() and beside(path).is_file():
         return beside(path)
-    return checkpoint.tokenizer_path
+    if checkpoint.tokenizer_path is not None:
+        return checkpoint.tokenizer_path
+    sized = path.parent / f"tok{checkpoint.config.vocab_size}.bin"
+    return sized if path.is_file() and sized.is_file() else None
 
 
 def beside(path: Path) -> Path:

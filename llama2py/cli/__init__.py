@@ -15,7 +15,18 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import Llama2pyError
-from . import bench, export_tokenizer, info, quantize, run, score, story, train, train_tokenizer
+from . import (
+    bench,
+    download,
+    export_tokenizer,
+    info,
+    quantize,
+    run,
+    score,
+    story,
+    train,
+    train_tokenizer,
+)
 
 USAGE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
 
@@ -43,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         bench,
         score,
         info,
+        download,
         quantize,
         train,
         train_tokenizer,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..builtin import builtin_model
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..config import ModelConfig
+from ..hub import find_model
 from ..model import own_tokenizer
 from . import options
 
@@ -25,16 +25,15 @@ def add_parser(subparsers: Subparsers) -> None:
         help="show a checkpoint's shape and problems",
         description="Show a checkpoint's format, shape and size, and every problem found in it.",
     )
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT
-    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help=options.CHECKPOINT)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what is known; a `CheckpointError` says why nothing is."""
-    with open_checkpoint(args.checkpoint or builtin_model()) as checkpoint:
+    path = builtin_model() if args.checkpoint is None else find_model(args.checkpoint)
+    with open_checkpoint(path) as checkpoint:
         facts = describe(checkpoint)
     if args.json:
         print(json.dumps(facts, indent=2))

@@ -37,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "The story goes to standard output, its speed to standard error.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT)
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help=options.CHECKPOINT)
     add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T", help=_T)
     add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P", help=_P)
     add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_S)
