@@ -23,6 +23,7 @@ from .errors import (
     ParameterError,
     PromptError,
     TokenizerError,
+    TooBigError,
     TrainingError,
 )
 from .generation import Generation, Stream
@@ -64,6 +65,7 @@ __all__ = [
     "TokenLogprob",
     "Tokenizer",
     "TokenizerError",
+    "TooBigError",
     "TrainingError",
     "load",
     "score_texts",

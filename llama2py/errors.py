@@ -37,6 +37,20 @@ class EngineError(Llama2pyError):
     """The engine cannot do what was asked: no such instruction set, no memory."""
 
 
+class TooBigError(EngineError):
+    """A model's weights are more than the memory that is free.
+
+    Attributes
+    ----------
+    dtype : str or None
+        One as which they would fit.
+    """
+
+    def __init__(self, message: str, dtype: str | None = None) -> None:
+        super().__init__(message)
+        self.dtype = dtype
+
+
 class ClosedError(Llama2pyError):
     """A model or a session was used after ``close()``."""
 

@@ -267,7 +267,7 @@ def _fail(name: str, wanted: HubModel, error: Exception, endpoint: str | None) -
     else:
         cause: Any = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
         reason = " ".join(str(cause or error).split()) or type(error).__name__
-        text = f"cannot be downloaded from {where} ({reason}); try again when it can be reached"
+        text = f"cannot be downloaded from {where} ({reason}); try again"
     raise DownloadError(f"{name}: {text}") from error
 
 

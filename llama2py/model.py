@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from operator import index
 from pathlib import Path
 from typing import Literal, get_args
@@ -35,6 +36,7 @@ def load(
     threads: int | None = None,
     backend: BackendName = "c",
     dtype: Dtype | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Model:
     """Load a model.
 
@@ -60,6 +62,8 @@ def load(
         What to make the matrices of, converting or quantizing them while they are loaded. Default:
         what the checkpoint has. int8 takes a quarter of float32's memory and int4 a seventh, and
         both are faster, for a little less quality.
+    progress : callable, optional
+        Told now and then how many of how many weights are loaded, by the C engine.
 
     Returns
     -------
@@ -72,6 +76,9 @@ def load(
         If the checkpoint is missing, malformed or cut short.
     TokenizerError
         If the tokenizer is, or is of another vocabulary size than the model.
+    TooBigError
+        If the weights are more than the memory that is free, before they are read; the message
+        says with which ``dtype`` they would fit. For the C engine, on Linux.
     EngineError
         If memory is short, or ``LLAMA2PY_ISA`` names an instruction set that is not to be had.
     ParameterError
@@ -103,7 +110,7 @@ def load(
                 raise EngineError(
                     f"the C engine is not built ({error}): pip install -e ., or use backend 'numpy'"
                 ) from error
-            weights = Engine(checkpoint, threads, dtype)
+            weights = Engine(checkpoint, threads, dtype, progress)
         else:
             from .reference import Reference
 

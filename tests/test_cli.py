@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -188,7 +189,9 @@ def test_info_on_another_programs_model(test_data: Path) -> None:
     assert facts["n_heads"] == "6 of size 32"
     assert facts["rope_scaling"] == "llama3, by 8 beyond 64 tokens"
     assert facts["tokenizer"] == "none of its own"
-    assert facts["memory"].startswith("0.00235 GB as float32")  # 586,624 of four bytes
+    assert facts["memory"].startswith("2.3 MB as float32, 1.2 MB as bfloat16, ")  # of 586,624
+    assert re.fullmatch(r"fits into the .* free: 1.2 MB as bfloat16 and .* session", facts["load"])
+    assert "the model has 512" in facts["problems"]
     meta = test_data / "data" / "formats" / "stories260K-meta-2shards"
     told = json.loads(llama2py("info", "--json", meta).stdout)
     assert told["format"] == "Meta, 2 shards"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import Llama2pyError
+from ..errors import Llama2pyError, TooBigError
 from . import (
     bench,
     download,
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except Llama2pyError as error:
         message = " ".join(str(error).split())  # one line, whatever a file is called
+        if isinstance(error, TooBigError) and error.dtype is not None and "dtype" in args:
+            message = message.replace(f"use dtype={error.dtype!r}", f"use --dtype {error.dtype}")
         print(f"llama2py: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

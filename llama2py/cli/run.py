@@ -14,6 +14,7 @@ from ..job import Timings
 from ..model import Model, load
 from ..sampling import random_seed
 from . import options
+from .loading import loading_bar
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -55,7 +56,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model, then tell or chat."""
     seed = args.seed if args.seed > 0 else random_seed()
-    with load(args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype) as model:
+    where = args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype
+    with loading_bar() as progress:
+        model = load(*where, progress)
+    with model:
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
         prompt = _prompt(args.prompt)
         if args.mode == "chat":
