@@ -150,25 +150,20 @@ def download(name: str) -> Path:
         ) from error
     endpoint = os.environ.get("HF_ENDPOINT") or None
     files: Sequence[str] = wanted.files
+    paths: list[Path] = []
     try:
         if not files:
             files = _needed(wanted.repo, _listing(wanted.repo, endpoint))
-        paths = [
-            Path(
-                huggingface_hub.hf_hub_download(
-                    wanted.repo, file, cache_dir=_cache_folder(), endpoint=endpoint
-                )
+        for file in files:
+            got = huggingface_hub.hf_hub_download(
+                wanted.repo, file, cache_dir=_cache_folder(), endpoint=endpoint
             )
-            for file in files
-        ]
+            paths.append(Path(got))
+            _check(wanted.repo, file, paths[-1])
     except DownloadError:
         raise
-    except (
-        Exception
-    ) as error:  # of huggingface_hub, and of the library below that it happens to use
+    except Exception as error:  # huggingface_hub's, or of whatever it talks to the network by
         _fail(name, wanted, error, endpoint)
-    for file, path in zip(files, paths, strict=True):
-        _check(wanted.repo, file, path)
     folders = {path.parents[file.count("/")] for file, path in zip(files, paths, strict=True)}
     if len(folders) > 1:
         raise DownloadError(f"{name}: it changed while it was downloaded; download it again")
@@ -215,7 +210,8 @@ def _needed(repo: str, listing: Sequence[str]) -> list[str]:
     for numbers, weights in _KINDS:
         of_model = [file for file in listing if weights.fullmatch(file)]
         if of_model and numbers in listing:
-            return [numbers, *of_model, *filter(_TOKENIZERS.fullmatch, listing)]
+            # The numbers last: once they are there, all of it is (see `_in_cache`).
+            return [*of_model, *filter(_TOKENIZERS.fullmatch, listing), numbers]
     models = [file for file in listing if file.endswith((".gguf", ".bin", ".pt"))]
     if models:
         raise DownloadError(
@@ -243,8 +239,8 @@ def _check(repo: str, file: str, path: Path) -> None:
         while block := data.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != blob.name:
-        path.unlink()
-        blob.unlink()
+        for damaged in (blob.resolve(), blob, path):  # blobs of several repositories may be links
+            damaged.unlink(missing_ok=True)
         raise DownloadError(
             f"{repo}:{file}: it came damaged (its sha256 is {digest.hexdigest()}, expected"
             f" {blob.name}) and was removed; download it again"

@@ -328,6 +328,18 @@ def test_a_whole_repository(hub: FakeHub) -> None:
     assert hub.fetched() == []
 
 
+def test_half_a_repository_is_not_found(hub: FakeHub) -> None:
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    hub.repos["a/b"] = {name: name.encode() for name in names}
+    hub.damaged.add("model.safetensors")
+    with pytest.raises(DownloadError, match=r"a/b:model\.safetensors: it came damaged"):
+        download("a/b")
+    with pytest.raises(CheckpointError, match=r"a/b: not found; .* download a/b gets it"):
+        find_model("a/b")
+    hub.damaged.clear()
+    assert download("a/b") == find_model("a/b")
+
+
 @pytest.mark.parametrize(
     ("there", "wanted"),
     [

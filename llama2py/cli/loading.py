@@ -26,9 +26,15 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
                     return
                 from ..progress import Bar  # only here: tqdm would slow down every start
 
-                bar = stack.enter_context(
-                    Bar(desc="loading", total=total, unit="w", unit_scale=True, leave=False)
+                made = Bar(
+                    desc="loading",
+                    initial=done,
+                    total=total,
+                    unit="w",
+                    unit_scale=True,
+                    leave=False,
                 )
+                bar = stack.enter_context(made)
             bar.update(done - bar.n)
 
         yield progress
