@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+TINYLLAMAS = "karpathy/tinyllamas"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".bin", ".safetensors", ".gguf", ".pth")
 
