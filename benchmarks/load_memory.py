@@ -2,9 +2,9 @@
 
     python benchmarks/load_memory.py MODEL DTYPE
 
-Loads it once, in this process, and prints one line of JSON: seconds, and the peaks of what is
-resident (``rss``, with the mapped file's pages) and of what the process owns (``anonymous``), beside
-the bound of 1.15 times the packed weights plus 300 MB. Then it generates 16 tokens. Linux only.
+Loads it once, in this process, generates 16 tokens, and prints one line of JSON: seconds, and the
+peaks of what was resident while loading (``rss``, with the mapped file's pages) and of what the
+process owned (``anonymous``), beside the bound of 1.15 times the packed weights plus 300 MB. Linux.
 """
 
 from __future__ import annotations
