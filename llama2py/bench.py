@@ -16,6 +16,7 @@ from .checkpoint import open_checkpoint, own_dtype
 from .config import CacheDtype, Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import ParameterError
+from .hub import find_model
 from .sampling import Sampler, SamplingParams
 from .session import Session, forward_many
 
@@ -123,7 +124,7 @@ def benchmark(
     Parameters
     ----------
     path : str or path-like, optional
-        The checkpoint. Default: the built-in one.
+        The checkpoint, or the name of one that was downloaded. Default: the built-in one.
     threads : sequence of int, optional
         Thread counts. Default: 1, 2, 4.. up to the physical cores.
     repeats : int
@@ -155,7 +156,7 @@ def benchmark(
     for value in (repeats, prompt_tokens, generated_tokens, *(threads or ()), *batches):
         if value < 1:
             raise ParameterError(f"a benchmark of {value}, expected whole numbers from 1 up")
-    path = builtin_model() if path is None else path
+    path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
         config, own = checkpoint.config, own_dtype(checkpoint)
     prompt_tokens = min(prompt_tokens, config.seq_len)

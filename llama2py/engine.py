@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
@@ -23,6 +24,7 @@ from .checkpoint import (
 from .config import CacheDtype, Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
+from .memory import amount, check_memory, packed_bytes
 
 # Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
 LONG_WORK = 1_000_000_000
@@ -168,9 +170,13 @@ class Engine:
     cache_dtype : {'float32', 'bfloat16'}
         What to round keys and values to; bfloat16 halves the memory of a session and what a token
         far on in the context reads.
+    progress : callable, optional
+        Told after each tensor how many of how many weights are packed.
 
     Raises
     ------
+    TooBigError
+        If the packed weights are more than the memory that is free, before anything is read.
     EngineError
         If the instruction set forced by ``LLAMA2PY_ISA`` is not to be had, or memory is short.
     """
@@ -181,6 +187,7 @@ class Engine:
         threads: int | None = None,
         dtype: Dtype | None = None,
         cache_dtype: CacheDtype = "float32",
+        progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> None:
         self.config = checkpoint.config
         self._n_params = checkpoint.config.n_params
@@ -190,20 +197,24 @@ class Engine:
         self.threads = threads or default_threads()
         isa = choose_isa()
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
+        check_memory(checkpoint, self.dtype, self.cache_bytes)
         divisors = _rope_divisors(self.config)  # alive during the call
         model = lib.l2p_model_new(_c_config(checkpoint, self.dtype, cache_dtype, divisors), isa)
         if model == ffi.NULL:
             raise EngineError(
-                f"{checkpoint.path}: no memory for the weights, expected about"
-                f" {checkpoint.file_size / 2**20:.0f} MiB free"
+                f"{checkpoint.path}: no memory for the weights, expected"
+                f" {amount(packed_bytes(checkpoint, self.dtype))} free"
             )
         self._model: Any = ffi.gc(model, lib.l2p_model_free)
         self.nbytes = int(lib.l2p_model_bytes(model))
         self.non_finite = 0
+        done = 0
         for name, tensors in checkpoint.tensors.items():
             for layer, tensor in enumerate(tensors):
                 self._pack(name, layer, tensor)
                 checkpoint.release(tensor)
+                done += math.prod(tensor.shape)
+                progress(done, self._n_params)
 
     def _pack(self, name: str, layer: int, tensor: Tensor) -> None:
         # Some tensors make their arrays on use: they must live until the engine has read them.

@@ -17,6 +17,10 @@ class CheckpointError(Llama2pyError):
     """A checkpoint file is missing, malformed, cut short, or of a kind that is not read."""
 
 
+class DownloadError(Llama2pyError):
+    """A model cannot be downloaded: no such name, no connection, a file that came damaged."""
+
+
 class TokenizerError(Llama2pyError):
     """A tokenizer file is missing, malformed, or of another vocabulary than the model's."""
 
@@ -31,6 +35,20 @@ class ParameterError(Llama2pyError, ValueError):
 
 class EngineError(Llama2pyError):
     """The engine cannot do what was asked: no such instruction set, no memory."""
+
+
+class TooBigError(EngineError):
+    """A model's weights are more than the memory that is free.
+
+    Attributes
+    ----------
+    dtype : str or None
+        One as which they would fit.
+    """
+
+    def __init__(self, message: str, dtype: str | None = None) -> None:
+        super().__init__(message)
+        self.dtype = dtype
 
 
 class ClosedError(Llama2pyError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from operator import index
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,6 +16,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import CacheDtype, Dtype, ModelConfig
 from .cpu import MAX_THREADS
 from .errors import ClosedError, EngineError, ParameterError
+from .hub import find_model
 from .prefixes import Prefixes
 from .session import Session
 from .tokenizer import Tokenizer
@@ -35,6 +37,7 @@ def load(
     backend: BackendName = "c",
     dtype: Dtype | None = None,
     cache_dtype: CacheDtype = "float32",
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Model:
     """Load a model.
 
@@ -42,12 +45,14 @@ def load(
     ----------
     path : str or path-like, optional
         A llama2.c checkpoint (v0, v1, v2, ``ckpt.pt``), such as ``stories15M.bin``, a directory of
-        Meta's or Hugging Face's, or a GGUF file of a llama. Default: the story model that comes
-        with llama2py.
+        Meta's or Hugging Face's, or a GGUF file of a llama. Or the name of what has been got by
+        ``python -m llama2py download``, such as ``stories15M`` or ``owner/repo``. Default: the
+        story model that comes with llama2py.
     tokenizer : str or path-like, optional
         The model's ``tokenizer.bin``, ``.model`` or ``.json``. Default: the one beside the model
         (``story.tokenizer.bin`` for ``story.bin``), or the one in its directory or inside the GGUF
-        file, or else the 32000-token one of Llama 2, which llama2.c's story models use.
+        file, or ``tok512.bin`` beside a model of 512 tokens, or else the 32000-token one of Llama
+        2, which llama2.c's story models use.
     threads : int, optional
         Threads of the engine, up to 256. Default: the physical cores this process may use.
         Results do not depend on it.
@@ -61,6 +66,8 @@ def load(
     cache_dtype : {'float32', 'bfloat16'}
         What sessions keep keys and values in. bfloat16 takes half the memory, and generating far on
         in a long context is faster; logits change in the third digit.
+    progress : callable, optional
+        Told now and then how many of how many weights are loaded, by the C engine.
 
     Returns
     -------
@@ -73,6 +80,9 @@ def load(
         If the checkpoint is missing, malformed or cut short.
     TokenizerError
         If the tokenizer is, or is of another vocabulary size than the model.
+    TooBigError
+        If the weights are more than the memory that is free, before they are read; the message
+        says with which ``dtype`` they would fit. For the C engine, on Linux.
     EngineError
         If memory is short, or ``LLAMA2PY_ISA`` names an instruction set that is not to be had.
     ParameterError
@@ -95,7 +105,7 @@ def load(
         raise ParameterError(
             f"cache_dtype is {cache_dtype!r}, expected one of {', '.join(get_args(CacheDtype))}"
         )
-    path = builtin_model() if path is None else Path(path)
+    path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
             tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
@@ -108,7 +118,7 @@ def load(
                 raise EngineError(
                     f"the C engine is not built ({error}): pip install -e ., or use backend 'numpy'"
                 ) from error
-            weights = Engine(checkpoint, threads, dtype, cache_dtype)
+            weights = Engine(checkpoint, threads, dtype, cache_dtype, progress)
         else:
             from .reference import Reference
 
@@ -119,11 +129,17 @@ def load(
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
-    """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file."""
+    """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file.
+
+    Or beside it and named for its size, as llama2.c does: ``tok512.bin``.
+    """
     path = checkpoint.path
     if path.is_file() and beside(path).is_file():
         return beside(path)
-    return checkpoint.tokenizer_path
+    if checkpoint.tokenizer_path is not None:
+        return checkpoint.tokenizer_path
+    sized = path.parent / f"tok{checkpoint.config.vocab_size}.bin"
+    return sized if path.is_file() and sized.is_file() else None
 
 
 def beside(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ from llama2py.checkpoint import (
 from llama2py.engine import Engine
 from llama2py.reference import Reference
 from llama2py.tokenizer import Tokenizer
+from llama2py.tokenizer_files import write_tokenizer_bin
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,12 +101,13 @@ def in_memory(
     return Checkpoint(Path("in-memory"), "made in a test", config, tensors, (), group_size)
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """300 tokens: the bytes, a space, the small letters, and a few pieces of two."""
+def tiny_tokenizer(vocab_size: int = 300) -> Tokenizer:
+    """300 tokens: the bytes, a space, the small letters, and a few pieces of two; or some more."""
     pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]
     pieces += [b" ", *(bytes([letter]) for letter in range(ord("a"), ord("z") + 1))]
     pieces += [b" " + bytes([letter]) for letter in range(ord("a"), ord("n") + 1)]
     assert len(pieces) == TINY.vocab_size
+    pieces += [b"#%d" % n for n in range(len(pieces), vocab_size)]
     return Tokenizer(pieces, [-float(token) for token in range(len(pieces))])
 
 
@@ -128,3 +130,29 @@ def tiny_model(backend: Literal["c", "numpy"] = "c", threads: int | None = None)
     checkpoint = random_checkpoint(TINY)
     weights = Engine(checkpoint, threads) if backend == "c" else Reference(checkpoint)
     return Model(weights, tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def hub_contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of karpathy/tinyllamas, with tiny models."""
+    folder, config = tmp_path_factory.mktemp("hub"), replace(TINY, vocab_size=512)
+    write_checkpoint(folder / "model.bin", config, dict(random_checkpoint(config).tensors))
+    write_tokenizer_bin(tiny_tokenizer(512), folder / "tok.bin")
+    model = (folder / "model.bin").read_bytes()
+    return {
+        "README.md": b"# tiny",
+        "stories15M.bin": model,
+        "stories260K/stories260K.bin": model,
+        "stories260K/tok512.bin": (folder / "tok.bin").read_bytes(),
+    }
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of huggingface_hub's, and a working directory without models."""
+    for name in ("HF_HOME", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "cache"

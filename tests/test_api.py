@@ -29,8 +29,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint = random_checkpoint(TINY)
     write_checkpoint(folder / "tiny.bin", TINY, dict(checkpoint.tensors))
-    write_tokenizer_bin(tiny_tokenizer(), folder / "tok300.bin")
-    return folder / "tiny.bin", folder / "tok300.bin"
+    write_tokenizer_bin(tiny_tokenizer(), folder / "vocabulary.bin")
+    return folder / "tiny.bin", folder / "vocabulary.bin"
 
 
 # ---- names ----
@@ -230,6 +230,7 @@ MAY_IMPORT = {
     "errors": set[str](),
     "closing": set[str](),
     "files": {"errors"},
+    "hub": {"errors"},
     "rope": {"errors"},
     "config": {"errors", "rope"},
     "cpu": {"errors"},
@@ -281,7 +282,8 @@ MAY_IMPORT = {
         "session",
         "tokenizer",
     },
-    "engine": {*BASE, "_engine", "backend", "checkpoint", "cpu"},
+    "memory": {"checkpoint", "config", "errors"},
+    "engine": {*BASE, "_engine", "backend", "checkpoint", "cpu", "memory"},
     "reference_linear": {"checkpoint"},
     "reference": {*BASE, "backend", "checkpoint", "reference_linear", "rope", "sampling"},
     "builtin": {"errors"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -188,7 +189,9 @@ def test_info_on_another_programs_model(test_data: Path) -> None:
     assert facts["n_heads"] == "6 of size 32"
     assert facts["rope_scaling"] == "llama3, by 8 beyond 64 tokens"
     assert facts["tokenizer"] == "none of its own"
-    assert facts["memory"].startswith("0.00235 GB as float32")  # 586,624 of four bytes
+    assert facts["memory"].startswith("2.3 MB as float32, 1.2 MB as bfloat16, ")  # of 586,624
+    assert re.fullmatch(r"fits into the .* free: 1.2 MB as bfloat16 and .* session", facts["load"])
+    assert "the model has 512" in facts["problems"]
     meta = test_data / "data" / "formats" / "stories260K-meta-2shards"
     told = json.loads(llama2py("info", "--json", meta).stdout)
     assert told["format"] == "Meta, 2 shards"
@@ -248,7 +251,7 @@ def test_bench_measures_every_weight_type(test_data: Path) -> None:
 def test_version_and_help() -> None:
     assert llama2py("--version").stdout == f"llama2py {__version__}\n"
     commands = llama2py("--help").stdout
-    for command in ("run", "bench", "info", "export-tokenizer"):
+    for command in ("run", "bench", "info", "download", "export-tokenizer"):
         assert command in commands
         assert llama2py(command, "--help").returncode == 0
 
@@ -295,13 +298,17 @@ def bad_input(test_data: Path, tmp_path: Path) -> dict[str, tuple[list[str | Pat
     (tmp_path / "cut.bin").write_bytes(model.read_bytes()[:-4])
     (tmp_path / "tok.bin").write_bytes(vocabulary.read_bytes()[:-4])
     (tmp_path / "empty.bin").write_bytes(b"")
+    (tmp_path / "alone.bin").write_bytes(model.read_bytes())  # without its tok512.bin
     return {
         "missing file": (["run", tmp_path / "none.bin"], "none.bin: no such file"),
         "directory": (["run", tmp_path], "is a directory"),
         "empty file": (["info", tmp_path / "empty.bin"], "empty.bin: "),
         "cut checkpoint": (["bench", tmp_path / "cut.bin"], "1056536 bytes"),
         "cut tokenizer": (["run", model, "-z", tmp_path / "tok.bin"], "tok.bin: "),
-        "other vocabulary": (["run", model], "32000 tokens, the model has 512"),
+        "other vocabulary": (
+            ["run", tmp_path / "alone.bin"],
+            "32000 tokens, the model has 512",
+        ),
         "long prompt": ([*run, "-i", "and so on " * 300], "longer than the model's context of 512"),
         "no gguf": (["export-tokenizer", model, "-o", tmp_path / "out.bin"], "stories260K.bin: "),
     }

@@ -14,8 +14,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import Llama2pyError
-from . import bench, export_tokenizer, info, quantize, run, score, story, train, train_tokenizer
+from ..errors import Llama2pyError, TooBigError
+from . import (
+    bench,
+    download,
+    export_tokenizer,
+    info,
+    quantize,
+    run,
+    score,
+    story,
+    train,
+    train_tokenizer,
+)
 
 USAGE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
 
@@ -43,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         bench,
         score,
         info,
+        download,
         quantize,
         train,
         train_tokenizer,
@@ -62,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except Llama2pyError as error:
         message = " ".join(str(error).split())  # one line, whatever a file is called
+        if isinstance(error, TooBigError) and error.dtype is not None and "dtype" in args:
+            message = message.replace(f"use dtype={error.dtype!r}", f"use --dtype {error.dtype}")
         print(f"llama2py: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

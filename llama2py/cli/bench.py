@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "prompt and generation speed, batches and memory: medians of several runs that take turns.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT)
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help=options.CHECKPOINT)
     add("--dtype", type=dtypes, metavar="T[,T..]", help=_DTYPES)
     add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
     add("--threads", type=options.thread_counts, metavar="N[,N..]", help=_THREADS)

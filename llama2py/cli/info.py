@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..builtin import builtin_model
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint, own_dtype
 from ..config import ModelConfig
+from ..errors import TokenizerError
+from ..hub import find_model
+from ..memory import amount, free_memory, memory_by_dtype, packed_bytes, shortage
 from ..model import own_tokenizer
+from ..tokenizer_files import bundled_tokenizer, load_tokenizer
 from . import options
 
 if TYPE_CHECKING:
@@ -25,16 +28,15 @@ def add_parser(subparsers: Subparsers) -> None:
         help="show a checkpoint's shape and problems",
         description="Show a checkpoint's format, shape and size, and every problem found in it.",
     )
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT
-    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help=options.CHECKPOINT)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what is known; a `CheckpointError` says why nothing is."""
-    with open_checkpoint(args.checkpoint or builtin_model()) as checkpoint:
+    path = builtin_model() if args.checkpoint is None else find_model(args.checkpoint)
+    with open_checkpoint(path) as checkpoint:
         facts = describe(checkpoint)
     if args.json:
         print(json.dumps(facts, indent=2))
@@ -56,13 +58,15 @@ def run(args: argparse.Namespace) -> int:
         "n_heads": f"{config['n_heads']} of size {facts['head_dim']}",
         "n_kv_heads": config["n_kv_heads"],
         "vocab_size": config["vocab_size"],
-        "seq_len": f"{config['seq_len']} tokens, {facts['cache_bytes'] / 2**20:.1f} MiB a session",
+        "seq_len": f"{config['seq_len']} tokens, {amount(facts['cache_bytes'])} a session",
         "classifier": shared,
         "norm_eps": f"{config['norm_eps']:g}",
         "rope_theta": f"{config['rope_theta']:g}",
         "rope_scaling": facts["rope_scaling"] or "none",
         "tokenizer": facts["tokenizer"] or "none of its own",
-        "memory": ", ".join(f"{n / 1e9:.3g} GB as {d}" for d, n in facts["memory"].items()),
+        "chat": _short(facts["chat_template"]) or "no template",
+        "memory": ", ".join(f"{amount(n)} as {dtype}" for dtype, n in facts["memory"].items()),
+        "load": facts["load"],
         "notes": "; ".join(facts["notes"]) or "none",
         "problems": "; ".join(facts["problems"]) or "none found",
     }
@@ -86,9 +90,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": asdict(config),
         "rope_scaling": _rope_scaling(config),
         "tokenizer": None if tokenizer is None else str(tokenizer),
-        "memory": _memory(config),
+        "chat_template": getattr(checkpoint, "chat_template", None),
+        "memory": memory_by_dtype(checkpoint),
+        "free_memory": free_memory(),
+        "load": _loading(checkpoint),
         "notes": list(checkpoint.notes),
-        "problems": _problems(checkpoint),
+        "problems": [*_weight_problems(checkpoint), *_tokenizer_problems(checkpoint)],
     }
 
 
@@ -103,25 +110,47 @@ def _rope_scaling(config: ModelConfig) -> str | None:
     return f"llama3, by {scaling.factor:g} beyond {scaling.original_seq_len} tokens"
 
 
-def _memory(config: ModelConfig) -> dict[str, int]:
-    """Bytes of the weights in the engine; norms are float32, of int8 every 64 share a scale."""
-    norms = (2 * config.n_layers + 1) * config.dim
-    matrices = config.n_params - norms
-    return {
-        "float32": 4 * config.n_params,
-        "bfloat16": 4 * norms + 2 * matrices,
-        "int8": 4 * norms + matrices + matrices // 16,
-        "int4": 4 * norms + matrices // 2 + matrices // 16,
-    }
+def _short(template: str | None, most: int = 60) -> str:
+    """The beginning of a chat template, on one line."""
+    text = " ".join((template or "").split())
+    return text if len(text) <= most else f"{text[:most]}... ({len(template or '')} characters)"
 
 
-def _problems(checkpoint: Checkpoint) -> list[str]:
+def _loading(checkpoint: Checkpoint) -> str:
+    """What would come of loading it here and now."""
+    dtype, free = own_dtype(checkpoint), free_memory()
+    weights, session = packed_bytes(checkpoint, dtype), checkpoint.config.cache_bytes
+    needs = f"{amount(weights)} as {dtype} and {amount(session)} a full session"
+    if free is None:
+        return f"needs {needs}"
+    problem = shortage(checkpoint, dtype, free)
+    if problem is not None:
+        advice = f"--dtype {problem.dtype} does" if problem.dtype else "nor as any other dtype"
+        return f"does not fit into the {amount(free)} that are free: {needs}; {advice}"
+    if weights + session > free:
+        return f"fits into the {amount(free)} that are free, but for a full session: {needs}"
+    return f"fits into the {amount(free)} that are free: {needs}"
+
+
+def _weight_problems(checkpoint: Checkpoint) -> list[str]:
     problems = []
     for name, tensors in checkpoint.tensors.items():
-        bad = 0
+        bad = zeros = 0
         for tensor in tensors:
             bad += tensor.count_non_finite()
+            zeros += not any(array.any() for array in tensor.arrays)
             checkpoint.release(tensor)
         if bad:
             problems.append(f"{name}: {bad} values are NaN or infinite")
+        if zeros:  # a download that did not finish?
+            problems.append(f"{name}: {zeros} of {len(tensors)} tensors hold nothing but zeros")
     return problems
+
+
+def _tokenizer_problems(checkpoint: Checkpoint) -> list[str]:
+    own = own_tokenizer(checkpoint)
+    try:
+        load_tokenizer(own or bundled_tokenizer(), checkpoint.config.vocab_size)
+    except TokenizerError as error:
+        return [str(error) if own else f"no tokenizer of its own, and {error}"]
+    return []

@@ -18,8 +18,8 @@ CACHE_DTYPES = get_args(CacheDtype)
 CACHE_DTYPE = "what to keep keys and values in (default float32; bfloat16: half the memory)"
 DTYPE = "convert or quantize the weights while loading (default: as the checkpoint has them)"
 CHECKPOINT = (
-    "a llama2.c or GGUF model, as stories15M.bin, or a directory of Meta's or Hugging Face's"
-    " (default: the built-in story model)"
+    "a llama2.c or GGUF model, as stories15M.bin, a directory of Meta's or Hugging Face's, or the"
+    " name of a downloaded one, as stories15M (default: the built-in story model)"
 )
 
 

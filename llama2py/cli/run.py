@@ -14,6 +14,7 @@ from ..job import Timings
 from ..model import Model, load
 from ..sampling import random_seed
 from . import options
+from .loading import loading_bar
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -37,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "The story goes to standard output, its speed to standard error.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=options.CHECKPOINT)
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help=options.CHECKPOINT)
     add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T", help=_T)
     add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P", help=_P)
     add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_S)
@@ -56,9 +57,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model, then tell or chat."""
     seed = args.seed if args.seed > 0 else random_seed()
-    with load(
-        args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype, args.cache_dtype
-    ) as model:
+    where = args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype
+    with loading_bar() as progress:
+        model = load(*where, args.cache_dtype, progress)
+    with model:
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
         prompt = _prompt(args.prompt)
         if args.mode == "chat":

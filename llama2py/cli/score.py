@@ -12,6 +12,7 @@ from ..corpus import read_stories
 from ..model import load
 from ..scoring import score_texts
 from . import options
+from .loading import loading_bar
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -31,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "scored from its beginning to its end, white space around it left out.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="MODEL", help=f"a llama2.c model; {BUILTIN!r}: the built-in one")
+    add("checkpoint", metavar="MODEL", help=f"as in run; {BUILTIN!r}: the built-in one")
     add("file", metavar="FILE", type=Path, help="the text")
     add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: as in run")
     add("--dtype", choices=options.DTYPES, help=options.DTYPE)
@@ -45,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     """Score story by story."""
     stories = read_stories(args.file)
     path = None if args.checkpoint == BUILTIN else args.checkpoint
-    with load(
-        path, args.tokenizer, args.threads, dtype=args.dtype, cache_dtype=args.cache_dtype
-    ) as model:
+    where, dtypes = (path, args.tokenizer, args.threads), (args.dtype, args.cache_dtype)
+    with loading_bar() as progress:
+        model = load(*where, "c", *dtypes, progress)
+    with model:
         quiet = not sys.stderr.isatty()
         from ..progress import Bar  # only here: tqdm would slow down the start of every command
 

@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--max-words", type=options.count, default=300, metavar="N", help="default 300")
     add("-t", "--temperature", type=options.temperature, default=0.7, metavar="T", help="0.7")
     add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P", help="default 0.9")
-    add("-m", "--model", type=Path, metavar="FILE", help=options.CHECKPOINT)
+    add("-m", "--model", metavar="FILE", help=options.CHECKPOINT)
     add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: as in run")
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
     add("--width", type=options.whole_number, default=80, metavar="N", help="wrap lines; 0: do not")
