@@ -34,6 +34,7 @@ class Asking(Closing, ABC):
     """The questions; `Model` adds the weights."""
 
     tokenizer: Tokenizer
+    stop_tokens: frozenset[int]
     _prefixes: Prefixes
 
     @property
@@ -297,7 +298,9 @@ class Asking(Closing, ABC):
         options: Options,
     ) -> Job:
         tokens = self.prompt_tokens(prompt)
-        return make_job(self.backend, tokens, max_tokens, temperature, top_p, seed, options)
+        return make_job(
+            self.backend, tokens, max_tokens, temperature, top_p, seed, options, self.stop_tokens
+        )
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens that a prompt is run as: BOS and the text's, or those given.

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+import llama2py
 from llama2py import Model, ModelConfig
 from llama2py.checkpoint import (
     Checkpoint,
@@ -128,3 +129,16 @@ def tiny_model(backend: Literal["c", "numpy"] = "c", threads: int | None = None)
     checkpoint = random_checkpoint(TINY)
     weights = Engine(checkpoint, threads) if backend == "c" else Reference(checkpoint)
     return Model(weights, tiny_tokenizer())
+
+
+def run_python(*args: str) -> subprocess.CompletedProcess[str]:
+    """Another interpreter, which finds the same llama2py and these tests."""
+    places = [str(Path(llama2py.__file__).parents[1]), str(Path(__file__).parent)]
+    return subprocess.run(
+        [sys.executable, *args],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

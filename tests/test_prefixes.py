@@ -113,7 +113,7 @@ def test_memory_is_bounded_and_freed() -> None:
     made: list[Any] = []
     with medium() as model:
         make = model.session
-        model.session = lambda: made.append(make()) or made[-1]  # type: ignore[method-assign, func-returns-value]
+        model.session = lambda *_: made.append(make()) or made[-1]  # type: ignore[method-assign, func-returns-value]
         for i in range(30):
             model.generate([BOS, *[i + 3] * 40], max_tokens=2, seed=1)
         assert len(made) == 30
@@ -135,7 +135,7 @@ def test_the_one_that_shares_most_is_taken() -> None:
         sessions = [model.session() for _ in range(3)]
         for session, tokens in zip(sessions, ([5] * 20, [5] * 30, [6] * 40), strict=True):
             session.forward(tokens)
-            kept.give(session, tokens)
+            kept.give(session)
         assert kept.take([5] * 25 + [9] * 9) == (sessions[1], 25)
         assert kept.take([5] * 25 + [9] * 9) == (sessions[0], 20)
         assert kept.take([6] * 15) is None  # not worth it
@@ -148,7 +148,7 @@ def test_nothing_is_kept_behind_close() -> None:
         kept, session = Prefixes(3), model.session()
         session.forward([5] * 20)
         kept.close()
-        kept.give(session, [5] * 20)
+        kept.give(session)
         assert closed(session)
         assert kept.take([5] * 21) is None
 
