@@ -12,6 +12,7 @@ from ..builtin import builtin_model
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..config import ModelConfig
 from ..model import own_tokenizer
+from ..templates import recognise
 from . import options
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         "rope_theta": f"{config['rope_theta']:g}",
         "rope_scaling": facts["rope_scaling"] or "none",
         "tokenizer": facts["tokenizer"] or "none of its own",
+        "template": facts["chat_template"] or "none of its own",
         "memory": ", ".join(f"{n / 1e9:.3g} GB as {d}" for d, n in facts["memory"].items()),
         "notes": "; ".join(facts["notes"]) or "none",
         "problems": "; ".join(facts["problems"]) or "none found",
@@ -86,10 +88,19 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": asdict(config),
         "rope_scaling": _rope_scaling(config),
         "tokenizer": None if tokenizer is None else str(tokenizer),
+        "chat_template": _template(checkpoint.chat_template),
         "memory": _memory(config),
         "notes": list(checkpoint.notes),
         "problems": _problems(checkpoint),
     }
+
+
+def _template(jinja: str | None) -> str | None:
+    """The name of the chat template."""
+    if jinja is None:
+        return None
+    known = recognise(jinja)
+    return known.name if known else "another one"
 
 
 def _rope_scaling(config: ModelConfig) -> str | None:
