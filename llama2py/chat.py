@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from .closing import Closing
 from .errors import ContextError, ParameterError
 from .generation import Stream
-from .job import Job, Overflow
+from .job import Job
 from .model import Model
 from .prefixes import shared
 from .sampling import Sampler, SamplingParams
+from .session import SessionOverflow
 from .templates import LLAMA2, Message, Writer, default_system, find_template
 
 # Of the context: so much is left for an answer where older turns are dropped for it.
@@ -93,7 +94,7 @@ class Chat(Closing):
         seed: int | None = None,
         max_tokens: int | None = None,
         template: str | None = None,
-        overflow: Overflow = "error",
+        overflow: SessionOverflow = "error",
     ) -> None:
         if overflow not in ("error", "shift"):
             raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")

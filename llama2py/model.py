@@ -210,8 +210,9 @@ class Model(Asking):
         """Set how much memory is kept for prompts that begin as earlier ones did.
 
         Such a prompt skips what they share, where that is 16 tokens or more, and begins sooner; no
-        bit of the text changes. Of `generate` with one prompt and `stream`; batches run each prompt
-        whole. With the NumPy backend, whose bits depend on how tokens are split, nothing is kept.
+        bit of the text changes. In a batch a prompt may begin as one that has ended before, not as
+        its neighbours. With the NumPy backend, whose bits depend on how tokens are split, nothing
+        is kept.
 
         Parameters
         ----------

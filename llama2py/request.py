@@ -43,7 +43,7 @@ logit_bias, banned_tokens, logits_processor
     overflow : {'stop', 'error', 'shift'}
         What to do at the end of the context. Default: 'stop', as in llama2.c: the text ends there,
         with ``finish_reason`` 'length', for a story of full length is none the worse for it.
-        'error': raise ContextError. 'shift': go on without the oldest tokens behind BOS, see
+        'error': raise ContextError. 'shift': go on without the oldest tokens behind the first, see
         `Session.shift`; ``max_tokens`` may be above the context then. A prompt that does not fit is
         an error in all three.
     """

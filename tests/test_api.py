@@ -294,7 +294,7 @@ MAY_IMPORT = {
     "guide": {"backend", "tokenizer", "words"},
     "batch": {*BASE, "job", "session", "tokenizer"},
     "scoring": {*BASE, "logprobs", "model"},
-    "chat": {*BASE, "generation", "job", "model", "prefixes", "sampling", "templates"},
+    "chat": {*BASE, "generation", "job", "model", "prefixes", "sampling", "session", "templates"},
     "meta": {*BASE, "batch", "job", "logprobs", "model", "sampling", "templates"},
 }
 

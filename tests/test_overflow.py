@@ -202,7 +202,7 @@ def test_an_error_by_default() -> None:
         chat.say("b" * 60)
     assert len(backend.runs) == runs
     with pytest.raises(ParameterError, match="overflow is 'stop', expected 'error' or 'shift'"):
-        Chat(tiny_model(), overflow="stop")
+        Chat(tiny_model(), overflow="stop")  # type: ignore[arg-type]
 
 
 def test_a_turn_longer_than_the_context_is_an_error_even_so() -> None:

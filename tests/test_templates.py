@@ -84,6 +84,8 @@ def talk(
             {"role": "assistant", "content": answer.strip()},
         ]
     assert chat.messages == told
+    if name != "plain":  # nothing is run twice
+        assert [position for position, _ in backend.runs] == list(range(len(backend.runs)))
     # Every position as it was run last: what a text's stop had run beyond is run over.
     run = dict(backend.runs)
     return [run[position] for position in sorted(run)]
