@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .closing import Closing
 from .errors import ContextError, ParameterError
@@ -32,20 +32,11 @@ class _Exchange:
 
     user: str
     job: Job
-    tokens: list[int] = field(default_factory=list)  # of the answer, as far as it was heard
-    text: str = ""
-    settled: bool = False
 
     @property
     def begun(self) -> bool:
         """Whether the answer has begun; a turn without one leaves no trace."""
         return self.job.timings.generated_tokens > 0
-
-    def settle(self) -> None:
-        """Take the answer as it is; the next turn comes."""
-        if not self.settled:
-            self.tokens, self.text = self.job.tokens.copy(), self.job.text
-            self.settled = True
 
 
 class Chat(Closing):
@@ -153,7 +144,7 @@ class Chat(Closing):
         Stream
             The assistant's answer. The template's end token ends it, and so does EOS, and the end
             of the room (``finish_reason`` 'length'). Who breaks it off has heard just that much of
-            it; a turn whose answer has not begun leaves no trace.
+            it, also where the next turn does so; a turn whose answer has not begun leaves no trace.
 
         Raises
         ------
@@ -165,8 +156,10 @@ class Chat(Closing):
         system = self._told
         for text in (user, system or ""):
             self._writer.check(text)
-        past = self._past()
+        past = [exchange for exchange in self._exchanges if exchange.begun]
         tokens, dropped, kept = self._fitting(past, user, system)
+        for exchange in self._exchanges[-1:]:  # an answer that was not heard to its end is over
+            exchange.job.finish_reason = exchange.job.finish_reason or "cancelled"
         self._session.rewind(min(shared(self._session.tokens, tokens), len(tokens) - 1))
         self._session.kept = kept
         turn = tokens[self._session.position :]
@@ -183,13 +176,6 @@ class Chat(Closing):
         self._exchanges = [*past, _Exchange(user, job)]
         self._dropped = dropped
         return Stream(self._session, self._model.tokenizer, job, owns_session=False)
-
-    def _past(self) -> list[_Exchange]:
-        """The exchanges that count, each with what was heard of it."""
-        past = [exchange for exchange in self._exchanges if exchange.begun]
-        for exchange in past:
-            exchange.settle()
-        return past
 
     def _fitting(
         self, past: list[_Exchange], user: str, system: str | None
@@ -219,12 +205,12 @@ class Chat(Closing):
     def _tokens(self, past: list[_Exchange], user: str, system: str | None) -> list[int]:
         writer = self._writer
         if writer.template.end is None:
-            return writer.text([(e.user, e.text) for e in past], user, system)
+            return writer.text([(e.user, e.job.text) for e in past], user, system)
         tokens: list[int] = []
         for i, exchange in enumerate(past):
             first = i == 0
             tokens += writer.turn(exchange.user, system if first else None, first)
-            tokens += exchange.tokens + writer.end()
+            tokens += exchange.job.tokens + writer.end()
         return tokens + writer.turn(user, None if past else system, not past)
 
     def close(self) -> None:

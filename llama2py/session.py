@@ -188,7 +188,8 @@ class Session(Closing):
         """Write what the session has run to a file, for `Model.load_session`.
 
         It holds the tokens and their keys and values (``config.cache_bytes`` for a full context),
-        and takes the place of an older file only when it is whole.
+        and takes the place of an older file only when it is whole. The first one of a model takes
+        longer: its weights are read to tell it from others.
 
         Raises
         ------

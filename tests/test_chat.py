@@ -111,3 +111,46 @@ def test_a_turn_longer_than_the_context_is_an_error(tokenizer: Tokenizer) -> Non
         with pytest.raises(PromptError, match="do not fit"):
             chat.say("and so on " * 50).finish()
         assert backend.runs == []
+
+
+def test_the_next_turn_ends_an_answer_that_is_still_coming(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, 302, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    first = chat.say("Hi")
+    next(first)
+    unheard = chat.say("Hm")
+    second = chat.say("Stop")
+    assert list(first) == list(unheard) == []
+    assert (first.finish_reason, unheard.finish_reason) == ("cancelled", "cancelled")
+    second.finish()
+    heard, turn = tokenizer.encode("[INST] Hi [/INST]"), tokenizer.encode("[INST] Stop [/INST]")
+    assert backend.runs == list(enumerate([*heard, 300, EOS, *turn, 301, 302]))
+    words = [tokenizer.decode(tokens).strip() for tokens in ([300], [301, 302])]
+    assert chat.messages == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": words[0]},
+        {"role": "user", "content": "Stop"},
+        {"role": "assistant", "content": words[1]},
+    ]
+
+
+def test_a_turn_that_does_not_fit_does_not_end_the_answer(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, EOS], len(tokenizer), seq_len=64)
+    chat = Chat(Model(backend, tokenizer))
+    answer = chat.say("Hi")
+    next(answer)
+    with pytest.raises(PromptError, match="do not fit"):
+        chat.say("and so on " * 50)
+    assert answer.finish().tokens == [300, 301]
+
+
+def test_an_interrupted_prompt_is_run_again(tokenizer: Tokenizer) -> None:
+    """Ctrl-C in a long turn: what was run of it is forgotten."""
+    backend = ScriptedBackend([300, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    chat._session.forward(tokenizer.encode("[INST] Hello")[:3])
+    backend.runs.clear()
+    backend._script = iter([300, EOS])
+    chat.say("Bye").finish()
+    tokens = tokenizer.encode("[INST] Bye [/INST]")
+    assert backend.runs == list(enumerate([*tokens, 300]))[3:]

@@ -80,6 +80,7 @@ def test_the_engines_keys_are_the_references(config: ModelConfig) -> None:
 
 
 def test_any_simd_kernels_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LLAMA2PY_ISA", raising=False)
     path = tmp_path / "a.session"
     saved(tiny_model(), path, TOKENS)
     with tiny_model() as model, model.load_session(path) as session:
