@@ -74,6 +74,19 @@ class Chat(Closing):
     -----
     A message cannot forge a turn: special tokens stand only where the template puts them, and a
     message that holds the text of one (``<|eot_id|>``, ``[INST]``) is refused, as by Meta's code.
+
+    An answer stays in the context as the tokens that the model drew. Hugging Face's templates write
+    the dialogue anew each turn, which gives the same tokens where the model spells as its tokenizer
+    does; and of Llama 2 Meta's code strips the texts and ends an answer with a space, as llama2.c
+    and this do not.
+
+    Examples
+    --------
+    >>> from llama2py import load
+    >>> with Chat(load(), template="plain", seed=1, max_tokens=60) as chat:
+    ...     answer = chat.say("Tell me of a dragon.").finish().text
+    ...     [message["role"] for message in chat.messages]
+    ['user', 'assistant']
     """
 
     def __init__(
@@ -190,10 +203,10 @@ class Chat(Closing):
                 dropped += 1
                 tokens = self._tokens(past[dropped:], user, system)
         if len(tokens) > context:
-            room = context - self._session.position
+            run = shared(self._session.tokens, tokens)
             raise ContextError(
-                f"this turn's {len(tokens) - self._session.position} tokens do not fit:"
-                f" the model's context has room for {room} more"
+                f"this turn's {len(tokens) - run} tokens do not fit:"
+                f" the model's context has room for {context - run} more"
             )
         kept = 1
         if self._shifts:

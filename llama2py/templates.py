@@ -155,7 +155,7 @@ _ALL = (
 TEMPLATES = {template.name: template for template in _ALL}
 
 # A turn that ends with EOS: others have <|user|>, too, and end it otherwise.
-_ZEPHYR = re.compile(r"<\|user\|>.{0,80}?content.{0,20}?(?:eos_token|</s>)", re.DOTALL)
+_ZEPHYR = re.compile(r"<\|user\|>[^%]{0,80}?content[^%]{0,20}?(?:eos_token|</s>)")
 _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]+)<\|im_end\|>")
 
 

@@ -13,7 +13,7 @@ from conftest import tiny_tokenizer
 from scripted import ScriptedBackend
 
 import llama2py
-from llama2py import CheckpointError, Model
+from llama2py import Chat, CheckpointError, Model
 from llama2py.checkpoint import Conventions, open_checkpoint
 from llama2py.cli import main
 from llama2py.tokenizer import BOS, EOS
@@ -180,6 +180,33 @@ def test_loading_keeps_it(test_data: Path) -> None:
     data = test_data / "data"
     with llama2py.load(data / "stories260K.bin", data / "tok512.bin") as model:
         assert model.stop_tokens == {BOS}
+
+
+def test_a_chat_with_a_directory(tmp_path: Path) -> None:
+    """All of it from files: five tokens, of which "user" has no letter and "assistant" two a's."""
+    tokenizer = {
+        "added_tokens": [
+            {"id": 3, "content": "<|im_start|>", "special": True},
+            {"id": 4, "content": "<|im_end|>", "special": True},
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+    }
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHATML}
+    directory(
+        tmp_path,
+        tokenizer__json=tokenizer,
+        tokenizer_config__json=names,
+        generation_config__json={"eos_token_id": 4},
+    )
+    with llama2py.load(tmp_path) as model, Chat(model, "ba", temperature=0) as chat:
+        assert chat.template == "chatml"
+        assert model.stop_tokens == {3, 4}
+        stream = chat.say("ab")
+        assert stream.prompt_tokens == [3, 1, 0, 4, 3, 2, 4, 3, 0, 0]
+        for _ in stream:
+            pass
+        assert len(stream.tokens) <= 16 - 10 + 1
 
 
 def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -342,6 +342,8 @@ def test_a_template_is_known_by_its_markers(name: str) -> None:
         "{{ bos_token + '[INST] ' + message.content + ' [/INST]' }}",  # Mistral's
         "{{ '<|user|>\n' + message['content'] + '<|end|>\n' }}",  # Phi's
         "{{ '<start_of_turn>' + message.role }}",
+        # OLMo's
+        "{{ '<|user|>\n' + m.content + '\n' }}{% else %}{{ m.content + eos_token }}",
         "",
     ],
 )
