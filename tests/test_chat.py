@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from conftest import random_checkpoint, tiny_tokenizer
 from scripted import ScriptedBackend
 
-from llama2py import Model, PromptError
+from llama2py import ContextError, Model, ModelConfig, PromptError
 from llama2py.chat import Chat, render_turn
+from llama2py.engine import Engine
 from llama2py.sampling import Coin
 from llama2py.tokenizer import BOS, EOS, Tokenizer
 from llama2py.tokenizer_files import bundled_tokenizer, load_tokenizer
@@ -154,3 +158,29 @@ def test_an_interrupted_prompt_is_run_again(tokenizer: Tokenizer) -> None:
     chat.say("Bye").finish()
     tokens = tokenizer.encode("[INST] Bye [/INST]")
     assert backend.runs == list(enumerate([*tokens, 300]))[3:]
+
+
+@pytest.mark.parametrize("overflow", ["error", "shift"])
+@pytest.mark.parametrize("template", ["llama2", "zephyr", "plain"])
+def test_what_is_remembered_is_what_was_said(template: str, overflow: Any) -> None:
+    """Whatever was kept, rewound, run again: each answer is that of a text begun afresh."""
+    config = ModelConfig(24, 44, 2, 4, 2, 300, 150, shared_classifier=False)
+    with Model(Engine(random_checkpoint(config)), tiny_tokenizer()) as model:
+        model.reuse_prefixes(0)
+        chat = Chat(model, "s", temperature=0, template=template, overflow=overflow)
+        heard = 0
+        for user in ("ab", "a longer one", "c d", "e f g"):
+            try:
+                answer = chat.say(user)
+            except ContextError:
+                assert overflow == "error"
+                break
+            while len(answer.tokens) < 8 and next(answer, None) is not None:
+                pass
+            tokens = chat._session.tokens
+            before = tokens[: len(tokens) - len(answer.tokens) + 1]
+            ends: Any = {"temperature": 0, "stop_tokens": (), "max_tokens": len(answer.tokens)}
+            assert answer.tokens == model.generate(before, **ends).tokens
+            heard += 1
+        assert heard == 4 if overflow == "shift" else heard >= 2
+        assert len(chat.messages) == 1 + 2 * heard
