@@ -27,13 +27,6 @@ static void rotate(float *x, const float *rope, int head_dim) {
     }
 }
 
-static void put(int type, unsigned char *to, size_t at, float value) {
-    if (type == L2P_BFLOAT16)
-        ((uint16_t *)(void *)to)[at] = float_to_bfloat16(value);
-    else
-        ((float *)(void *)to)[at] = value;
-}
-
 /* Rotate one token's queries and key of one key/value head, and put key and value where attention reads them. */
 static void store_kv(const Forward *f, int layer, int i, int kv_head) {
     const l2p_config *c = &f->model->config;
@@ -54,8 +47,8 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
     const size_t key = (size_t)(position / LANES) * (size_t)head_dim * LANES + (size_t)(position % LANES);
     const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES;
     for (int d = 0; d < head_dim; d++) {
-        put(c->cache_type, keys, key + (size_t)d * LANES, k[d]);
-        put(c->cache_type, values, value + (size_t)(d / LANES) * channels + (size_t)(d % LANES), v[d]);
+        cache_put(c->cache_type, keys, key + (size_t)d * LANES, k[d]);
+        cache_put(c->cache_type, values, value + (size_t)(d / LANES) * channels + (size_t)(d % LANES), v[d]);
     }
 }
 

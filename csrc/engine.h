@@ -97,6 +97,18 @@ static inline float bfloat16_to_float(uint16_t upper) {
     return value;
 }
 
+/* Value number `at` of a session's keys or values */
+static inline void cache_put(int type, unsigned char *cache, size_t at, float value) {
+    if (type == L2P_BFLOAT16)
+        ((uint16_t *)(void *)cache)[at] = float_to_bfloat16(value);
+    else
+        ((float *)(void *)cache)[at] = value;
+}
+static inline float cache_get(int type, const unsigned char *cache, size_t at) {
+    return type == L2P_BFLOAT16 ? bfloat16_to_float(((const uint16_t *)(const void *)cache)[at])
+                                : ((const float *)(const void *)cache)[at];
+}
+
 /* Memory of whole pages, zeroed, on huge pages where asked for and possible. NULL: none left. */
 void *pages_alloc(size_t bytes, int huge);
 void pages_free(void *memory, size_t bytes);

@@ -60,6 +60,8 @@ int l2p_isa_supported(int index);
 l2p_model *l2p_model_new(const l2p_config *config, int isa);
 void l2p_model_free(l2p_model *model);
 int64_t l2p_model_bytes(const l2p_model *model);
+/* Numbers out[4] that tell the packed weights from others; a checksum, not proof against forgery. */
+void l2p_model_digest(const l2p_model *model, uint64_t *out);
 
 /* Pack one tensor of one layer (0 where a tensor has none), and convert or quantize it where the model's weight type
  * is another. values: of values_type, in rows; of L2P_INT8, scales: float32, one for each group of the flattened
@@ -73,6 +75,9 @@ l2p_session *l2p_session_new(const l2p_model *model);
 void l2p_session_free(l2p_session *session);
 /* Give `to`, of the same model, the first n positions of `from`. */
 void l2p_session_copy(l2p_session *to, const l2p_session *from, int n);
+/* Copy the first n positions out of (out: 1) or into a session (0): keys and values are
+ * (n_layers, n_kv_heads, n, head_dim). */
+void l2p_session_move(l2p_session *session, int n, float *keys, float *values, int out);
 
 /* The transformer over a batch of n tokens: token i is tokens[i] at positions[i] of sessions[i]. Tokens of one session
  * stand in order of position, and every earlier position of it has been computed, in this call or before.

@@ -1,4 +1,4 @@
-/* Sessions: the memory of one conversation's keys and values, and a copy of it. */
+/* Sessions: the memory of one conversation's keys and values, copies of it, and whose they are. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,4 +41,42 @@ void l2p_session_copy(l2p_session *to, const l2p_session *from, int n) {
         for (size_t at = 0; at < from->value_stride; at += channels)
             memcpy(to->values + values + at, from->values + values + at, (size_t)n * position);
     }
+}
+
+void l2p_session_move(l2p_session *session, int n, float *keys, float *values, int out) {
+    const l2p_config *c = &session->model->config;
+    const size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads, width = (size_t)c->head_dim;
+    for (size_t head = 0; head < heads; head++) {
+        unsigned char *key = session->keys + head * session->key_stride;
+        unsigned char *value = session->values + head * session->value_stride;
+        for (size_t at = 0; at < (size_t)n; at++)
+            for (size_t channel = 0; channel < width; channel++, keys++, values++) {
+                /* (seq_len / LANES, head_dim, LANES) and (head_dim / LANES, seq_len, LANES), as engine.h says */
+                const size_t key_at = (at / LANES * width + channel) * LANES + at % LANES;
+                const size_t value_at = (channel / LANES * (size_t)session->seq_len + at) * LANES + channel % LANES;
+                if (out) {
+                    *keys = cache_get(c->cache_type, key, key_at);
+                    *values = cache_get(c->cache_type, value, value_at);
+                } else {
+                    cache_put(c->cache_type, key, key_at, *keys);
+                    cache_put(c->cache_type, value, value_at, *values);
+                }
+            }
+    }
+}
+
+void l2p_model_digest(const l2p_model *model, uint64_t *out) {
+    const size_t words = model->packed_bytes / sizeof(uint64_t), rest = model->packed_bytes % sizeof(uint64_t);
+    uint64_t lanes[4] = {1, 2, 3, 4}; /* four chains, so that no multiplication waits for the one before */
+    for (size_t i = 0; i < words; i++) {
+        uint64_t word;
+        memcpy(&word, model->arena + i * sizeof word, sizeof word);
+        uint64_t *lane = &lanes[i & 3];
+        *lane = (*lane ^ word) * 0x9E3779B97F4A7C15u;
+        *lane ^= *lane >> 29; /* multiplying moves bits only upwards */
+    }
+    uint64_t last = 0;
+    memcpy(&last, model->arena + words * sizeof last, rest);
+    lanes[0] = (lanes[0] ^ last) * 0x9E3779B97F4A7C15u;
+    memcpy(out, lanes, sizeof lanes);
 }

@@ -34,6 +34,7 @@ class Asking(Closing, ABC):
     """The questions; `Model` adds the weights."""
 
     tokenizer: Tokenizer
+    stop_tokens: frozenset[int]
     _prefixes: Prefixes
 
     @property
@@ -49,6 +50,16 @@ class Asking(Closing, ABC):
     @abstractmethod
     def session(self) -> Session:
         """A new conversation at position 0."""
+
+    def take_session(self, job: Job) -> Session:
+        """A session for a job, which learns how much of its prompt need not be run any more."""
+        taken = self._prefixes.take(job.prompt_tokens)
+        session, job.reused = taken if taken else (self.session(), 0)
+        return session
+
+    def give_session(self, session: Session) -> None:
+        """Take a session back, for prompts that begin as what it has run."""
+        self._prefixes.give(session)
 
     def stream(
         self,
@@ -90,9 +101,7 @@ class Asking(Closing, ABC):
             If a number is out of its range.
         """
         job = self._job(prompt, max_tokens, temperature, top_p, seed, options)
-        taken = self._prefixes.take(job.prompt_tokens)
-        session, job.reused = taken if taken else (self.session(), 0)
-        return Stream(session, self.tokenizer, job, keep=self._prefixes)
+        return Stream(self.take_session(job), self.tokenizer, job, keep=self._prefixes)
 
     async def astream(
         self,
@@ -297,7 +306,9 @@ class Asking(Closing, ABC):
         options: Options,
     ) -> Job:
         tokens = self.prompt_tokens(prompt)
-        return make_job(self.backend, tokens, max_tokens, temperature, top_p, seed, options)
+        return make_job(
+            self.backend, tokens, max_tokens, temperature, top_p, seed, options, self.stop_tokens
+        )
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens that a prompt is run as: BOS and the text's, or those given.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .config import CacheDtype, Dtype, ModelConfig
 
 Logits: TypeAlias = NDArray[np.float32]
+Floats: TypeAlias = NDArray[np.float32]
 
 
 class Cache(Protocol):
@@ -18,6 +19,12 @@ class Cache(Protocol):
 
     def copy(self, n_positions: int) -> Cache:
         """Another one with the same first positions."""
+
+    def read(self, n_positions: int) -> tuple[Floats, Floats]:
+        """Keys and values of the first positions, (n_layers, n_kv_heads, n, head_dim) each."""
+
+    def write(self, keys: Floats, values: Floats) -> None:
+        """Set those of the first positions, in the same form."""
 
     def close(self) -> None:
         """Free the memory. Twice does no harm."""
@@ -75,6 +82,9 @@ class Backend(Protocol):
         ndarray, float32, shape (len(logits_rows), vocab_size)
             The logits behind those tokens of the batch.
         """
+
+    def digest(self) -> bytes:
+        """Tells these weights from others, as far as no few tokens' logits do: the embeddings."""
 
     def argmax(self, logits: Logits) -> int:
         """The first index of the largest of logits (vocab_size,)."""

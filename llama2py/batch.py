@@ -22,20 +22,23 @@ class Generator(Protocol):
 
     tokenizer: Tokenizer
 
-    def session(self) -> Session:
-        """A new one at position 0."""
+    def take_session(self, job: Job) -> Session:
+        """One for a job: new, or one that has run how its prompt begins."""
+
+    def give_session(self, session: Session) -> None:
+        """Keep one for later prompts, or close it."""
 
 
 class _Lane:
     """A job's place in the batch."""
 
     def __init__(self, model: Generator, job: Job, number: int) -> None:
-        self.job, self.number = job, number
-        self.session = model.session()
+        self.job, self.number, self._model = job, number, model
+        self.session = model.take_session(job)
 
     def leave(self) -> Job:
         """Finish the job."""
-        self.session.close()
+        self._model.give_session(self.session)
         return self.job
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._engine import ffi, lib
-from .backend import Logits
+from .backend import Floats, Logits
 from .checkpoint import (
     Checkpoint,
     QuantizedTensor,
@@ -149,6 +149,30 @@ class EngineCache:
         del model
         return made
 
+    def read(self, n_positions: int) -> tuple[Floats, Floats]:
+        keys, values = (np.empty(self._shape(n_positions), np.float32) for _ in range(2))
+        self._move(n_positions, keys, values, 1)
+        return keys, values
+
+    def write(self, keys: Floats, values: Floats) -> None:
+        keys, values = (np.array(array, np.float32, order="C") for array in (keys, values))
+        n_positions = keys.shape[2]
+        if not keys.shape == values.shape == self._shape(n_positions):
+            raise EngineError(f"keys of shape {keys.shape}, expected {self._shape(n_positions)}")
+        self._move(n_positions, keys, values, 0)
+
+    def _shape(self, n_positions: int) -> tuple[int, ...]:
+        config = self._engine.config
+        return (config.n_layers, config.n_kv_heads, n_positions, config.head_dim)
+
+    def _move(self, n_positions: int, keys: Floats, values: Floats, out: int) -> None:
+        model, session = self._engine.handle, self.handle  # alive during the copy
+        if n_positions > self._engine.config.seq_len:
+            raise EngineError(f"{n_positions} positions, expected at most the context")
+        buffers = [ffi.from_buffer("float[]", a, require_writable=True) for a in (keys, values)]
+        lib.l2p_session_move(session, n_positions, *buffers, out)
+        del model
+
     def close(self) -> None:
         self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then
         self._session = None  # the memory is freed
@@ -277,6 +301,11 @@ class Engine:
             error = _forward_aside(arguments, sessions, cancel)
         _check(error, "a forward pass")
         return out
+
+    def digest(self) -> bytes:
+        out = ffi.new("uint64_t[4]")
+        lib.l2p_model_digest(self.handle, out)  # all of them
+        return bytes(ffi.buffer(out))
 
     def argmax(self, logits: Logits) -> int:
         values = ffi.from_buffer("float[]", logits)

@@ -29,6 +29,14 @@ class PromptError(Llama2pyError):
     """A prompt or a token sequence cannot be run: not text, out of the vocabulary, too long."""
 
 
+class ContextError(PromptError):
+    """There are more tokens than the model's context holds."""
+
+
+class SessionError(Llama2pyError):
+    """A saved session is missing, malformed, cut short, or another model's."""
+
+
 class ParameterError(Llama2pyError, ValueError):
     """An argument lies outside its range (a temperature of nan, a top_p of 1.5)."""
 

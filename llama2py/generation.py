@@ -141,8 +141,7 @@ class Stream(Closing, Iterator[str]):
             return next(self._pieces)
         except StopIteration:
             if self._keep and self.finish_reason and (session := self._take_session()):
-                run = (self.prompt_tokens + self.tokens)[: session.position]
-                self._keep.give(session, run)
+                self._keep.give(session)
             self.close()
             raise
         except BaseException:  # nothing more will come

@@ -14,11 +14,12 @@ from typing import Literal, Protocol
 from .backend import Logits
 from .logprobs import TokenLogprob, log_softmax, token_logprob
 from .sampling import Sampler
-from .session import Session
+from .session import Session, SessionOverflow
 from .stopping import StopTexts
 from .tokenizer import Decoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "time", "cancelled"]
+Overflow = Literal["stop", "error", "shift"]
 
 
 @dataclass(slots=True)
@@ -99,6 +100,9 @@ class Job:
         Keep the log-probability of each token, and so many best beside it.
     reused : int
         So many of the prompt's tokens have been run in the session before.
+    overflow : {'stop', 'error', 'shift'}
+        What the end of the context does: end the text, raise ContextError, or make the session
+        shift.
     text : str
         What was generated, without the prompt.
     tokens : list of int
@@ -123,6 +127,7 @@ class Job:
     cancel: threading.Event | None = None
     top_logprobs: int | None = None
     reused: int = 0
+    overflow: Overflow = "stop"
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -147,8 +152,12 @@ class Job:
         """
         self._started_at = perf_counter()
         self._block = session.checked(self.prompt_tokens[self.reused :])
-        # The last token needs no place: nothing comes after it.
-        self._budget = min(self.max_tokens, session.room - len(self._block) + 1)
+        full: SessionOverflow = "shift" if self.overflow == "shift" else "error"
+        session.overflow = full
+        self._budget = self.max_tokens
+        if self.overflow == "stop":
+            # The last token needs no place: nothing comes after it.
+            self._budget = min(self.max_tokens, session.room - len(self._block) + 1)
         self._decoder = tokenizer.decoder(previous=self._block[-1])
         self._stop_texts = StopTexts(self.stop) if self.stop else None
         self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from .batch import run_jobs
 from .errors import CheckpointError, ParameterError, PromptError
@@ -25,15 +25,8 @@ from .job import Job
 from .logprobs import log_probabilities
 from .model import Model, load
 from .sampling import Coin, Sampler, SamplingParams
-
-Role = Literal["system", "user", "assistant"]
-
-
-class Message(TypedDict):
-    """One turn of a dialog."""
-
-    role: Role
-    content: str
+from .templates import Message as Message
+from .templates import Role as Role
 
 
 class CompletionPrediction(TypedDict, total=False):

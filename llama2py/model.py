@@ -12,13 +12,13 @@ from typing import Literal, get_args
 from .asking import Asking
 from .backend import Backend
 from .builtin import builtin_model
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, Conventions, open_checkpoint
 from .config import CacheDtype, Dtype, ModelConfig
 from .cpu import MAX_THREADS
 from .errors import ClosedError, EngineError, ParameterError
 from .hub import find_model
 from .prefixes import Prefixes
-from .session import Session
+from .session import Session, SessionOverflow
 from .tokenizer import Tokenizer
 from .tokenizer_files import bundled_tokenizer, load_tokenizer
 
@@ -125,7 +125,7 @@ def load(
             weights = Reference(checkpoint, dtype, cache_dtype)
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
-        return Model(weights, vocabulary)
+        return Model(weights, vocabulary, checkpoint.conventions)
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
@@ -156,10 +156,20 @@ class Model(Asking):
     ----------
     tokenizer : Tokenizer
         Text to tokens and back.
+    stop_tokens : frozenset of int
+        What ends a text by default: BOS, which parts the stories of llama2.c's models, and the
+        tokens that the checkpoint's metadata names. llama2.c's checkpoints name none, so that their
+        models keep llama2.c's rule; Hugging Face's and GGUF files do (``<|eot_id|>``, ``</s>``).
+    conventions : Conventions
+        What else the metadata says about texts: the chat template, whether BOS begins them.
     """
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, conventions: Conventions | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self.conventions = conventions or Conventions()
+        self.stop_tokens = self.conventions.end_tokens | {tokenizer.bos_id}
         self._backend: Backend | None = backend
         self._config = backend.config
         self._prefixes = Prefixes(0)
@@ -177,22 +187,56 @@ class Model(Asking):
             raise ClosedError("the model is closed, expected an open one")
         return self._backend
 
-    def session(self) -> Session:
+    def session(self, overflow: SessionOverflow = "error") -> Session:
         """A new conversation at position 0.
+
+        Parameters
+        ----------
+        overflow : {'error', 'shift'}
+            What a full context does to `Session.forward`: raise ContextError, or forget the oldest
+            tokens, see `Session.shift`. (Only a text can 'stop': see `Options`.)
 
         Raises
         ------
         EngineError
             If there is no memory for its keys and values.
+        ParameterError
+            If ``overflow`` is neither.
         """
-        return Session(self.backend)
+        return Session(self.backend, overflow=overflow)
+
+    def load_session(self, path: StrPath) -> Session:
+        """A session as `Session.save` has written it; it goes on with the same bits.
+
+        Raises
+        ------
+        SessionError
+            If the file is missing, malformed, cut short, or of a session of another model, or of
+            this one in another dtype or backend, whose bits would not go on as they began.
+        EngineError
+            If there is no memory for its keys and values.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> model = load()
+        >>> path = tempfile.mkdtemp() + "/dragon.session"
+        >>> with model.session() as session:
+        ...     logits = session.forward(model.tokenizer.encode("Once upon a time"))
+        ...     session.save(path)
+        >>> with model.load_session(path) as session:
+        ...     model.tokenizer.decode(session.tokens)
+        'Once upon a time'
+        """
+        return Session.load(path, self.backend)
 
     def reuse_prefixes(self, max_bytes: int = PREFIX_BYTES) -> None:
         """Set how much memory is kept for prompts that begin as earlier ones did.
 
         Such a prompt skips what they share, where that is 16 tokens or more, and begins sooner; no
-        bit of the text changes. Of `generate` with one prompt and `stream`; batches run each prompt
-        whole. With the NumPy backend, whose bits depend on how tokens are split, nothing is kept.
+        bit of the text changes. In a batch a prompt may begin as one that has ended before, not as
+        its neighbours. With the NumPy backend, whose bits depend on how tokens are split, nothing
+        is kept.
 
         Parameters
         ----------

@@ -13,7 +13,7 @@ _WORTH_IT = 16
 
 
 class Prefixes(Closing):
-    """A few sessions, each with the tokens that it has run; the one used last goes last.
+    """A few sessions that have run some tokens; the one used last goes last.
 
     Threads may share it. A session is in here or in use, never both.
 
@@ -25,7 +25,7 @@ class Prefixes(Closing):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: list[tuple[list[int], Session]] = []
+        self._kept: list[Session] = []
         self._lock = threading.Lock()
 
     def take(self, tokens: Sequence[int]) -> tuple[Session, int] | None:
@@ -36,23 +36,23 @@ class Prefixes(Closing):
         """
         with self._lock:
             best, at = _WORTH_IT - 1, -1
-            for i, (run, _) in enumerate(self._kept):
-                if (n := min(_shared(run, tokens), len(tokens) - 1)) > best:
+            for i, kept in enumerate(self._kept):
+                if (n := min(shared(kept.tokens, tokens), len(tokens) - 1)) > best:
                     best, at = n, i
             if at < 0:
                 return None
-            _, session = self._kept.pop(at)
+            session = self._kept.pop(at)
         session.rewind(best)
         return session, best
 
-    def give(self, session: Session, tokens: list[int]) -> None:
-        """Keep a session that has run these tokens, or close it, and the oldest of too many."""
+    def give(self, session: Session) -> None:
+        """Keep a session, or close it, and the oldest of too many."""
         leaves = [session]
-        if len(tokens) >= _WORTH_IT:
+        if session.position >= _WORTH_IT:
             with self._lock:  # `most` is 0 as soon as it is closed
-                self._kept.append((tokens, session))
+                self._kept.append(session)
                 too_many = max(0, len(self._kept) - self._most)
-                leaves = [kept for _, kept in self._kept[:too_many]]
+                leaves = self._kept[:too_many]
                 del self._kept[:too_many]
         for old in leaves:
             old.close()
@@ -62,11 +62,11 @@ class Prefixes(Closing):
         with self._lock:
             self._most = 0
             leaves, self._kept = self._kept, []
-        for _, session in leaves:
+        for session in leaves:
             session.close()
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences have in common at the beginning."""
     n = 0
     for x, y in zip(a, b, strict=False):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,14 @@ class ReferenceCache:
 
     def copy(self, n_positions: int) -> ReferenceCache:
         return deepcopy(self)
+
+    def read(self, n_positions: int) -> tuple[Array, Array]:
+        keys, values = self.keys[:, :n_positions], self.values[:, :n_positions]
+        return keys.swapaxes(1, 2), values.swapaxes(1, 2)
+
+    def write(self, keys: Array, values: Array) -> None:
+        self.keys[:, : keys.shape[2]] = keys.swapaxes(1, 2)
+        self.values[:, : values.shape[2]] = values.swapaxes(1, 2)
 
     def close(self) -> None:
         self.keys = self.values = np.zeros(0, np.float32)
@@ -133,6 +142,9 @@ class Reference:
         groups = q.reshape(self.config.n_kv_heads, -1, q.shape[-1])  # heads that share keys
         scores = np.einsum("kgh,tkh->kgt", groups, keys) / np.sqrt(np.float32(q.shape[-1]))
         return np.einsum("kgt,tkh->kgh", softmax(scores), values)
+
+    def digest(self) -> bytes:
+        return sha256(self.embedding.tobytes()).digest()
 
     def argmax(self, logits: Logits) -> int:
         return 0 if np.isnan(logits[0]) else int(np.nanargmax(logits))  # as in llama2.c

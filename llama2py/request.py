@@ -7,16 +7,16 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import index
-from typing import TypedDict, cast
+from typing import TypedDict, cast, get_args
 
 from .adjusting import LogitsProcessor
 from .backend import Backend
 from .errors import ParameterError
-from .job import Job
+from .job import Job, Overflow
 from .sampling import Sampler, SamplingParams
 from .stopping import StopTexts
 
-_STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs"}
+_STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow"}
 
 
 class Options(TypedDict, total=False):
@@ -31,14 +31,21 @@ logit_bias, banned_tokens, logits_processor
         Texts that end the text, wherever tokens part; neither the text nor a streamed piece ever
         holds a part of one.
     stop_tokens : iterable of int
-        Tokens that end the text. Default: BOS alone, as in llama2.c; ``(1, 2)``: EOS, too; ``()``:
-        none.
+        Tokens that end the text. Default: `Model.stop_tokens`, which is BOS alone for llama2.c's
+        models, as in llama2.c, and BOS and the end tokens that its metadata names for another.
+        ``(1, 2)``: BOS and Llama 2's EOS; ``()``: none.
     max_time : float
         Seconds, prompt included, after which the text ends.
     cancel : threading.Event
         Set by any thread, it ends the text.
     logprobs : int
         Keep the log-probability of each token, and so many most probable ones beside it; 0: none.
+    overflow : {'stop', 'error', 'shift'}
+        What to do at the end of the context. Default: 'stop', as in llama2.c: the text ends there,
+        with ``finish_reason`` 'length', for a story of full length is none the worse for it.
+        'error': raise ContextError. 'shift': go on without the oldest tokens behind the first, see
+        `Session.shift`; ``max_tokens`` may be above the context then. A prompt that does not fit is
+        an error in all three.
     """
 
     top_k: int
@@ -55,6 +62,7 @@ logit_bias, banned_tokens, logits_processor
     max_time: float | None
     cancel: threading.Event | None
     logprobs: int | None
+    overflow: Overflow
 
 
 def make_job(
@@ -65,8 +73,9 @@ def make_job(
     top_p: float,
     seed: int | None,
     options: Options,
+    stop_tokens: frozenset[int] | None = None,
 ) -> Job:
-    """Check what is asked for, and put it together.
+    """Check what is asked for, and put it together; ``stop_tokens`` are the default ones.
 
     Raises
     ------
@@ -91,15 +100,20 @@ def make_job(
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     StopTexts(stop)  # raises here, not when the text begins
     ends = options.get("stop_tokens")
+    overflow = options.get("overflow", "stop")
+    if overflow not in get_args(Overflow):
+        expected = ", ".join(get_args(Overflow))
+        raise ParameterError(f"overflow is {overflow!r}, expected one of {expected}")
     return Job(
         prompt_tokens,
         Sampler(backend, params, seed),
         limit,
-        stop_tokens=None if ends is None else frozenset(index(token) for token in ends),
+        stop_tokens=stop_tokens if ends is None else frozenset(index(token) for token in ends),
         stop=stop,
         max_time=max_time,
         cancel=options.get("cancel"),
         top_logprobs=logprobs,
+        overflow=overflow,
     )
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from operator import index
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from .backend import Backend, Cache, Logits
 from .closing import Closing
-from .errors import Cancelled, ClosedError, PromptError
+from .errors import Cancelled, ClosedError, ContextError, ParameterError, PromptError
+from .saved_session import read_session, write_session
 
 # Multiplications in one call of the engine: about a tenth of a second of work, so that Ctrl-C is
 # heard between the blocks of a long prompt.
 _BLOCK_WORK = 4_000_000_000
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
+
+SessionOverflow = Literal["error", "shift"]
 
 
 class Session(Closing):
@@ -22,24 +28,42 @@ class Session(Closing):
 
     Made by `Model.session`; a context manager. Not for two threads at once; any number of sessions
     of one model are.
+
+    Attributes
+    ----------
+    overflow : {'error', 'shift'}
+        What `forward` does with tokens for which there is no room: raise, or `shift` first.
+    kept : int
+        So many tokens at the beginning stay where they are in a `shift`. Default: 1, the BOS.
     """
 
-    def __init__(self, backend: Backend, cache: Cache | None = None) -> None:
+    def __init__(
+        self, backend: Backend, cache: Cache | None = None, overflow: SessionOverflow = "error"
+    ) -> None:
+        if overflow not in ("error", "shift"):
+            raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")
         self._backend = backend
         self._cache: Cache | None = backend.new_cache() if cache is None else cache
-        self._position = 0
+        self._tokens: list[int] = []
+        self.overflow: SessionOverflow = overflow
+        self.kept = 1
         block = _BLOCK_WORK // backend.config.n_params
         self._block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
 
     @property
     def position(self) -> int:
         """How many tokens have been run; the next one gets this position."""
-        return self._position
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that have been run, a copy."""
+        return self._tokens.copy()
 
     @property
     def room(self) -> int:
         """How many more tokens the context holds."""
-        return self._backend.config.seq_len - self._position
+        return self._backend.config.seq_len - len(self._tokens)
 
     def forward(
         self,
@@ -67,8 +91,10 @@ class Session(Closing):
         Raises
         ------
         PromptError
-            If there is no token, one is out of the vocabulary, or they do not fit in the context;
-            nothing has been run then.
+            If there is no token, or one is out of the vocabulary; nothing has been run then.
+        ContextError
+            A PromptError, too: if they do not fit in the context, even behind a `shift` where
+            ``overflow`` is 'shift'; nothing has been run then.
         ClosedError
             After `close`.
         Cancelled
@@ -76,12 +102,12 @@ class Session(Closing):
             run until then stay.
         """
         cache = self._open_cache()
-        ids = self.checked(tokens)
+        ids = self._with_room(tokens, interrupted)
         last = len(ids) - 1
         logits: list[Logits] = []
         for start in range(0, len(ids), self._block):
             block = ids[start : start + self._block]
-            n, position = len(block), self._position
+            n, position = len(block), len(self._tokens)
             if interrupted is not None and interrupted():
                 raise Cancelled("a forward pass was interrupted by its caller")
             if all_logits:
@@ -91,7 +117,7 @@ class Session(Closing):
             logits.append(
                 self._backend.forward(block, [cache] * n, range(position, position + n), rows)
             )
-            self._position += n
+            self._tokens += block
         if all_logits:
             return logits[0] if len(logits) == 1 else np.concatenate(logits)
         last_row: Logits = logits[-1][0]
@@ -107,11 +133,80 @@ class Session(Closing):
         """
         self._open_cache()
         position = index(position)
-        if not 0 <= position <= self._position:
+        if not 0 <= position <= len(self._tokens):
             raise PromptError(
-                f"cannot rewind to position {position}, expected 0 to {self._position}"
+                f"cannot rewind to position {position}, expected 0 to {len(self._tokens)}"
             )
-        self._position = position
+        del self._tokens[position:]
+
+    def shift(self, n_tokens: int = 1, interrupted: Callable[[], bool] | None = None) -> None:
+        """Make room: forget the oldest tokens behind the first ``kept``.
+
+        Half of them go, or more where that is not enough. The others are run again at their new
+        positions, so that the session equals one that has run these tokens only, to the bit (of the
+        C engine). That costs as much as a prompt of that length; one can go on for as many tokens
+        as went until the next one.
+
+        Parameters
+        ----------
+        n_tokens : int
+            There must be room for so many.
+        interrupted : callable, optional
+            As in `forward`.
+
+        Raises
+        ------
+        ContextError
+            If there is not, even without all these tokens; nothing has been forgotten then.
+        ClosedError, Cancelled
+            As `forward` does; a part of the others has been run again then.
+
+        Examples
+        --------
+        >>> from llama2py import load
+        >>> with load().session() as session:
+        ...     logits = session.forward([1, 300, 301, 302, 303])
+        ...     session.shift()
+        ...     session.tokens
+        [1, 302, 303]
+        """
+        self._open_cache()
+        kept = min(self.kept, len(self._tokens))
+        context = self._backend.config.seq_len
+        if kept + n_tokens > context:
+            raise ContextError(
+                f"{n_tokens} tokens behind the {kept} that stay do not fit:"
+                f" the model's context holds {context}"
+            )
+        others = len(self._tokens) - kept
+        left = self._tokens[kept + max((others + 1) // 2, others + kept + n_tokens - context) :]
+        self.rewind(kept)
+        if left:
+            self.forward(left, interrupted=interrupted)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what the session has run to a file, for `Model.load_session`.
+
+        It holds the tokens and their keys and values (``config.cache_bytes`` for a full context),
+        and takes the place of an older file only when it is whole. The first one of a model takes
+        longer: its weights are read to tell it from others.
+
+        Raises
+        ------
+        SessionError
+            If the file cannot be written.
+        ClosedError
+            After `close`.
+        """
+        write_session(Path(path), self._backend, self._open_cache(), self._tokens)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backend: Backend) -> Session:
+        """What `save` has written; `Model.load_session` calls it."""
+        cache, tokens = read_session(Path(path), backend)
+        made = cls(backend, cache)
+        made._tokens = tokens
+        return made
 
     def fork(self) -> Session:
         """Another session that has run the same tokens; from here on the two go their own ways.
@@ -134,8 +229,9 @@ class Session(Closing):
         EngineError
             If there is no memory for it.
         """
-        made = Session(self._backend, self._open_cache().copy(self._position))
-        made._position = self._position
+        made = Session(self._backend, self._open_cache().copy(self.position), self.overflow)
+        made._tokens = self.tokens
+        made.kept = self.kept
         return made
 
     def close(self) -> None:
@@ -169,12 +265,24 @@ class Session(Closing):
             raise PromptError(
                 f"token {wrong} is out of the vocabulary, expected 0 to {config.vocab_size - 1}"
             )
-        if self._position + len(ids) > config.seq_len:
-            raise PromptError(
-                f"{len(ids)} tokens at position {self._position} do not fit:"
+        if self.position + len(ids) > config.seq_len:
+            raise ContextError(
+                f"{len(ids)} tokens at position {self.position} do not fit:"
                 f" the model's context holds {config.seq_len}"
             )
         return ids
+
+    def _with_room(
+        self, tokens: Sequence[int], interrupted: Callable[[], bool] | None = None
+    ) -> list[int]:
+        """The same, behind a shift where that is wanted."""
+        try:
+            return self.checked(tokens)
+        except ContextError:
+            if self.overflow != "shift":
+                raise
+        self.shift(len(tokens), interrupted)
+        return self.checked(tokens)
 
 
 def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -> Logits:
@@ -183,7 +291,8 @@ def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -
     Parameters
     ----------
     sessions : sequence of Session, length n
-        All different.
+        All different. One without room is shifted before, in a pass of its own, where its
+        ``overflow`` is 'shift'.
     blocks : sequence of sequence of int, length n
         Each session's next tokens, at least one.
 
@@ -203,12 +312,12 @@ def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -
     positions: list[int] = []
     rows: list[int] = []
     for session, block in zip(sessions, blocks, strict=True):
-        ids = session.checked(block)
+        ids = session._with_room(block)
         tokens += ids
         caches += [session._open_cache()] * len(ids)
-        positions += range(session._position, session._position + len(ids))
+        positions += range(session.position, session.position + len(ids))
         rows.append(len(tokens) - 1)
     logits = sessions[0]._backend.forward(tokens, caches, positions, rows)
     for session, block in zip(sessions, blocks, strict=True):
-        session._position += len(block)
+        session._tokens += [index(token) for token in block]
     return logits

@@ -207,6 +207,45 @@ class Tokenizer:
             If the text holds half of a surrogate pair.
         """
         tokens = [self.bos_id] if bos else []
+        self._check_text(text)
+        tokens += self._encode_all(self._parts(text, special), first=True)
+        if eos:
+            tokens.append(self.eos_id)
+        return tokens
+
+    def encode_parts(self, parts: Iterable[str | int], first: bool = True) -> list[int]:
+        """The token ids of texts and the tokens between them, as a chat template puts them.
+
+        Parameters
+        ----------
+        parts : iterable of str or int
+            Texts, which are encoded as by `encode`, so that no control token is found in them, and
+            token ids, which stay what they are.
+        first : bool
+            Whether nothing stands before them, which some vocabularies mark with a space.
+
+        Raises
+        ------
+        PromptError
+            If a text holds half of a surrogate pair.
+        """
+        pieces: list[str | int] = []
+        for part in parts:
+            if isinstance(part, int):
+                pieces.append(part)
+            else:
+                self._check_text(part)
+                pieces += self._parts(part, special=False)
+        return self._encode_all(pieces, first)
+
+    def _encode_all(self, parts: Iterable[str | int], first: bool) -> list[int]:
+        tokens: list[int] = []
+        for part in parts:
+            tokens += [part] if isinstance(part, int) else self._encode_part(part, first)
+            first = False
+        return tokens
+
+    def _check_text(self, text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -217,11 +256,6 @@ class Tokenizer:
             raise PromptError(
                 f"the text holds {what} at position {error.start}, expected whole characters"
             ) from None
-        for i, part in enumerate(self._parts(text, special)):
-            tokens += [part] if isinstance(part, int) else self._encode_part(part, first=i == 0)
-        if eos:
-            tokens.append(self.eos_id)
-        return tokens
 
     def _parts(self, text: str, special: bool) -> Iterator[str | int]:
         """The text between added tokens, never empty, and their ids."""

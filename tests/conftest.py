@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+import llama2py
 from llama2py import Model, ModelConfig
 from llama2py.checkpoint import (
     Checkpoint,
@@ -156,3 +157,16 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "cache"
+
+
+def run_python(*args: str) -> subprocess.CompletedProcess[str]:
+    """Another interpreter, which finds the same llama2py and these tests."""
+    places = [str(Path(llama2py.__file__).parents[1]), str(Path(__file__).parent)]
+    return subprocess.run(
+        [sys.executable, *args],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -24,9 +24,13 @@ ENGINE_TESTS = (
     "dtypes",
     "interrupt",
     "numerics",
+    "overflow",
     "prefixes",
     "sampling",
+    "saved_session",
     "session",
+    "session_end",
+    "session_many",
 )
 CC = os.environ.get("CC", "cc")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"

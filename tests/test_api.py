@@ -262,7 +262,9 @@ MAY_IMPORT = {
     "gguf_metadata": {"errors"},
     "adjusting": {"backend", "errors"},
     "sampling": {*BASE, "backend", "adjusting"},
-    "session": {*BASE, "backend"},
+    "saved_session": {*BASE, "backend", "files"},
+    "session": {*BASE, "backend", "saved_session"},
+    "templates": {"checkpoint", "errors", "tokenizer"},
     "prefixes": {"closing", "session"},
     "stopping": {"errors"},
     "logprobs": {"backend", "errors", "session"},
@@ -294,7 +296,8 @@ MAY_IMPORT = {
     "guide": {"backend", "tokenizer", "words"},
     "batch": {*BASE, "job", "session", "tokenizer"},
     "scoring": {*BASE, "logprobs", "model"},
-    "meta": {*BASE, "batch", "job", "logprobs", "model", "sampling", "session", "tokenizer"},
+    "chat": {*BASE, "generation", "job", "model", "prefixes", "sampling", "session", "templates"},
+    "meta": {*BASE, "batch", "job", "logprobs", "model", "sampling", "templates"},
 }
 
 

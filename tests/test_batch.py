@@ -91,7 +91,8 @@ def is_open(session: Session) -> bool:
 
 
 @pytest.fixture
-def watched(model: Model, monkeypatch: pytest.MonkeyPatch) -> Watched:
+def watched(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    model.reuse_prefixes(0)  # or some would be kept for later prompts
     watch = Watched()
     make: Callable[[], Session] = model.session
 
@@ -101,7 +102,8 @@ def watched(model: Model, monkeypatch: pytest.MonkeyPatch) -> Watched:
         return watch.opened[-1]
 
     monkeypatch.setattr(model, "session", session)
-    return watch
+    yield watch
+    model.reuse_prefixes()
 
 
 def scripted(*script: int, seq_len: int = 64) -> Model:

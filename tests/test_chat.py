@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from conftest import random_checkpoint, tiny_tokenizer
 from scripted import ScriptedBackend
 
-from llama2py import Model, PromptError
+from llama2py import ContextError, Model, ModelConfig, PromptError
 from llama2py.chat import Chat, render_turn
+from llama2py.engine import Engine
 from llama2py.sampling import Coin
 from llama2py.tokenizer import BOS, EOS, Tokenizer
 from llama2py.tokenizer_files import bundled_tokenizer, load_tokenizer
@@ -111,3 +115,72 @@ def test_a_turn_longer_than_the_context_is_an_error(tokenizer: Tokenizer) -> Non
         with pytest.raises(PromptError, match="do not fit"):
             chat.say("and so on " * 50).finish()
         assert backend.runs == []
+
+
+def test_the_next_turn_ends_an_answer_that_is_still_coming(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, 302, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    first = chat.say("Hi")
+    next(first)
+    unheard = chat.say("Hm")
+    second = chat.say("Stop")
+    assert list(first) == list(unheard) == []
+    assert (first.finish_reason, unheard.finish_reason) == ("cancelled", "cancelled")
+    second.finish()
+    heard, turn = tokenizer.encode("[INST] Hi [/INST]"), tokenizer.encode("[INST] Stop [/INST]")
+    assert backend.runs == list(enumerate([*heard, 300, EOS, *turn, 301, 302]))
+    words = [tokenizer.decode(tokens).strip() for tokens in ([300], [301, 302])]
+    assert chat.messages == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": words[0]},
+        {"role": "user", "content": "Stop"},
+        {"role": "assistant", "content": words[1]},
+    ]
+
+
+def test_a_turn_that_does_not_fit_does_not_end_the_answer(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, EOS], len(tokenizer), seq_len=64)
+    chat = Chat(Model(backend, tokenizer))
+    answer = chat.say("Hi")
+    next(answer)
+    with pytest.raises(PromptError, match="do not fit"):
+        chat.say("and so on " * 50)
+    assert answer.finish().tokens == [300, 301]
+
+
+def test_an_interrupted_prompt_is_run_again(tokenizer: Tokenizer) -> None:
+    """Ctrl-C in a long turn: what was run of it is forgotten."""
+    backend = ScriptedBackend([300, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    chat._session.forward(tokenizer.encode("[INST] Hello")[:3])
+    backend.runs.clear()
+    backend._script = iter([300, EOS])
+    chat.say("Bye").finish()
+    tokens = tokenizer.encode("[INST] Bye [/INST]")
+    assert backend.runs == list(enumerate([*tokens, 300]))[3:]
+
+
+@pytest.mark.parametrize("overflow", ["error", "shift"])
+@pytest.mark.parametrize("template", ["llama2", "zephyr", "plain"])
+def test_what_is_remembered_is_what_was_said(template: str, overflow: Any) -> None:
+    """Whatever was kept, rewound, run again: each answer is that of a text begun afresh."""
+    config = ModelConfig(24, 44, 2, 4, 2, 300, 150, shared_classifier=False)
+    with Model(Engine(random_checkpoint(config)), tiny_tokenizer()) as model:
+        model.reuse_prefixes(0)
+        chat = Chat(model, "s", temperature=0, template=template, overflow=overflow)
+        heard = 0
+        for user in ("ab", "a longer one", "c d", "e f g"):
+            try:
+                answer = chat.say(user)
+            except ContextError:
+                assert overflow == "error"
+                break
+            while len(answer.tokens) < 8 and next(answer, None) is not None:
+                pass
+            tokens = chat._session.tokens
+            before = tokens[: len(tokens) - len(answer.tokens) + 1]
+            ends: Any = {"temperature": 0, "stop_tokens": (), "max_tokens": len(answer.tokens)}
+            assert answer.tokens == model.generate(before, **ends).tokens
+            heard += 1
+        assert heard == 4 if overflow == "shift" else heard >= 2
+        assert len(chat.messages) == 1 + 2 * heard

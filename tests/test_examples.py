@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["asking", "model", "sampling", "session", "stopping"])
+@pytest.mark.parametrize("name", ["asking", "chat", "model", "sampling", "session", "stopping"])
 def test_examples(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(f"llama2py.{name}"))
     assert failed == 0

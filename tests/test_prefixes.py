@@ -10,7 +10,7 @@ import pytest
 from conftest import random_checkpoint, tiny_model, tiny_tokenizer
 from scripted import ScriptedBackend
 
-from llama2py import ClosedError, Model, ModelConfig
+from llama2py import ClosedError, Model, ModelConfig, PromptError
 from llama2py.engine import Engine
 from llama2py.prefixes import Prefixes
 from llama2py.session import Session
@@ -113,7 +113,7 @@ def test_memory_is_bounded_and_freed() -> None:
     made: list[Any] = []
     with medium() as model:
         make = model.session
-        model.session = lambda: made.append(make()) or made[-1]  # type: ignore[method-assign, func-returns-value]
+        model.session = lambda *_: made.append(make()) or made[-1]  # type: ignore[method-assign, func-returns-value]
         for i in range(30):
             model.generate([BOS, *[i + 3] * 40], max_tokens=2, seed=1)
         assert len(made) == 30
@@ -135,7 +135,7 @@ def test_the_one_that_shares_most_is_taken() -> None:
         sessions = [model.session() for _ in range(3)]
         for session, tokens in zip(sessions, ([5] * 20, [5] * 30, [6] * 40), strict=True):
             session.forward(tokens)
-            kept.give(session, tokens)
+            kept.give(session)
         assert kept.take([5] * 25 + [9] * 9) == (sessions[1], 25)
         assert kept.take([5] * 25 + [9] * 9) == (sessions[0], 20)
         assert kept.take([6] * 15) is None  # not worth it
@@ -148,7 +148,7 @@ def test_nothing_is_kept_behind_close() -> None:
         kept, session = Prefixes(3), model.session()
         session.forward([5] * 20)
         kept.close()
-        kept.give(session, [5] * 20)
+        kept.give(session)
         assert closed(session)
         assert kept.take([5] * 21) is None
 
@@ -161,3 +161,36 @@ def test_a_stream_closed_at_its_end_closes_no_kept_session() -> None:
         again = model.stream([BOS, *[5] * 40], max_tokens=2, seed=1)
         stream.close()  # its session is another's now
         assert again.finish().tokens == stream.tokens
+
+
+def test_a_batch_skips_what_earlier_texts_have_run() -> None:
+    backend = Lettered()
+    model = Model(backend, tiny_tokenizer())
+    first, second = [BOS, *[5] * 200], [BOS, *[5] * 195, *[6] * 5]
+    model.generate([first], max_tokens=1)
+    assert len(backend.runs) == 201
+    model.generate([second, second], max_tokens=1, max_batch=1)
+    assert backend.runs[201:] == [*((196 + i, 6) for i in range(5)), (200, 6)]
+
+
+def test_reuse_in_a_batch_changes_no_bit() -> None:
+    with medium() as model, medium() as fresh:
+        fresh.reuse_prefixes(0)
+        asked = [prompt(n, end) for n in (60, 100, 15, 3, 60, 200) for end in (5, 6, 5)]
+        texts = model.generate(asked, seed=1, max_tokens=12, logprobs=2, max_batch=4)
+        for ours, tokens in zip(texts, asked, strict=True):
+            plain = fresh.generate(tokens, seed=1, max_tokens=12, logprobs=2)
+            assert (ours.tokens, ours.logprobs) == (plain.tokens, plain.logprobs)
+
+
+def test_a_batch_broken_off_closes_its_sessions() -> None:
+    made: list[Any] = []
+    with medium() as model:
+        make = model.session
+        model.session = lambda *_: made.append(make()) or made[-1]  # type: ignore[method-assign, func-returns-value]
+        texts = model.generate_many([[BOS, *[i] * 40] for i in range(3, 9)], max_batch=3, seed=1)
+        next(texts)
+        texts.close()  # type: ignore[attr-defined]
+        with pytest.raises(PromptError):
+            model.generate([[BOS, *[9] * 40], [BOS, 300]], max_tokens=1)
+    assert all(map(closed, made))

@@ -202,6 +202,7 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoryTeller], Callab
 
     def watch(teller: StoryTeller) -> Callable[[], int]:
         now = most = 0
+        teller.model.reuse_prefixes(0)  # or some would be kept for later prompts
         make = teller.model.session
 
         def session() -> Session:

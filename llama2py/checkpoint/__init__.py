@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import directory, gguf, llama2c, safetensors_file, zip_archive
 from .base import Checkpoint
+from .conventions import Conventions
 from .converting import convert_matrix, default_group_size, own_dtype, round_to_bfloat16
 from .mapped_file import MappedFile
 from .stored import JoinedTensor, StoredTensor
@@ -19,6 +20,7 @@ from .writer import quantize_checkpoint, write_checkpoint
 
 __all__ = [
     "Checkpoint",
+    "Conventions",
     "DenseTensor",
     "JoinedTensor",
     "QuantizedTensor",

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from ..closing import Closing
 from ..config import ModelConfig
 from ..errors import ClosedError
+from .conventions import Conventions
 from .mapped_file import MappedFile
 from .tensors import Tensor
 
@@ -40,10 +41,12 @@ class Checkpoint(Closing):
         int8 where there is a group size and float32 elsewhere.
     notes : sequence of str, optional
         What a user should know about the files although they could be read, for ``info``.
+    conventions : Conventions, optional
+        How texts begin, end and take turns, where the metadata says so.
 
     Attributes
     ----------
-    path, format, config, group_size, tokenizer_path, dtype, notes
+    path, format, config, group_size, tokenizer_path, dtype, notes, conventions
         As above.
     file_size : int
         Bytes of all the files together.
@@ -60,6 +63,7 @@ class Checkpoint(Closing):
         tokenizer_path: Path | None = None,
         dtype: str | None = None,
         notes: Sequence[str] = (),
+        conventions: Conventions | None = None,
     ) -> None:
         self.path = path
         self.format = format
@@ -68,9 +72,15 @@ class Checkpoint(Closing):
         self.tokenizer_path = tokenizer_path
         self.dtype = dtype or ("float32" if group_size is None else "int8")
         self.notes = tuple(notes)
+        self.conventions = conventions or Conventions()
         self.file_size = sum(file.size for file in files)
         self._tensors: Mapping[str, tuple[Tensor, ...]] | None = MappingProxyType(dict(tensors))
         self._files = tuple(files)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja program that writes a dialogue for this model, where the metadata has one."""
+        return self.conventions.chat_template
 
     @property
     def tensors(self) -> Mapping[str, tuple[Tensor, ...]]:

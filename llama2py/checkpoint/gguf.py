@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
 from .base import Checkpoint
+from .conventions import gguf_conventions
 from .gguf_blocks import FORMATS
 from .gguf_config import check_architecture, read_config
 from .gguf_files import GGUFModel, Place, open_model
@@ -109,6 +110,7 @@ def _read(model: GGUFModel) -> Checkpoint:
         tokenizer_path=first.path if "tokenizer.ggml.tokens" in model.pairs else None,
         dtype="int8" if quantized else DTYPES.get(largest.format.record, "float32"),
         notes=notes,
+        conventions=gguf_conventions(model.pairs, config.vocab_size, first.path),
     )
 
 

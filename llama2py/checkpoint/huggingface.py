@@ -15,6 +15,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..rope import RopeScaling
 from .base import Checkpoint
+from .conventions import huggingface_conventions
 from .json_text import JsonFile
 from .mapped_file import MappedFile
 from .safetensors_file import read_safetensors
@@ -77,6 +78,7 @@ def read_huggingface_directory(
     """
     about = JsonFile(folder / "config.json")
     config, notes = _model_config(about)
+    conventions = huggingface_conventions(folder, about, config.vocab_size)
     kind, paths, mapping, read = _find_weights(folder, weights_file)
     with contextlib.ExitStack() as stack:
         files: list[MappedFile] = []
@@ -102,7 +104,9 @@ def read_huggingface_directory(
         )
         many = f", {len(paths)} files" if len(paths) > 1 else ""
         how = f"Hugging Face ({kind}{many})"
-        checkpoint = make_checkpoint(folder, how, config, tensors, files, tokenizer, notes)
+        checkpoint = make_checkpoint(
+            folder, how, config, tensors, files, tokenizer, notes, conventions
+        )
         stack.pop_all()
     return checkpoint
 

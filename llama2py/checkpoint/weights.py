@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from .base import Checkpoint
+from .conventions import Conventions
 from .mapped_file import MappedFile
 from .stored import DTYPES
 from .tensors import Tensor, tensor_shapes
@@ -151,6 +152,7 @@ def make_checkpoint(
     files: Sequence[MappedFile],
     tokenizer: Path | None = None,
     notes: Sequence[str] = (),
+    conventions: Conventions | None = None,
 ) -> Checkpoint:
     """The checkpoint of tensors that were all found; its dtype is the largest one's.
 
@@ -169,7 +171,9 @@ def make_checkpoint(
         )
     largest = max(everything, key=lambda tensor: tensor.nbytes)
     dtype = DTYPES[largest.arrays[0].dtype]
-    return Checkpoint(path, format, config, tensors, files, None, tokenizer, dtype, notes)
+    return Checkpoint(
+        path, format, config, tensors, files, None, tokenizer, dtype, notes, conventions
+    )
 
 
 def unwrapped(path: Path, state: object) -> dict[str, Weight]:

@@ -14,6 +14,7 @@ from ..errors import TokenizerError
 from ..hub import find_model
 from ..memory import amount, free_memory, memory_by_dtype, packed_bytes, shortage
 from ..model import own_tokenizer
+from ..templates import recognise
 from ..tokenizer_files import bundled_tokenizer, load_tokenizer
 from . import options
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         "rope_theta": f"{config['rope_theta']:g}",
         "rope_scaling": facts["rope_scaling"] or "none",
         "tokenizer": facts["tokenizer"] or "none of its own",
-        "chat": _short(facts["chat_template"]) or "no template",
+        "template": facts["chat_template"] or "none of its own",
         "memory": ", ".join(f"{amount(n)} as {dtype}" for dtype, n in facts["memory"].items()),
         "load": facts["load"],
         "notes": "; ".join(facts["notes"]) or "none",
@@ -90,13 +91,21 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": asdict(config),
         "rope_scaling": _rope_scaling(config),
         "tokenizer": None if tokenizer is None else str(tokenizer),
-        "chat_template": getattr(checkpoint, "chat_template", None),
+        "chat_template": _template(checkpoint.chat_template),
         "memory": memory_by_dtype(checkpoint),
         "free_memory": free_memory(),
         "load": _loading(checkpoint),
         "notes": list(checkpoint.notes),
         "problems": [*_weight_problems(checkpoint), *_tokenizer_problems(checkpoint)],
     }
+
+
+def _template(jinja: str | None) -> str | None:
+    """The name of the chat template."""
+    if jinja is None:
+        return None
+    known = recognise(jinja)
+    return known.name if known else "another one"
 
 
 def _rope_scaling(config: ModelConfig) -> str | None:
@@ -108,12 +117,6 @@ def _rope_scaling(config: ModelConfig) -> str | None:
     if scaling.kind == "linear":
         return f"linear, by {scaling.factor:g}"
     return f"llama3, by {scaling.factor:g} beyond {scaling.original_seq_len} tokens"
-
-
-def _short(template: str | None, most: int = 60) -> str:
-    """The beginning of a chat template, on one line."""
-    text = " ".join((template or "").split())
-    return text if len(text) <= most else f"{text[:most]}... ({len(template or '')} characters)"
 
 
 def _loading(checkpoint: Checkpoint) -> str:

@@ -13,6 +13,7 @@ from ..generation import Stream
 from ..job import Timings
 from ..model import Model, load
 from ..sampling import random_seed
+from ..templates import TEMPLATES
 from . import options
 from .loading import loading_bar
 
@@ -26,7 +27,8 @@ _S = "the same seed tells the same story; 0: a new one each time (default 0)"
 _N = "tokens to run, the prompt's included; 0: as many as the context holds (default 256)"
 _I = "the beginning of the story; - reads it from standard input"
 _Z = "tokenizer.bin, .model or .json (default: the model's own, or the 32000-token one of Llama 2)"
-_M = "chat is for models trained on [INST] dialogues (default generate)"
+_M = "chat is for models trained on dialogues (default generate)"
+_TEMPLATE = "how turns are written in chat (default: as the model's metadata says, or llama2)"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -47,6 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("-z", "--tokenizer", type=Path, metavar="FILE", help=_Z)
     add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_M)
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt, in chat")
+    add("--template", choices=sorted(TEMPLATES), help=_TEMPLATE)
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
     add("--dtype", choices=options.DTYPES, help=options.DTYPE)
     add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
@@ -64,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
         prompt = _prompt(args.prompt)
         if args.mode == "chat":
-            with Chat(model, None, args.temperature, args.top_p, seed, max_tokens=steps) as chat:
+            sampling = (args.temperature, args.top_p, seed)
+            with Chat(model, None, *sampling, max_tokens=steps, template=args.template) as chat:
                 return _chat(chat, prompt, args.system_prompt)
         return _tell(model, prompt or "", steps, args.temperature, args.top_p, seed)
 
@@ -97,7 +101,9 @@ def _chat(chat: Chat, first: str | None, system: str | None) -> int:
     answer: Stream | None = None
     code = 0
     try:
-        chat.system = _ask("Enter system prompt (optional): ") if system is None else system
+        if system is None:  # an empty line: the template's own, if it has one
+            system = _ask("Enter system prompt (optional): ") or None
+        chat.system = system
         if first is not None:
             answer = _turn(chat, first)
         while chat.room:
