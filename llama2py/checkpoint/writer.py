@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ParameterError
 from ..files import replacing
 from .base import Checkpoint
-from .llama2c_layout import header_config, header_numbers, lay_out, pack_header
+from .llama2c_layout import Section, header_config, header_numbers, lay_out, pack_header
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
 
 
@@ -107,7 +109,7 @@ def write_checkpoint(
         If the format has no place for one of the model's numbers, or the file cannot be written.
     """
     path = Path(path)
-    _check_config(path, config)
+    check_config(path, config)
     _check_tensors(config, tensors)
     if version == 2:
         group_size = _check_quantized(config, tensors, group_size)
@@ -116,26 +118,96 @@ def write_checkpoint(
             f"version {version} with group_size {group_size},"
             " expected version 0 or 1 without one, or version 2"
         )
+
+    def arrays(section: Section, layer: int) -> Iterator[NDArray[Any]]:
+        return _arrays(section, tensors[section.name][layer])
+
+    _write(path, config, version, group_size, arrays)
+
+
+def write_llama2c(
+    path: Path,
+    checkpoint: Checkpoint,
+    version: int,
+    group_size: int | None = None,
+    progress: Callable[[int], object] = lambda weights: None,
+) -> None:
+    """Write any checkpoint as llama2.c's, holding one tensor at a time.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    checkpoint : Checkpoint
+        The model, of any format.
+    version : {0, 1, 2}
+        Of the file.
+    group_size : int, optional
+        For v2: values per scale. int8 matrices with groups of this size are kept as they are, all
+        others are quantized.
+    progress : callable
+        Told the number of weights of each tensor that is written.
+
+    Raises
+    ------
+    ParameterError
+        If ``group_size`` does not divide ``dim``.
+    CheckpointError
+        As `write_checkpoint`; or if a weight that is to be quantized is not finite.
+    """
+    config = checkpoint.config
+    check_config(path, config)
+    if group_size is not None:
+        _check_group_size(config, group_size)
+
+    def arrays(section: Section, layer: int) -> Iterator[NDArray[Any]]:
+        tensor = written = checkpoint.tensors[section.name][layer]
+        if section.quantized and getattr(tensor, "group_size", None) != group_size:
+            assert group_size is not None, "only v2 has quantized sections"
+            try:
+                written = quantize(tensor.dequantize(), group_size)
+            except ParameterError as error:
+                raise CheckpointError(f"{path}: {section.name}: {error}") from None
+        yield from _arrays(section, written)
+        checkpoint.release(tensor)
+        progress(math.prod(section.shape))
+
+    _write(path, config, version, group_size, arrays)
+
+
+def _write(
+    path: Path,
+    config: ModelConfig,
+    version: int,
+    group_size: int | None,
+    arrays: Callable[[Section, int], Iterator[NDArray[Any]]],
+) -> None:
+    """Write the file; ``arrays`` has what a section holds of a layer."""
     sections, file_size = lay_out(config, version, group_size)
     with replacing(path, CheckpointError) as out:
         out.write(pack_header(config, version, group_size))
         for section in sections:
             out.write(bytes(section.offset - out.tell()))  # the RoPE tables of v0
-            for tensor in tensors[section.name]:
-                if section.quantized and isinstance(tensor, QuantizedTensor):
-                    out.write(np.ascontiguousarray(tensor.values).data)
-                    out.write(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
-                else:
-                    out.write(np.ascontiguousarray(tensor.dequantize(), dtype="<f4").data)
+            for layer in range(section.count):
+                for array in arrays(section, layer):
+                    out.write(np.ascontiguousarray(array).data)
         out.write(bytes(file_size - out.tell()))  # the RoPE tables, with no classifier behind
 
 
-def _check_config(path: Path, config: ModelConfig) -> None:
+def _arrays(section: Section, tensor: Tensor) -> Iterator[NDArray[Any]]:
+    if section.quantized and isinstance(tensor, QuantizedTensor):
+        yield tensor.values
+        yield tensor.scales.astype("<f4", copy=False)
+    else:
+        yield tensor.dequantize().astype("<f4", copy=False)
+
+
+def check_config(path: Path, config: ModelConfig) -> None:
     """Refuse a model of which the header would say less than it needs (another RoPE base, say)."""
     if config.dim % config.n_heads:
         raise CheckpointError(
             f"{path}: a llama2.c file cannot say that the head size is {config.head_dim},"
-            f" expected dim {config.dim} / n_heads {config.n_heads}"
+            f" expected dim {config.dim} / n_heads {config.n_heads}, or the format gguf or hf"
         )
     implied = header_config(header_numbers(config), config.shared_classifier)
     for name in (field.name for field in fields(config)):
@@ -143,7 +215,7 @@ def _check_config(path: Path, config: ModelConfig) -> None:
         if value != expected:
             raise CheckpointError(
                 f"{path}: a llama2.c file cannot say that {name} is {value},"
-                f" expected the {expected} that llama2.c means"
+                f" expected the {expected} that llama2.c means, or the format gguf or hf"
             )
 
 

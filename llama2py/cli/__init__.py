@@ -15,7 +15,18 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import Llama2pyError
-from . import bench, export_tokenizer, info, quantize, run, score, story, train, train_tokenizer
+from . import (
+    bench,
+    convert,
+    export_tokenizer,
+    info,
+    quantize,
+    run,
+    score,
+    story,
+    train,
+    train_tokenizer,
+)
 
 USAGE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
 
@@ -44,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         score,
         info,
         quantize,
+        convert,
         train,
         train_tokenizer,
         export_tokenizer,
