@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from .checkpoint import Checkpoint, default_group_size, open_checkpoint
 from .checkpoint.llama2c_layout import lay_out
+from .checkpoint.stored import DTYPES
 from .checkpoint.write_gguf import gguf_items, write_gguf
 from .checkpoint.write_huggingface import (
     SHARD_SIZE,
@@ -83,9 +84,10 @@ def convert(
         output's name, gguf for ``.gguf``; for ``.bin`` v0, which every llama2.c reads, or v2 if
         it is to be int8; else a directory.
     dtype : {'float32', 'float16', 'bfloat16', 'int8'}, optional
-        Of the matrices. Default: the source's, where the format holds it, or else float32. v0 and
-        v1 hold float32; v2 int8; hf the three others; gguf all four, of which int8 is Q8_0 (and
-        float16 where a row is no multiple of 32). Rounding is to nearest, ties to even.
+        Of the matrices, and for hf of the norms. Default: the source's, where the format holds it,
+        or else float32: nothing is lost, but where int8 is turned into other groups or v2 is asked
+        for. v0 and v1 hold float32; v2 int8; hf the three others; gguf all four, of which int8 is
+        Q8_0 (and float16 where a row is no multiple of 32). Rounding is to nearest, ties to even.
     tokenizer : str, path-like or False, optional
         The vocabulary to go with it. Default: the model's own. False: none. A llama2.c file's goes
         beside it, as ``NAME.tokenizer.bin``, unless it is Llama 2's, which needs no file.
@@ -135,7 +137,9 @@ def convert(
         vocabulary, path = _vocabulary(checkpoint, tokenizer)
         counter = _Counter(checkpoint.config.n_params, progress)
         if kind == "hf":
-            _to_huggingface(target, checkpoint, precision, vocabulary, path, counter, shard_size)
+            norms = dtype or ("float32" if _stored(checkpoint, 1) != precision else precision)
+            precisions = (precision, norms)
+            _to_huggingface(target, checkpoint, precisions, vocabulary, path, counter, shard_size)
         elif kind == "gguf":
             _to_gguf(target, checkpoint, precision, vocabulary, counter)
         else:
@@ -183,7 +187,20 @@ def _dtype(kind: str, asked: str | None, checkpoint: Checkpoint) -> str:
             f"format {kind} holds {', '.join(holds)}, not {asked}:"
             f" expected one of these or the format {' or '.join(fitting)}"
         )
-    return asked or (checkpoint.dtype if checkpoint.dtype in holds else holds[0])
+    own = "int8" if checkpoint.dtype == "int8" else _stored(checkpoint, 2)
+    return asked or (own if own in holds else holds[0])
+
+
+def _stored(checkpoint: Checkpoint, n_dims: int) -> str:
+    """What all norms (1) or matrices (2) are stored as, where it is one float dtype."""
+    dtypes = {
+        DTYPES.get(array.dtype, "float32")
+        for tensors in checkpoint.tensors.values()
+        for tensor in tensors
+        if len(tensor.shape) == n_dims
+        for array in tensor.arrays
+    }
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def _vocabulary(
@@ -257,7 +274,7 @@ def _to_gguf(
 def _to_huggingface(
     target: Path,
     checkpoint: Checkpoint,
-    dtype: str,
+    dtypes: tuple[str, str],
     vocabulary: Tokenizer | None,
     path: Path | None,
     progress: Callable[[int], object],
@@ -270,12 +287,12 @@ def _to_huggingface(
             files = _tokenizer_files(checkpoint, vocabulary, path)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
-    config_json(checkpoint, dtype, ids)  # says what it cannot say before anything is written
-    size = sum(item.nbytes for item in huggingface_items(checkpoint.config, dtype))
+    config_json(checkpoint, dtypes[0], ids)  # says what it cannot say before anything is written
+    size = sum(item.nbytes for item in huggingface_items(checkpoint.config, *dtypes))
     check_space(target, size, CheckpointError)
     with replacing_folder(target, CheckpointError) as folder:
         try:
-            write_huggingface(folder, checkpoint, dtype, ids, progress, shard_size)
+            write_huggingface(folder, checkpoint, *dtypes, ids, progress, shard_size)
         except CheckpointError as error:
             raise _named(target, error) from None
         for name, data in files.items():

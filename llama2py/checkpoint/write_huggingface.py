@@ -25,15 +25,16 @@ SHARD_SIZE = 5 * 10**9  # bytes of tensors in one file
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def huggingface_items(config: ModelConfig, dtype: str) -> list[Item]:
-    """The tensors of such a directory."""
-    return list(items(config, NAMES, lambda shape: dtype))
+def huggingface_items(config: ModelConfig, dtype: str, norms: str) -> list[Item]:
+    """The tensors of such a directory: matrices of one dtype, and norms."""
+    return list(items(config, NAMES, lambda shape: dtype if len(shape) == 2 else norms))
 
 
 def write_huggingface(
     folder: Path,
     checkpoint: Checkpoint,
     dtype: str,
+    norms: str,
     ids: tuple[int | None, int | None],
     progress: Callable[[int], object] = lambda weights: None,
     shard_size: int = SHARD_SIZE,
@@ -46,8 +47,8 @@ def write_huggingface(
         Where to.
     checkpoint : Checkpoint
         The model, of any format.
-    dtype : {'float32', 'float16', 'bfloat16'}
-        Of all of its weights.
+    dtype, norms : {'float32', 'float16', 'bfloat16'}
+        Of its matrices, and of its norms.
     ids : tuple of (int or None, int or None)
         The tokens BOS and EOS, where they are known.
     progress : callable
@@ -64,7 +65,7 @@ def write_huggingface(
     about = config_json(checkpoint, dtype, ids)
     _write_json(folder / "config.json", about)
     _write_json(folder / "generation_config.json", _generation(ids))
-    shards = _shards(huggingface_items(checkpoint.config, dtype), shard_size)
+    shards = _shards(huggingface_items(checkpoint.config, dtype, norms), shard_size)
     mapping: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
