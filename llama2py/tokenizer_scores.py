@@ -113,7 +113,7 @@ def to_scores(tokenizer: Tokenizer) -> Tokenizer:
     scores = [0.0] * FIRST_PIECE
     for token in range(FIRST_PIECE, len(pieces)):
         place = token - FIRST_PIECE if in_order else ranks.get(pieces[token], len(ranks))
-        scores.append(float(-place))
+        scores.append(-float(place))
     raw = [
         piece.encode() if token in special else piece.replace(SPACE_MARK, " ").encode()
         for token, piece in enumerate(pieces)

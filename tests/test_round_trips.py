@@ -82,8 +82,8 @@ def _rounded(weights: NDArray[np.float32], way: str) -> NDArray[np.float32]:
     if dtype == "bfloat16":
         quants, kinds = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
         kind = kinds.GGMLQuantizationType.BF16
-        bits = quants.quantize(weights, kind).view(np.uint16).reshape(weights.shape)
-        return (bits.astype(np.uint32) << 16).view(np.float32)
+        bits: NDArray[Any] = quants.quantize(weights, kind).view(np.uint16)
+        return (bits.reshape(weights.shape).astype(np.uint32) << 16).view(np.float32)
     if dtype == "int8":
         quants, kinds = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
         kind = kinds.GGMLQuantizationType.Q8_0

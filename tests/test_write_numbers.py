@@ -13,6 +13,10 @@ from llama2py.checkpoint.write_numbers import encode, encode_q8_0
 from llama2py.errors import CheckpointError
 
 
+def floats(values: Any) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
 def whole(parts: Any) -> NDArray[Any]:
     return np.concatenate(list(parts))
 
@@ -56,16 +60,16 @@ def test_what_does_not_fit_is_an_error_with_the_tensors_name(
     dtype: str, largest: float, beyond: float
 ) -> None:
     assert np.isfinite(np.float32(beyond))
-    whole(encode(np.float32([largest, -largest]), dtype, "wq"))
+    whole(encode(floats([largest, -largest]), dtype, "wq"))
     for value in (beyond, -beyond):
         with pytest.raises(CheckpointError, match=rf"^blk\.0 holds \S+, .* large for {dtype}, exp"):
-            whole(encode(np.float32([1, value]), dtype, "blk.0"))
+            whole(encode(floats([1, value]), dtype, "blk.0"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_nan_and_infinity_stay_what_they_are(dtype: str) -> None:
     low_nan = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF], np.uint32).view(np.float32)
-    found = whole(encode(np.float32([*low_nan, np.inf, -np.inf]), dtype, "x"))
+    found = whole(encode(floats([*low_nan, np.inf, -np.inf]), dtype, "x"))
     if dtype == "bfloat16":
         found = (found.astype(np.uint32) << 16).view(np.float32)
     assert np.isnan(found[:3]).all()

@@ -204,7 +204,7 @@ def _arrays(section: Section, tensor: Tensor) -> Iterator[NDArray[Any]]:
 
 def check_config(path: Path, config: ModelConfig) -> None:
     """Refuse a model of which the header would say less than it needs (another RoPE base, say)."""
-    if config.dim % config.n_heads:
+    if config.head_size is not None:
         raise CheckpointError(
             f"{path}: a llama2.c file cannot say that the head size is {config.head_dim},"
             f" expected dim {config.dim} / n_heads {config.n_heads}, or the format gguf or hf"
