@@ -66,6 +66,7 @@ def convert(
     tokenizer: StrPath | bool | None = None,
     group_size: int | None = None,
     shard_size: int = SHARD_SIZE,
+    threads: int = 1,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Path:
     """Write a checkpoint in another format, with its vocabulary.
@@ -96,6 +97,8 @@ def convert(
         int8, else 64, halved until it divides ``dim``.
     shard_size : int
         For hf: bytes of tensors in one file. Default: 5 GB.
+    threads : int
+        For v2: how many matrices are quantized at once, and held in memory.
     progress : callable
         Told after each tensor how many weights are written, and how many there are.
 
@@ -144,7 +147,7 @@ def convert(
             _to_gguf(target, checkpoint, precision, vocabulary, counter)
         else:
             version = int(kind[1:])
-            _to_llama2c(target, checkpoint, version, group_size, vocabulary, path, counter)
+            _to_llama2c(target, checkpoint, version, group_size, vocabulary, path, threads, counter)
     return target
 
 
@@ -229,6 +232,7 @@ def _to_llama2c(
     group_size: int | None,
     vocabulary: Tokenizer | None,
     path: Path | None,
+    threads: int,
     progress: Callable[[int], object],
 ) -> None:
     config = checkpoint.config
@@ -244,7 +248,7 @@ def _to_llama2c(
             raise TokenizerError(f"{copy}: {error}, {_WITHOUT}") from None
     if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
-    write_llama2c(target, checkpoint, version, group_size, progress)
+    write_llama2c(target, checkpoint, version, group_size, threads, progress)
     if vocabulary is not None and (copy.exists() or path != bundled_tokenizer()):
         write_tokenizer_bin(vocabulary, copy)
 

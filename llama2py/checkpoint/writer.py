@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from ..files import replacing
 from .base import Checkpoint
 from .llama2c_layout import Section, header_config, header_numbers, lay_out, pack_header
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
+
+_Place: TypeAlias = tuple[Section, int]  # and a layer
 
 
 def quantize_checkpoint(
@@ -119,10 +123,10 @@ def write_checkpoint(
             " expected version 0 or 1 without one, or version 2"
         )
 
-    def arrays(section: Section, layer: int) -> Iterator[NDArray[Any]]:
-        return _arrays(section, tensors[section.name][layer])
+    def in_order(places: list[_Place]) -> Iterator[Tensor]:
+        return (tensors[section.name][layer] for section, layer in places)
 
-    _write(path, config, version, group_size, arrays)
+    _write(path, config, version, group_size, in_order)
 
 
 def write_llama2c(
@@ -130,9 +134,10 @@ def write_llama2c(
     checkpoint: Checkpoint,
     version: int,
     group_size: int | None = None,
+    threads: int = 1,
     progress: Callable[[int], object] = lambda weights: None,
 ) -> None:
-    """Write any checkpoint as llama2.c's, holding one tensor at a time.
+    """Write any checkpoint as llama2.c's, holding as many tensors at a time as there are threads.
 
     Parameters
     ----------
@@ -145,6 +150,8 @@ def write_llama2c(
     group_size : int, optional
         For v2: values per scale. int8 matrices with groups of this size are kept as they are, all
         others are quantized.
+    threads : int
+        How many matrices are quantized at once: NumPy's work runs beside itself.
     progress : callable
         Told the number of weights of each tensor that is written.
 
@@ -160,19 +167,30 @@ def write_llama2c(
     if group_size is not None:
         _check_group_size(config, group_size)
 
-    def arrays(section: Section, layer: int) -> Iterator[NDArray[Any]]:
-        tensor = written = checkpoint.tensors[section.name][layer]
-        if section.quantized and getattr(tensor, "group_size", None) != group_size:
-            assert group_size is not None, "only v2 has quantized sections"
-            try:
-                written = quantize(tensor.dequantize(), group_size)
-            except ParameterError as error:
-                raise CheckpointError(f"{path}: {section.name}: {error}") from None
-        yield from _arrays(section, written)
-        checkpoint.release(tensor)
-        progress(math.prod(section.shape))
+    def prepare(place: _Place) -> Tensor:
+        section, layer = place
+        tensor = checkpoint.tensors[section.name][layer]
+        if not section.quantized or getattr(tensor, "group_size", None) == group_size:
+            return tensor
+        assert group_size is not None, "only v2 has quantized sections"
+        try:
+            return quantize(tensor.dequantize(), group_size)
+        except ParameterError as error:
+            raise CheckpointError(f"{path}: {section.name}: {error}") from None
 
-    _write(path, config, version, group_size, arrays)
+    def in_order(places: list[_Place]) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: deque[Future[Tensor]] = deque()
+            left = iter(places)
+            for section, layer in places:
+                ahead += [
+                    pool.submit(prepare, place) for place in islice(left, threads - len(ahead))
+                ]
+                yield ahead.popleft().result()
+                checkpoint.release(checkpoint.tensors[section.name][layer])
+                progress(math.prod(section.shape))
+
+    _write(path, config, version, group_size, in_order)
 
 
 def _write(
@@ -180,17 +198,18 @@ def _write(
     config: ModelConfig,
     version: int,
     group_size: int | None,
-    arrays: Callable[[Section, int], Iterator[NDArray[Any]]],
+    in_order: Callable[[list[_Place]], Iterator[Tensor]],
 ) -> None:
-    """Write the file; ``arrays`` has what a section holds of a layer."""
+    """Write the file; ``in_order`` yields the tensors of these sections and layers."""
     sections, file_size = lay_out(config, version, group_size)
+    places = [(section, layer) for section in sections for layer in range(section.count)]
     with replacing(path, CheckpointError) as out:
         out.write(pack_header(config, version, group_size))
-        for section in sections:
-            out.write(bytes(section.offset - out.tell()))  # the RoPE tables of v0
-            for layer in range(section.count):
-                for array in arrays(section, layer):
-                    out.write(np.ascontiguousarray(array).data)
+        for (section, layer), tensor in zip(places, in_order(places), strict=True):
+            # The RoPE tables of v0.
+            out.write(bytes(section.offset + layer * section.stride - out.tell()))
+            for array in _arrays(section, tensor):
+                out.write(np.ascontiguousarray(array).data)
         out.write(bytes(file_size - out.tell()))  # the RoPE tables, with no classifier behind
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ..checkpoint.write_numbers import FileDtype
 from ..conversion import FileFormat, convert
+from ..cpu import default_threads
 from . import options
 
 if TYPE_CHECKING:
@@ -47,14 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written."""
-    from ..progress import Bar
-
-    with Bar(unit="w", unit_scale=True, delay=1, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with options.progress() as progress:
         convert(
             args.checkpoint,
             args.output,
@@ -62,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             args.dtype,
             False if args.no_tokenizer else args.tokenizer,
             args.group_size,
+            threads=default_threads(),
             progress=progress,
         )
     whole = [args.output] if args.output.is_file() else list(args.output.iterdir())
