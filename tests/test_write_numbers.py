@@ -46,7 +46,7 @@ def test_float16_is_the_nearest_and_of_two_the_even_one() -> None:
 
 
 def test_float32_stays() -> None:
-    values = np.arange(1 << 19, dtype=np.float32).reshape(512, -1)
+    values = np.arange(1 << 18, dtype=np.float32).reshape(512, -1)
     parts = list(encode(values, "float32", "x"))
     assert len(parts) == 2
     np.testing.assert_array_equal(np.concatenate(parts), values.ravel())

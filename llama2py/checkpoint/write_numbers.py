@@ -21,7 +21,7 @@ FileDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 Q8_0 = FORMATS[8]
-_BAND = 1 << 18  # weights that are turned at a time: what lies between stays in the cache
+_BAND = 1 << 17  # weights that are turned at a time: what lies between stays in the cache
 
 
 def encode(weights: NDArray[np.float32], dtype: str, name: str) -> Iterator[NDArray[Any]]:
@@ -105,22 +105,24 @@ def encode_q8_0(tensor: Tensor, name: str) -> Iterator[NDArray[Any]]:
 
 def _quantize_q8_0(groups: NDArray[np.float32], name: str) -> NDArray[Any]:
     """(n, 32) weights as n blocks."""
-    if not np.isfinite(groups).all():
+    scales = np.abs(groups).max(axis=1) / np.float32(127)  # (n,); NaN and infinity show in it
+    if not np.isfinite(scales).all():
         raise CheckpointError(f"{name} has weights that are NaN or infinite, expected none as int8")
-    scales = np.abs(groups).max(axis=1) / np.float32(127)  # (n,)
-    with np.errstate(over="ignore", divide="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         halves = scales.astype("<f2")
         factors = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
-    _refuse(name, "float16, which int8's scales are", scales, np.isinf(halves))
-    with np.errstate(over="ignore", invalid="ignore"):
         ratios = groups * factors[:, np.newaxis]
-        sizes = np.abs(ratios)
-        whole = np.floor(sizes)
-        whole += sizes - whole >= 0.5
+    if not np.isfinite(factors).all():
+        # Where 1 / scale overflows, the half is 0, and any number stands for a weight of 0.
+        ratios[~np.isfinite(factors)] = 0
+    _refuse(name, "float16, which int8's scales are", scales, np.isinf(halves))
+    sizes = np.abs(ratios)
+    whole = np.floor(sizes)
+    sizes -= whole
+    whole += sizes >= 0.5
     blocks = np.empty(len(groups), Q8_0.record)
     blocks["d"] = halves.reshape(blocks["d"].shape)
-    # Only where 1 / scale overflows (a subnormal scale, a half of 0) is a ratio above 127.
-    blocks["q"] = np.nan_to_num(np.copysign(np.minimum(whole, 127), ratios)).astype(np.int8)
+    blocks["q"] = np.copysign(whole, ratios, out=ratios)
     return blocks
 
 
