@@ -196,7 +196,9 @@ def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = 
         "model_max_length": seq_len,
     }
     if not at_byte_level:
-        about |= {"unk_token": texts[tokenizer.unk_id], "legacy": True}
+        about["legacy"] = True  # a space before every text, also behind a special token
+    if getattr(tokenizer, "has_unknown", True):
+        about["unk_token"] = texts[tokenizer.unk_id]
     if template is not None:
         about["chat_template"] = template
     return json.dumps(about, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -14,6 +14,7 @@ from test_tokenizer_merges import TEXTS, byte_level
 
 from llama2py.checkpoint.write_gguf import _head
 from llama2py.errors import TokenizerError
+from llama2py.gguf_metadata import read_gguf_metadata
 from llama2py.merge_tokenizer import ByteLevel, Characters, MergeTokenizer
 from llama2py.pretokenize import DIGITS, GPT2, LLAMA3, QWEN2
 from llama2py.sentencepiece_model import read_sentencepiece
@@ -163,6 +164,27 @@ def test_scores_come_back_from_merges(name: str, tmp_path: Path) -> None:
         assert again.encode(text) == tokenizer.encode(text)
 
     check()
+
+
+def test_the_chat_template_goes_along(tmp_path: Path) -> None:
+    template = "{{ bos_token }}[INST] \u00e9"
+    path = tmp_path / "x.gguf"
+    path.write_bytes(_head(gguf_pairs(tiny_tokenizer(), template), []))
+    pairs = read_gguf_metadata(path, TokenizerError).pairs
+    assert pairs["tokenizer.chat_template"] == template.encode()
+    about = json.loads(tokenizer_config(with_specials(), 77, template))
+    assert about == {
+        "tokenizer_class": "LlamaTokenizerFast",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "<|end|>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 77,
+        "legacy": True,
+        "chat_template": template,
+    }
 
 
 # ---- byte level ----

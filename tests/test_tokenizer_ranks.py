@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -13,6 +14,7 @@ import pytest
 from conftest import TINY, random_checkpoint, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tokenizer_files import ARRAY, BOOL, I32, array, metadata
 from test_tokenizer_merges import TEXTS, byte_level
 
 import llama2py
@@ -23,6 +25,7 @@ from llama2py.pretokenize import LLAMA3
 from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_export import export_tokenizer
 from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
+from llama2py.tokenizer_gguf import read_gguf_vocabulary
 from llama2py.tokenizer_json import read_tokenizer_json
 from llama2py.tokenizer_output import tokenizer_json
 from llama2py.tokenizer_ranks import looks_like_ranks
@@ -231,3 +234,29 @@ def test_the_config_says_whether_texts_begin_with_bos(
     assert tokenizer.encode("ab") == [1] * begins + tokenizer.encode("ab", bos=False)
     assert tokenizer.encode("") == [1]
     assert tokenizer.encode("", bos=False) == []
+
+
+def test_a_gguf_says_whether_texts_begin_with_bos(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.gguf"
+    for value, begins in ((b"\0", False), (b"\1", True)):
+        path.write_bytes(metadata(add_bos_token=(BOOL, value)))
+        tokenizer = read_gguf_vocabulary(path)
+        assert tokenizer.encode("a") == [1] * begins + [259]
+        assert tokenizer.encode("") == [1]
+    write_tokenizer_bin(tokenizer, tmp_path / "out.bin")
+    path.write_bytes(metadata(add_bos_token=(BOOL, b"\0")))
+    with pytest.raises(TokenizerError, match=r"expected one that a tokenizer\.bin can hold"):
+        write_tokenizer_bin(read_gguf_vocabulary(path), tmp_path / "out.bin")
+
+
+def test_unused_tokens_are_never_read_nor_printed(tmp_path: Path) -> None:
+    """They fill the vocabulary up to the rows of an embedding."""
+    types = [1] * 259 + [1, 1, 5]
+    path = tmp_path / "vocabulary.gguf"
+    path.write_bytes(
+        metadata(token_type=(ARRAY, array(I32, [struct.pack("<i", t) for t in types])))
+    )
+    tokenizer = read_gguf_vocabulary(path)
+    assert len(tokenizer) == 262
+    assert 261 not in tokenizer.encode("aa")
+    assert tokenizer.decode([1, 259, 261]) == "a"
