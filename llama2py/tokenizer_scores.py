@@ -1,13 +1,14 @@
 """From scores to merges and back: two ways to say which pieces join first.
 
 Scores are sentencepiece's and llama2.c's, merges Hugging Face's. A list of merges that holds every
-two pieces that make a third, those of one piece beside each other, says what scores say.
+two pieces that make a third says what scores say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import groupby
+from itertools import pairwise
+from operator import itemgetter
 
 from .bpe import FIRST_BYTE, FIRST_PIECE
 from .errors import TokenizerError
@@ -65,13 +66,17 @@ def to_merges(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[str, str]]:
         for token in range(FIRST_PIECE, len(texts))
         if texts[token] and token not in special
     }
-    # As sentencepiece does not, transformers tells equal scores apart by the ids.
-    order = sorted(ids, key=lambda text: (-tokenizer.score(ids[text]), ids[text]))
-    return [way for text in order for way in ways(text, ids)]
+    # Sentencepiece takes the leftmost of equal scores; merges have an order. It is transformers'.
+    found = [
+        (-tokenizer.score(token), -len(way[0]), -len(way[1]), way)
+        for text, token in ids.items()
+        for way in ways(text, ids)
+    ]
+    return [way for *_, way in sorted(found, key=itemgetter(slice(0, 3)))]
 
 
 def ways(text: str, ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every two pieces that make a third; of several, those of the lower ids first."""
+    """Every two pieces that make a third, those of the lower ids first."""
     parts = ((text[:i], text[i:]) for i in range(1, len(text)))
     found = [(left, right) for left, right in parts if left in ids and right in ids]
     return sorted(found, key=lambda way: (ids[way[0]], ids[way[1]]))
@@ -109,7 +114,7 @@ def to_scores(tokenizer: Tokenizer) -> Tokenizer:
         if token not in special and pieces[token]
     }
     ranks = _ranks(tokenizer.merges, ids)
-    in_order = all(ids[a] < ids[b] for a, b in zip(ranks, list(ranks)[1:], strict=False))
+    in_order = all(ids[a] < ids[b] and ranks[a] < ranks[b] for a, b in pairwise(ranks))
     scores = [0.0] * FIRST_PIECE
     for token in range(FIRST_PIECE, len(pieces)):
         place = token - FIRST_PIECE if in_order else ranks.get(pieces[token], len(ranks))
@@ -142,16 +147,23 @@ def _check_layout(tokenizer: MergeTokenizer, pieces: list[str]) -> None:
 
 
 def _ranks(merges: list[tuple[str, str]], ids: Mapping[str, int]) -> dict[str, int]:
-    """The place of each piece among those that merges make."""
-    ranks: dict[str, int] = {}
-    for text, group in groupby(merges, lambda merge: merge[0] + merge[1]):
-        if text in ranks or sorted(group) != sorted(ways(text, ids)):
+    """The place of each piece among those that merges make, equal ones sharing one."""
+    spans: dict[str, tuple[int, int]] = {}
+    made: dict[str, list[tuple[str, str]]] = {}
+    for place, merge in enumerate(merges):
+        text = merge[0] + merge[1]
+        spans[text] = (spans.get(text, (place, place))[0], place)
+        made.setdefault(text, []).append(merge)
+    for text in {**ids, **made}:
+        wanted = ways(text, ids) if text in ids else []  # no text is joined to a byte's token
+        if sorted(made.get(text, [])) != sorted(wanted):
             raise TokenizerError(
-                f"the merges that make {text!r:.60} are not all those of two pieces, one behind"
-                f" the other, {_CANNOT}"
+                f"the merges that make {text!r:.60} are not all those of two pieces, {_CANNOT}"
             )
-        ranks[text] = len(ranks)
-    missing = next((text for text in ids if text not in ranks and ways(text, ids)), None)
-    if missing is not None:
-        raise TokenizerError(f"no merge makes {missing!r:.60} of two pieces, {_CANNOT}")
+    # Pieces of equal scores have merges among each other's; all others have theirs in one stretch.
+    ranks: dict[str, int] = {}
+    rank, end = -1, -1
+    for text, (first, last) in spans.items():
+        rank, end = (rank + 1, last) if first > end else (rank, max(end, last))
+        ranks[text] = rank
     return ranks

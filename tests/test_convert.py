@@ -16,7 +16,7 @@ import pytest
 from conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 import llama2py
-from llama2py.checkpoint import DenseTensor, Tensor, open_checkpoint, write_checkpoint
+from llama2py.checkpoint import Checkpoint, DenseTensor, Tensor, open_checkpoint, write_checkpoint
 from llama2py.checkpoint.write_gguf import write_gguf
 from llama2py.checkpoint.write_huggingface import write_huggingface
 from llama2py.cli import main
@@ -332,6 +332,16 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         assert peak < 6 * largest < 4 * config.n_params / 3, name
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.gguf", "a"])
+def test_every_tensors_pages_are_let_go(
+    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = []
+    monkeypatch.setattr(Checkpoint, "release", lambda self, tensor: released.append(tensor))
+    convert(model, tmp_path / name)
+    assert len(set(map(id, released))) == 2 * 9 + 3
 
 
 def remember(told: list[tuple[int, int]], done: int, total: int) -> None:
