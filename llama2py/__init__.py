@@ -11,6 +11,7 @@ Once upon a time, there was a dragon who was afraid of fire. ...
 
 from .chat import Chat
 from .config import ModelConfig
+from .conversion import convert
 from .errors import (
     Cancelled,
     CheckpointError,
@@ -71,6 +72,7 @@ __all__ = [
     "TokenizerError",
     "TooBigError",
     "TrainingError",
+    "convert",
     "load",
     "score_texts",
 ]

@@ -29,10 +29,10 @@ def _byte_letters() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
-_LETTERS = _byte_letters()
+LETTERS = _byte_letters()
 # A text decoded as Latin-1 has one character a byte.
-_TO_LETTERS = dict(enumerate(_LETTERS))
-_TO_BYTES = {letter: byte for byte, letter in enumerate(_LETTERS)}
+_TO_LETTERS = dict(enumerate(LETTERS))
+_TO_BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,15 @@ class MergeTokenizer(Tokenizer):
         What stands for a character that nothing else does; without one it is left out.
     whole_first : bool
         Whether a word that is a piece is taken as it is.
+    adds_bos : bool
+        Whether a text begins with BOS, as models of this vocabulary expect it.
+
+    Attributes
+    ----------
+    kind, whole_first
+        As above.
+    has_unknown : bool
+        Whether there is a token for what no other stands for.
 
     Raises
     ------
@@ -101,6 +110,7 @@ class MergeTokenizer(Tokenizer):
         specials: Specials | None = None,
         unk_id: int | None = None,
         whole_first: bool = False,
+        adds_bos: bool = True,
     ) -> None:
         specials = specials or Specials()
         for name, token in (("BOS", bos_id), ("EOS", eos_id), ("unknown", unk_id)):
@@ -108,7 +118,10 @@ class MergeTokenizer(Tokenizer):
                 raise TokenizerError(
                     f"the id of {name} is {token}, expected one of {len(pieces)} tokens"
                 )
-        self._kind = kind
+        self.kind = kind
+        self.whole_first = whole_first
+        self.has_unknown = unk_id is not None
+        self.adds_bos = adds_bos
         special = set(specials.ids())
         # Of equal pieces the lowest id stays.
         ids: dict[str, int] = {}
@@ -139,11 +152,21 @@ class MergeTokenizer(Tokenizer):
         self._set_up(raw, array("f", bytes(4 * len(raw))), outputs, specials)
         self._merges = encoder
 
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """What joins with what, the best first, as the vocabulary spells it."""
+        if isinstance(self.kind, ByteLevel):
+            return self._merges.merges
+        return [
+            (left.replace(" ", SPACE_MARK), right.replace(" ", SPACE_MARK))
+            for left, right in self._merges.merges
+        ]
+
     def _output(self, piece: str, special: bool) -> bytes:
         """What a token prints."""
         if special:
             return piece.encode(errors="replace")
-        if isinstance(self._kind, Characters):
+        if isinstance(self.kind, Characters):
             return piece.replace(SPACE_MARK, " ").encode(errors="replace")
         try:
             return bytes([_TO_BYTES[letter] for letter in piece])
@@ -152,7 +175,7 @@ class MergeTokenizer(Tokenizer):
 
     def _fallback(self, unk_id: int | None) -> Callable[[str], list[int]]:
         unknown = [] if unk_id is None else [unk_id]
-        byte_ids = self._byte_ids if isinstance(self._kind, Characters) else {}
+        byte_ids = self._byte_ids if isinstance(self.kind, Characters) else {}
 
         def ids(character: str) -> list[int]:
             found = [byte_ids.get(byte) for byte in character.encode()]
@@ -162,7 +185,7 @@ class MergeTokenizer(Tokenizer):
         return ids
 
     def _encode_part(self, text: str, first: bool) -> list[int]:
-        kind = self._kind
+        kind = self.kind
         if isinstance(kind, ByteLevel):
             tokens: list[int] = []
             for word in words(text, kind.patterns):
@@ -175,7 +198,7 @@ class MergeTokenizer(Tokenizer):
         return list(self._merges.encode(text))
 
     def _strips(self, token: int) -> bool:
-        kind = self._kind
+        kind = self.kind
         return (
             isinstance(kind, Characters)
             and kind.prefix != "none"

@@ -51,6 +51,11 @@ class MergeEncoder:
         self._whole_first = whole_first
         self._cache: dict[str, list[int]] = {}
 
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """What joins with what, the best first."""
+        return sorted(self._ranks, key=self._ranks.__getitem__)
+
     def encode(self, word: str) -> list[int]:
         """The ids of a word, which is not empty."""
         tokens = self._cache.get(word)

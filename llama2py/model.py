@@ -109,7 +109,8 @@ def load(
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
             tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
-        vocabulary = load_tokenizer(Path(tokenizer), checkpoint.config.vocab_size)
+        is_own = Path(tokenizer) == checkpoint.tokenizer_path
+        vocabulary = load_tokenizer(Path(tokenizer), checkpoint.config.vocab_size, padded=is_own)
         weights: Backend
         if backend == "c":
             try:

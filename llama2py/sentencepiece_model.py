@@ -23,7 +23,8 @@ SPACE_MARK = "\u2581".encode()  # how sentencepiece writes a space inside a piec
 # llama2.c's exporter puts these two on lines of their own.
 BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of a piece; GGUF has the same
+# Types of a piece; GGUF has the same.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _FIRST_SPECIAL = 3  # unknown, BOS and EOS are never looked for by their text
 _BPE = 2  # TrainerSpec.model_type; 1, its default, is the unigram model
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
@@ -43,6 +44,7 @@ def tokenizer_of_pieces(
     scores: Sequence[float],
     types: Sequence[int] | None = None,
     eos_id: int = EOS,
+    adds_bos: bool = True,
 ) -> Tokenizer:
     """A tokenizer of sentencepiece's own pieces, as llama2.c's exporter spells them.
 
@@ -57,7 +59,7 @@ def tokenizer_of_pieces(
         texts = [piece.decode(errors="replace") for piece in spelled]
         specials = specials_of(texts, types, _FIRST_SPECIAL)
     spelled[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
-    return Tokenizer(spelled, scores, specials, eos_id)
+    return Tokenizer(spelled, scores, specials, eos_id, adds_bos)
 
 
 def read_sentencepiece(path: str | Path) -> Tokenizer:

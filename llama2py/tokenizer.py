@@ -9,6 +9,7 @@ Source: karpathy/llama2.c, ``run.c``.
 from __future__ import annotations
 
 import codecs
+import copy
 import math
 import re
 from array import array
@@ -62,6 +63,13 @@ class Tokenizer:
         Tokens above 258 that no join makes.
     eos_id : int
         The id that ends a text, where it is not llama2.c's.
+    adds_bos : bool
+        Whether a text begins with BOS, as models of this vocabulary expect it.
+
+    Attributes
+    ----------
+    adds_bos
+        As above.
 
     Raises
     ------
@@ -84,7 +92,9 @@ class Tokenizer:
         scores: Sequence[float],
         specials: Specials | None = None,
         eos_id: int = EOS,
+        adds_bos: bool = True,
     ) -> None:
+        self.adds_bos = adds_bos
         if len(pieces) != len(scores):
             raise TokenizerError(
                 f"{len(pieces)} tokens have {len(scores)} scores, expected one each"
@@ -131,6 +141,19 @@ class Tokenizer:
             outputs[token] = b""
         self._find_added = _finder(specials.added)
         self._find_special = _finder([*specials.added, *specials.control])
+
+    def padded(self, vocab_size: int) -> Tokenizer:
+        """The same vocabulary with ids up to that of a model whose embedding has more rows.
+
+        Many models have some, so that their number is a round one. No text is encoded to such an
+        id, and it prints nothing.
+        """
+        more = vocab_size - len(self)
+        result = copy.copy(self)
+        result._pieces = self._pieces + (b"",) * more
+        result._scores = self._scores + array("f", bytes(4 * more))
+        result._outputs = self._outputs + [b""] * more
+        return result
 
     @property
     def vocab_size(self) -> int:
@@ -196,7 +219,8 @@ class Tokenizer:
             that is not empty is encoded with one space before it, as sentencepiece does. (It reads
             a literal U+2581 as a space, too; here that is a character like any other.)
         bos, eos : bool
-            Whether to put BOS before it and EOS behind it.
+            Whether to put BOS before it and EOS behind it. Where the vocabulary's models want no
+            BOS (`adds_bos`), it comes only before an empty text: they, too, need a token to start.
         special : bool
             Whether a control token's text, such as ``<|eot_id|>``, means the token. By default it
             means the characters, so that no user's text can end a turn.
@@ -206,7 +230,7 @@ class Tokenizer:
         PromptError
             If the text holds half of a surrogate pair.
         """
-        tokens = [self.bos_id] if bos else []
+        tokens = [self.bos_id] if bos and (self.adds_bos or not text) else []
         self._check_text(text)
         tokens += self._encode_all(self._parts(text, special), first=True)
         if eos:

@@ -18,9 +18,11 @@ from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
 from .tokenizer import EOS, Tokenizer
 from .tokenizer_gguf import read_gguf_vocabulary
 from .tokenizer_json import read_tokenizer_json
+from .tokenizer_ranks import looks_like_ranks, read_ranks
 
 NAME = "tokenizer.bin"
 MAX_FILE_SIZE = 16 << 20  # bytes: 32000 tokens are 0.4 MB, 256000 about 4 MB
+MAX_PADDING = 16  # at most one of so many ids
 HEADER = struct.Struct("<i")
 RECORD = struct.Struct("<fi")
 
@@ -41,7 +43,9 @@ def bundled_tokenizer() -> Path:
     raise TokenizerError(f"{package / NAME}: no such file, expected it to come with llama2py")
 
 
-def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path, vocab_size: int | None = None, padded: bool = False
+) -> Tokenizer:
     """Read a tokenizer.bin, .model or .json, or the vocabulary inside a GGUF file.
 
     Parameters
@@ -50,6 +54,9 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
         The file. What it is, its first bytes tell.
     vocab_size : int, optional
         The number of ids that the model has; None if any will do.
+    padded : bool
+        Whether the model may have a few ids more: of a tokenizer that is known to be the model's,
+        where the embedding was filled up to a round number of rows. See `Tokenizer.padded`.
 
     Raises
     ------
@@ -66,6 +73,8 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
             head = file.read(16)
         if looks_like_sentencepiece(head):
             tokenizer = read_sentencepiece(path)
+        elif looks_like_ranks(head):
+            tokenizer = read_ranks(path)
         elif head.startswith(b"GGUF"):
             tokenizer = read_gguf_vocabulary(path)
         elif head.lstrip().startswith(b"{") and b"\0" not in head:
@@ -75,12 +84,14 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
             tokenizer = _read_tokenizer_bin(path)
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path}: cannot be read: {error}") from None
-    if vocab_size is not None and len(tokenizer) != vocab_size:
-        raise TokenizerError(
-            f"{path}: this tokenizer has {len(tokenizer)} tokens, the model has {vocab_size};"
-            " pass the model's own with -z FILE or tokenizer=FILE"
-        )
-    return tokenizer
+    if vocab_size is None or len(tokenizer) == vocab_size:
+        return tokenizer
+    if padded and 0 < vocab_size - len(tokenizer) <= vocab_size // MAX_PADDING:
+        return tokenizer.padded(vocab_size)
+    raise TokenizerError(
+        f"{path}: this tokenizer has {len(tokenizer)} tokens, the model has {vocab_size};"
+        " pass the model's own with -z FILE or tokenizer=FILE"
+    )
 
 
 def _read_tokenizer_bin(path: Path) -> Tokenizer:
@@ -135,10 +146,11 @@ def write_tokenizer_bin(tokenizer: Tokenizer, path: str | Path) -> None:
     ------
     TokenizerError
         If the file cannot be written, or the format cannot hold the vocabulary: it has no merges,
-        and no special tokens but its own.
+        and no special tokens but its own; and every text begins with BOS.
     """
     path = Path(path)
-    if type(tokenizer) is not Tokenizer or tokenizer.specials.ids() or tokenizer.eos_id != EOS:
+    plain = type(tokenizer) is Tokenizer and not tokenizer.specials.ids() and tokenizer.adds_bos
+    if not plain or tokenizer.eos_id != EOS:
         raise TokenizerError(
             f"{path}: the vocabulary has merges or special tokens of its own,"
             f" expected one that a {NAME} can hold"

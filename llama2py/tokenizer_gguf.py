@@ -14,13 +14,13 @@ from .errors import TokenizerError
 from .gguf_metadata import GGUFArray, read_gguf_metadata
 from .merge_tokenizer import ByteLevel, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, LLAMA3, QWEN2
-from .sentencepiece_model import specials_of, tokenizer_of_pieces
+from .sentencepiece_model import UNUSED, specials_of, tokenizer_of_pieces
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 MAX_TOKENS = 1 << 20
 
 # By tokenizer.ggml.pre: the patterns, and whether a word that is a piece is taken as it is.
-_PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
+PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
     b"default": ((GPT2,), False),
     b"gpt-2": ((GPT2,), False),
     b"gpt2": ((GPT2,), False),
@@ -57,6 +57,13 @@ class _Metadata:
             f"tokenizer.ggml.{name} is missing or of another type,"
             f" expected an array of {kind.__name__}"
         )
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Yes or no."""
+        found = self.get(name, default)
+        if type(found) is not bool:
+            raise TokenizerError(f"tokenizer.ggml.{name} is {found!r:.80}, expected a bool")
+        return found
 
     def token(self, name: str, default: int | None = None) -> int:
         """The id of a token that has a part to play."""
@@ -112,19 +119,25 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
     tokens = metadata.column("tokens", bytes)
     scores = metadata.column("scores", float, len(tokens))
     types = metadata.column("token_type", int, len(tokens))
-    return tokenizer_of_pieces(tokens, scores, types, metadata.token("eos", EOS))
+    tokens = [b"" if kind == UNUSED else token for token, kind in zip(tokens, types, strict=True)]
+    return tokenizer_of_pieces(
+        tokens, scores, types, metadata.token("eos", EOS), metadata.flag("add_bos_token", True)
+    )
 
 
 def _byte_level(metadata: _Metadata) -> Tokenizer:
     pre = metadata.get("pre", b"default")
-    if not isinstance(pre, bytes) or pre not in _PRE:
+    if not isinstance(pre, bytes) or pre not in PRE:
         raise TokenizerError(
-            f"tokenizer.ggml.pre is {pre!r:.80}, expected {b', '.join(_PRE).decode()}"
+            f"tokenizer.ggml.pre is {pre!r:.80}, expected {b', '.join(PRE).decode()}"
         )
-    patterns, whole_first = _PRE[pre]
+    patterns, whole_first = PRE[pre]
     tokens = metadata.column("tokens", bytes)
     types = metadata.column("token_type", int, len(tokens))
-    pieces = [token.decode(errors="replace") for token in tokens]
+    pieces = [
+        "" if kind == UNUSED else token.decode(errors="replace")
+        for token, kind in zip(tokens, types, strict=True)
+    ]
     merges: list[tuple[str, str]] = []
     for merge in metadata.column("merges", bytes):
         left, space, right = merge.decode(errors="replace").partition(" ")
@@ -142,4 +155,5 @@ def _byte_level(metadata: _Metadata) -> Tokenizer:
         eos_id=metadata.token("eos", bos),
         specials=specials_of(pieces, types),
         whole_first=whole_first,
+        adds_bos=metadata.flag("add_bos_token", whole_first),  # llama.cpp's default, too
     )

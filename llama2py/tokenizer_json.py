@@ -35,7 +35,7 @@ def read_tokenizer_json(path: str | Path) -> MergeTokenizer:
     """
     path = Path(path)
     try:
-        return _tokenizer(_object(path), _names(path))
+        return _tokenizer(_object(path), _beside(path))
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
 
@@ -66,17 +66,21 @@ def _check(value: Any, kind: type, what: str) -> Any:
 _KINDS = {dict: "object", list: "array", str: "string", int: "whole number", bool: "boolean"}
 
 
-def _names(path: Path) -> dict[str, str]:
-    """The texts of BOS and EOS as the file beside has them; none where there is no such file."""
+def _beside(path: Path) -> dict[str, Any]:
+    """The tokenizer_config.json beside the file; nothing where there is none."""
     beside = path.with_name(_CONFIG)
     if not beside.is_file():
         return {}
     try:
-        config = _object(beside)
+        return _object(beside)
     except TokenizerError as error:
         raise TokenizerError(f"{_CONFIG} beside it {error}") from None
+
+
+def _names(config: dict[str, Any]) -> dict[str, str]:
+    """The texts of BOS and EOS as a tokenizer_config.json has them."""
     names = {}
-    for name in ("bos", "eos", "unk"):
+    for name in ("bos", "eos"):
         found = config.get(f"{name}_token")
         found = found.get("content") if isinstance(found, dict) else found
         if isinstance(found, str):
@@ -84,7 +88,24 @@ def _names(path: Path) -> dict[str, str]:
     return names
 
 
-def _tokenizer(file: dict[str, Any], names: dict[str, str]) -> MergeTokenizer:
+def _adds_bos(
+    file: dict[str, Any], config: dict[str, Any], kind: ByteLevel | Characters, bos: str
+) -> bool:
+    """Whether a text begins with BOS: the config says so, or at byte level the template."""
+    told = config.get("add_bos_token")
+    if isinstance(told, bool):
+        return told
+    if isinstance(kind, Characters):
+        return True  # sentencepiece's models all do
+    for step in _steps(file, "post_processor", "processors"):
+        match step:
+            case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": found}}, *_]}:
+                return bool(found == bos)
+    return False
+
+
+def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
+    names = _names(config)
     model = _check(file.get("model"), dict, "model")
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(f"model.type is {model['type']!r:.80}, expected 'BPE'")
@@ -110,6 +131,7 @@ def _tokenizer(file: dict[str, Any], names: dict[str, str]) -> MergeTokenizer:
         specials=specials,
         unk_id=ids.get(unknown) if isinstance(unknown, str) else None,
         whole_first=bool(model.get("ignore_merges")),
+        adds_bos=_adds_bos(file, config, kind, pieces[bos]),
     )
 
 

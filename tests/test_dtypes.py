@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
-from conftest import in_memory, random_checkpoint
+from conftest import in_memory, random_checkpoint, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -31,6 +32,7 @@ from llama2py.config import Dtype, ModelConfig
 from llama2py.engine import Engine, isa_names
 from llama2py.reference import Reference
 from llama2py.session import Session
+from llama2py.tokenizer_files import write_tokenizer_bin
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 SHAPES = {  # widths beside the blocks of 16 rows and the groups of 32 columns
@@ -256,18 +258,30 @@ def test_load_takes_a_dtype_and_no_other() -> None:
 
 
 def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = SHAPES["hd8-gqa"]
+    config = replace(SHAPES["hd8-gqa"], vocab_size=300)
     source, out = tmp_path / "in.bin", tmp_path / "out.bin"
     checkpoint = random_checkpoint(config)
     write_checkpoint(source, config, checkpoint.tensors)
-    (tmp_path / "in.tokenizer.bin").write_bytes(b"a vocabulary")
+    vocabulary = tmp_path / "in.tokenizer.bin"
+    write_tokenizer_bin(tiny_tokenizer(), vocabulary)
     assert main(["quantize", os.fspath(source), "-o", os.fspath(out)]) == 0
-    assert "3.7 times smaller, a scale for every 64 weights" in capsys.readouterr().err
-    assert (tmp_path / "out.tokenizer.bin").read_bytes() == b"a vocabulary"
+    assert "3.8 times smaller, a scale for every 64 weights" in capsys.readouterr().err
+    assert (tmp_path / "out.tokenizer.bin").read_bytes() == vocabulary.read_bytes()
     with open_checkpoint(out) as stored:
         assert stored.dtype == "int8"
         assert stored.group_size == 64
         assert np.array_equal(logits(Engine(stored)), logits(Engine(checkpoint, 1, "int8")))
+
+
+def test_quantize_takes_the_vocabulary_out_of_a_gguf(test_data: Path, tmp_path: Path) -> None:
+    source, out = test_data / "data/formats/stories260K-f32.gguf", tmp_path / "out.bin"
+    assert main(["quantize", os.fspath(source), "-o", os.fspath(out), "--threads", "3"]) == 0
+    vocabulary = (test_data / "data/tok512.bin").read_bytes()
+    assert (tmp_path / "out.tokenizer.bin").read_bytes() == vocabulary
+    again = ["quantize", os.fspath(source), "-o", os.fspath(tmp_path / "b.bin"), "--threads", "1"]
+    assert main([*again, "--no-tokenizer"]) == 0
+    assert (tmp_path / "b.bin").read_bytes() == out.read_bytes()
+    assert not (tmp_path / "b.tokenizer.bin").exists()
 
 
 def test_quantize_command_refuses_what_it_cannot_divide(

@@ -325,6 +325,10 @@ HOSTILE_GGUFS = {
         metadata(add_space_prefix=(BOOL, b"\0")),
         "tokenizer.ggml.add_space_prefix is not true, expected the space that llama2.c adds",
     ),
+    "a bos or not of numbers": (
+        metadata(add_bos_token=(U32, struct.pack("<I", 1))),
+        "tokenizer.ggml.add_bos_token is 1, expected a bool",
+    ),
     "another bos": (
         metadata(bos_token_id=(U32, struct.pack("<I", 7))),
         "tokenizer.ggml.bos_token_id is 7, expected 1",

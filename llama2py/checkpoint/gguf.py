@@ -20,9 +20,9 @@ from .stored import DTYPES
 from .weights import check_shape, collect
 
 _EMBEDDING, _CLASSIFIER = "token_embd.weight", "output.weight"
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 # llama2.c's name -> GGUF's; {} is the layer.
-_NAMES = {
+NAMES = {
     "token_embedding_table": _EMBEDDING,
     "rms_att_weight": "blk.{}.attn_norm.weight",
     "wq": "blk.{}.attn_q.weight",
@@ -85,7 +85,7 @@ def _read(model: GGUFModel) -> Checkpoint:
     if embedding is None:
         check_architecture(model.pairs)  # tells more, if it is no llama
         raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}, expected it")
-    factors = _rope_factors(places.get(_ROPE_FACTORS), first.path)
+    factors = _rope_factors(places.get(ROPE_FACTORS), first.path)
     config, notes = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places, factors)
     matrices = [place for place in places.values() if len(place.dims) == 2]
     quantized = all(place.format is _Q8_0 for place in matrices)
@@ -93,10 +93,10 @@ def _read(model: GGUFModel) -> Checkpoint:
         first.path,
         places,
         config,
-        _NAMES,
+        NAMES,
         _check_place,
         lambda _, place: place.tensor(quantized),
-        _ROPE_FACTORS.__eq__,
+        ROPE_FACTORS.__eq__,
     )
     kinds = "/".join(sorted({place.format.name for place in matrices}))
     largest = max(matrices, key=lambda place: place.nbytes)
@@ -124,7 +124,7 @@ def _rope_factors(place: Place | None, path: Path) -> list[float]:
         return []
     if len(place.dims) != 1 or place.dims[0] > MAX_FACTORS:
         raise CheckpointError(
-            f"{path}: tensor {_ROPE_FACTORS!r} is of shape {place.dims[::-1]},"
+            f"{path}: tensor {ROPE_FACTORS!r} is of shape {place.dims[::-1]},"
             " expected a factor for each pair of a head's channels"
         )
     factors: list[float] = place.tensor().dequantize().tolist()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ParameterError
 from ..files import replacing
 from .base import Checkpoint
-from .llama2c_layout import header_config, header_numbers, lay_out, pack_header
+from .llama2c_layout import Section, header_config, header_numbers, lay_out, pack_header
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
+
+_Place: TypeAlias = tuple[Section, int]  # and a layer
 
 
 def quantize_checkpoint(
@@ -107,7 +113,7 @@ def write_checkpoint(
         If the format has no place for one of the model's numbers, or the file cannot be written.
     """
     path = Path(path)
-    _check_config(path, config)
+    check_config(path, config)
     _check_tensors(config, tensors)
     if version == 2:
         group_size = _check_quantized(config, tensors, group_size)
@@ -116,26 +122,111 @@ def write_checkpoint(
             f"version {version} with group_size {group_size},"
             " expected version 0 or 1 without one, or version 2"
         )
+
+    def in_order(places: list[_Place]) -> Iterator[Tensor]:
+        return (tensors[section.name][layer] for section, layer in places)
+
+    _write(path, config, version, group_size, in_order)
+
+
+def write_llama2c(
+    path: Path,
+    checkpoint: Checkpoint,
+    version: int,
+    group_size: int | None = None,
+    threads: int = 1,
+    progress: Callable[[int], object] = lambda weights: None,
+) -> None:
+    """Write any checkpoint as llama2.c's, holding as many tensors at a time as there are threads.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    checkpoint : Checkpoint
+        The model, of any format.
+    version : {0, 1, 2}
+        Of the file.
+    group_size : int, optional
+        For v2: values per scale. int8 matrices with groups of this size are kept as they are, all
+        others are quantized.
+    threads : int
+        How many matrices are quantized at once: NumPy's work runs beside itself.
+    progress : callable
+        Told the number of weights of each tensor that is written.
+
+    Raises
+    ------
+    ParameterError
+        If ``group_size`` does not divide ``dim``.
+    CheckpointError
+        As `write_checkpoint`; or if a weight that is to be quantized is not finite.
+    """
+    config = checkpoint.config
+    check_config(path, config)
+    if group_size is not None:
+        _check_group_size(config, group_size)
+
+    def prepare(place: _Place) -> Tensor:
+        section, layer = place
+        tensor = checkpoint.tensors[section.name][layer]
+        if not section.quantized or getattr(tensor, "group_size", None) == group_size:
+            return tensor
+        assert group_size is not None, "only v2 has quantized sections"
+        try:
+            return quantize(tensor.dequantize(), group_size)
+        except ParameterError as error:
+            raise CheckpointError(f"{path}: {section.name}: {error}") from None
+
+    def in_order(places: list[_Place]) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: deque[Future[Tensor]] = deque()
+            left = iter(places)
+            for section, layer in places:
+                ahead += [
+                    pool.submit(prepare, place) for place in islice(left, threads - len(ahead))
+                ]
+                yield ahead.popleft().result()
+                checkpoint.release(checkpoint.tensors[section.name][layer])
+                progress(math.prod(section.shape))
+
+    _write(path, config, version, group_size, in_order)
+
+
+def _write(
+    path: Path,
+    config: ModelConfig,
+    version: int,
+    group_size: int | None,
+    in_order: Callable[[list[_Place]], Iterator[Tensor]],
+) -> None:
+    """Write the file; ``in_order`` yields the tensors of these sections and layers."""
     sections, file_size = lay_out(config, version, group_size)
+    places = [(section, layer) for section in sections for layer in range(section.count)]
     with replacing(path, CheckpointError) as out:
         out.write(pack_header(config, version, group_size))
-        for section in sections:
-            out.write(bytes(section.offset - out.tell()))  # the RoPE tables of v0
-            for tensor in tensors[section.name]:
-                if section.quantized and isinstance(tensor, QuantizedTensor):
-                    out.write(np.ascontiguousarray(tensor.values).data)
-                    out.write(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
-                else:
-                    out.write(np.ascontiguousarray(tensor.dequantize(), dtype="<f4").data)
+        for (section, layer), tensor in zip(places, in_order(places), strict=True):
+            # The RoPE tables of v0.
+            out.write(bytes(section.offset + layer * section.stride - out.tell()))
+            for array in _arrays(section, tensor):
+                out.write(np.ascontiguousarray(array).data)
         out.write(bytes(file_size - out.tell()))  # the RoPE tables, with no classifier behind
 
 
-def _check_config(path: Path, config: ModelConfig) -> None:
+def _arrays(section: Section, tensor: Tensor) -> Iterator[NDArray[Any]]:
+    if section.quantized and isinstance(tensor, QuantizedTensor):
+        yield tensor.values
+        yield tensor.scales.astype("<f4", copy=False)
+    else:
+        yield tensor.dequantize().astype("<f4", copy=False)
+
+
+def check_config(path: Path, config: ModelConfig) -> None:
     """Refuse a model of which the header would say less than it needs (another RoPE base, say)."""
-    if config.dim % config.n_heads:
+    if config.head_size is not None:
         raise CheckpointError(
             f"{path}: a llama2.c file cannot say that the head size is {config.head_dim},"
-            f" expected dim {config.dim} / n_heads {config.n_heads}"
+            f" expected dim {config.dim} / n_heads {config.n_heads}, or the format gguf or hf"
         )
     implied = header_config(header_numbers(config), config.shared_classifier)
     for name in (field.name for field in fields(config)):
@@ -143,7 +234,7 @@ def _check_config(path: Path, config: ModelConfig) -> None:
         if value != expected:
             raise CheckpointError(
                 f"{path}: a llama2.c file cannot say that {name} is {value},"
-                f" expected the {expected} that llama2.c means"
+                f" expected the {expected} that llama2.c means, or the format gguf or hf"
             )
 
 

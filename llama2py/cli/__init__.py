@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import Llama2pyError, TooBigError
 from . import (
     bench,
+    convert,
     download,
     export_tokenizer,
     info,
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         info,
         download,
         quantize,
+        convert,
         train,
         train_tokenizer,
         export_tokenizer,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..config import CacheDtype, Dtype
@@ -75,6 +77,20 @@ def thread_counts(text: str) -> list[int]:
 def counts(text: str) -> list[int]:
     """Different whole numbers from 1 up, with commas between them."""
     return list(dict.fromkeys(count(part) for part in text.split(",")))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar of weights that are done, for what takes longer than a second; of (done, total)."""
+    from ..progress import Bar
+
+    with Bar(unit="w", unit_scale=True, delay=1, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _number(text: str) -> float:

@@ -1,0 +1,331 @@
+"""Checkpoints from any format that is read to any that is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from .checkpoint import Checkpoint, default_group_size, open_checkpoint
+from .checkpoint.llama2c_layout import lay_out
+from .checkpoint.stored import DTYPES
+from .checkpoint.write_gguf import gguf_items, write_gguf
+from .checkpoint.write_huggingface import (
+    SHARD_SIZE,
+    config_json,
+    huggingface_items,
+    write_huggingface,
+)
+from .checkpoint.write_numbers import FileDtype
+from .checkpoint.writer import check_config, write_llama2c
+from .errors import CheckpointError, ParameterError, TokenizerError
+from .files import check_space, replacing, replacing_folder
+from .model import StrPath, beside, own_tokenizer
+from .tokenizer import Tokenizer
+from .tokenizer_export import with_scores
+from .tokenizer_files import bundled_tokenizer, load_tokenizer, write_tokenizer_bin
+from .tokenizer_output import (
+    gguf_pairs,
+    sentencepiece_model,
+    tokenizer_config,
+    tokenizer_json,
+)
+
+_log = logging.getLogger(__name__)
+
+FileFormat: TypeAlias = Literal["v0", "v1", "v2", "hf", "gguf"]
+
+_HOLDS = {
+    "v0": ("float32",),
+    "v1": ("float32",),
+    "v2": ("int8",),
+    "hf": ("float32", "float16", "bfloat16"),
+    "gguf": ("float32", "float16", "bfloat16", "int8"),
+}
+# Names of files that are none of what is written.
+_OTHER_FILES = (".safetensors", ".pt", ".pth", ".json", ".model", ".ggml", ".npz", ".zip")
+# What belongs to the tokenizer in a directory of Hugging Face's.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_WITHOUT = "or no vocabulary (--no-tokenizer, or tokenizer=False)"
+
+
+def convert(
+    source: StrPath,
+    output: StrPath,
+    format: FileFormat | None = None,
+    dtype: FileDtype | None = None,
+    tokenizer: StrPath | bool | None = None,
+    group_size: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    threads: int = 1,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Path:
+    """Write a checkpoint in another format, with its vocabulary.
+
+    One tensor is held in memory at a time. The output appears only once all of it is on disk.
+
+    Parameters
+    ----------
+    source : str or path-like
+        Any checkpoint that `load` takes.
+    output : str or path-like
+        Where to: a file, which is replaced if there is one, or for Hugging Face a new or empty
+        directory.
+    format : {'v0', 'v1', 'v2', 'hf', 'gguf'}, optional
+        llama2.c's three versions, a directory of Hugging Face's, or GGUF v3. Default: by the
+        output's name, gguf for ``.gguf``; for ``.bin`` v0, which every llama2.c reads, or v2 if
+        it is to be int8; else a directory.
+    dtype : {'float32', 'float16', 'bfloat16', 'int8'}, optional
+        Of the matrices, and for hf of the norms. Default: the source's, where the format holds it,
+        or else float32: nothing is lost, but where int8 is turned into other groups or v2 is asked
+        for. v0 and v1 hold float32; v2 int8; hf the three others; gguf all four, of which int8 is
+        Q8_0 (and float16 where a row is no multiple of 32). Rounding is to nearest, ties to even.
+    tokenizer : str, path-like or False, optional
+        The vocabulary to go with it. Default: the model's own. False: none. A llama2.c file's goes
+        beside it, as ``NAME.tokenizer.bin``, unless it is Llama 2's, which needs no file.
+    group_size : int, optional
+        For v2: weights that share a scale, a divisor of ``dim``. Default: the source's if it is
+        int8, else 64, halved until it divides ``dim``.
+    shard_size : int
+        For hf: bytes of tensors in one file. Default: 5 GB.
+    threads : int
+        For v2: how many matrices are quantized at once, and held in memory.
+    progress : callable
+        Told after each tensor how many weights are written, and how many there are.
+
+    Returns
+    -------
+    Path
+        The output.
+
+    Raises
+    ------
+    CheckpointError
+        If the source cannot be read, the format cannot hold the model (the message names one that
+        can), a weight is beyond the dtype, or the output cannot be written or does not fit onto
+        the disk.
+    TokenizerError
+        If the vocabulary cannot be read, or the format cannot hold it.
+    ParameterError
+        If ``format``, ``dtype`` or ``group_size`` is not one of the values above.
+
+    Examples
+    --------
+    >>> convert("stories15M.bin", "stories15M.gguf", dtype="float16")  # doctest: +SKIP
+    PosixPath('stories15M.gguf')
+    """
+    target = Path(output)
+    if format is not None and format not in get_args(FileFormat):
+        raise ParameterError(f"format is {format!r}, expected one of {', '.join(_HOLDS)}")
+    if dtype is not None and dtype not in get_args(FileDtype):
+        raise ParameterError(
+            f"dtype is {dtype!r}, expected one of {', '.join(get_args(FileDtype))}"
+        )
+    if group_size is not None and group_size < 1:
+        raise ParameterError(f"group_size is {group_size}, expected a whole number from 1 up")
+    with open_checkpoint(source) as checkpoint:
+        kind: str = format or format_of(target, dtype or checkpoint.dtype)
+        precision = _dtype(kind, dtype, checkpoint)
+        if group_size is not None and kind != "v2":
+            raise ParameterError(f"group_size is {group_size}, expected none for format {kind}")
+        vocabulary, path = _vocabulary(checkpoint, tokenizer)
+        counter = _Counter(checkpoint.config.n_params, progress)
+        if kind == "hf":
+            norms = dtype or ("float32" if _stored(checkpoint, 1) != precision else precision)
+            precisions = (precision, norms)
+            _to_huggingface(target, checkpoint, precisions, vocabulary, path, counter, shard_size)
+        elif kind == "gguf":
+            _to_gguf(target, checkpoint, precision, vocabulary, counter)
+        else:
+            version = int(kind[1:])
+            _to_llama2c(target, checkpoint, version, group_size, vocabulary, path, threads, counter)
+    return target
+
+
+def format_of(output: Path, dtype: str = "float32") -> FileFormat:
+    """The format that a file's name asks for.
+
+    Raises
+    ------
+    ParameterError
+        If it is the name of a file of another kind.
+    """
+    if output.suffix == ".gguf":
+        return "gguf"
+    if output.suffix == ".bin":
+        return "v2" if dtype == "int8" else "v0"
+    if output.suffix in _OTHER_FILES or output.is_file():
+        raise ParameterError(
+            f"{output}: the name does not tell the format,"
+            " expected .bin, .gguf, a directory, or the format by its name"
+        )
+    return "hf"
+
+
+class _Counter:
+    """Adds up the weights that are written."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], object]) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def __call__(self, weights: int) -> None:
+        self._done += weights
+        self._progress(self._done, self._total)
+
+
+def _dtype(kind: str, asked: str | None, checkpoint: Checkpoint) -> str:
+    holds = _HOLDS[kind]
+    if asked is not None and asked not in holds:
+        fitting = [name for name, dtypes in _HOLDS.items() if asked in dtypes]
+        raise ParameterError(
+            f"format {kind} holds {', '.join(holds)}, not {asked}:"
+            f" expected one of these or the format {' or '.join(fitting)}"
+        )
+    own = "int8" if checkpoint.dtype == "int8" else _stored(checkpoint, 2)
+    return asked or (own if own in holds else holds[0])
+
+
+def _stored(checkpoint: Checkpoint, n_dims: int) -> str:
+    """What all norms (1) or matrices (2) are stored as, where it is one float dtype."""
+    dtypes = {
+        DTYPES.get(array.dtype, "float32")
+        for tensors in checkpoint.tensors.values()
+        for tensor in tensors
+        if len(tensor.shape) == n_dims
+        for array in tensor.arrays
+    }
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+def _vocabulary(
+    checkpoint: Checkpoint, asked: StrPath | bool | None
+) -> tuple[Tokenizer | None, Path | None]:
+    """The vocabulary and its file; the bundled one where it fits a model that has none."""
+    if asked is False:
+        return None, None
+    size = checkpoint.config.vocab_size
+    if asked is not None and asked is not True:
+        return load_tokenizer(Path(asked), size), Path(asked)
+    own = own_tokenizer(checkpoint)
+    if own is not None:
+        return load_tokenizer(own, size, padded=own == checkpoint.tokenizer_path), own
+    bundled = load_tokenizer(bundled_tokenizer())
+    if len(bundled) == size:
+        return bundled, bundled_tokenizer()
+    _log.warning("%s: it has no tokenizer, and so has what is written", checkpoint.path)
+    return None, None
+
+
+def _to_llama2c(
+    target: Path,
+    checkpoint: Checkpoint,
+    version: int,
+    group_size: int | None,
+    vocabulary: Tokenizer | None,
+    path: Path | None,
+    threads: int,
+    progress: Callable[[int], object],
+) -> None:
+    config = checkpoint.config
+    check_config(target, config)
+    if version == 2 and group_size is None:
+        own = checkpoint.group_size
+        group_size = own if own and config.dim % own == 0 else default_group_size(config)
+    copy = beside(target)
+    if vocabulary is not None:
+        try:
+            vocabulary = with_scores(vocabulary, path)
+        except TokenizerError as error:
+            raise TokenizerError(f"{copy}: {error}, {_WITHOUT}") from None
+    if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
+        check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
+    write_llama2c(target, checkpoint, version, group_size, threads, progress)
+    if vocabulary is not None and (copy.exists() or path != bundled_tokenizer()):
+        write_tokenizer_bin(vocabulary, copy)
+
+
+def _to_gguf(
+    target: Path,
+    checkpoint: Checkpoint,
+    dtype: str,
+    vocabulary: Tokenizer | None,
+    progress: Callable[[int], object],
+) -> None:
+    # llama.cpp's name for a model that has none.
+    pairs: dict[str, object] = {"tokenizer.ggml.model": b"no_vocab"}
+    if vocabulary is not None:
+        try:
+            pairs = gguf_pairs(vocabulary, getattr(checkpoint, "chat_template", None))
+        except TokenizerError as error:
+            raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
+    size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
+    check_space(target, size, CheckpointError)
+    try:
+        write_gguf(target, checkpoint, dtype, pairs, progress)
+    except CheckpointError as error:
+        raise _named(target, error) from None
+
+
+def _to_huggingface(
+    target: Path,
+    checkpoint: Checkpoint,
+    dtypes: tuple[str, str],
+    vocabulary: Tokenizer | None,
+    path: Path | None,
+    progress: Callable[[int], object],
+    shard_size: int,
+) -> None:
+    ids = (None, None) if vocabulary is None else (vocabulary.bos_id, vocabulary.eos_id)
+    files: dict[str, bytes] = {}
+    if vocabulary is not None and path is not None:
+        try:
+            files = _tokenizer_files(checkpoint, vocabulary, path)
+        except TokenizerError as error:
+            raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
+    config_json(checkpoint, dtypes[0], ids)  # says what it cannot say before anything is written
+    size = sum(item.nbytes for item in huggingface_items(checkpoint.config, *dtypes))
+    check_space(target, size, CheckpointError)
+    with replacing_folder(target, CheckpointError) as folder:
+        try:
+            write_huggingface(folder, checkpoint, *dtypes, ids, progress, shard_size)
+        except CheckpointError as error:
+            raise _named(target, error) from None
+        for name, data in files.items():
+            with replacing(folder / name, TokenizerError) as out:
+                out.write(data)
+
+
+def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) -> dict[str, bytes]:
+    """A directory's own files as they are, or new ones that say the same."""
+    folder = checkpoint.path
+    if path.parent == folder and (folder / "config.json").is_file() and path.suffix != ".bin":
+        return {
+            name: (folder / name).read_bytes()
+            for name in _TOKENIZER_FILES
+            if (folder / name).is_file()
+        }
+    template = getattr(checkpoint, "chat_template", None)
+    files = {
+        "tokenizer.json": tokenizer_json(vocabulary),
+        "tokenizer_config.json": tokenizer_config(vocabulary, checkpoint.config.seq_len, template),
+    }
+    try:
+        files["tokenizer.model"] = sentencepiece_model(vocabulary)
+    except TokenizerError:
+        _log.debug("%s: no tokenizer.model, for the vocabulary has no scores", folder)
+    return files
+
+
+def _named(target: Path, error: CheckpointError) -> CheckpointError:
+    """An error with the name of what was to be written; inner files have names that go away."""
+    text = str(error)
+    return error if text.startswith(str(target)) else CheckpointError(f"{target}: {text}")

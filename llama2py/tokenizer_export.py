@@ -1,0 +1,102 @@
+"""A vocabulary out of wherever it lies, as a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import TokenizerError
+from .files import replacing
+from .merge_tokenizer import MergeTokenizer
+from .tokenizer import EOS, Tokenizer
+from .tokenizer_files import load_tokenizer, write_tokenizer_bin
+from .tokenizer_output import sentencepiece_model, tokenizer_json
+from .tokenizer_scores import to_scores
+
+# Of a directory's, those with the tokens that were added later come first.
+_NAMES = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")
+
+
+def export_tokenizer(source: Path, output: Path) -> Tokenizer:
+    """Write a vocabulary in another format.
+
+    Parameters
+    ----------
+    source : Path
+        A tokenizer.bin, .model or .json, a GGUF file, or a directory with one of the first three.
+    output : Path
+        A name that ends in ``.bin`` (llama2.c's format), ``.json`` (Hugging Face's) or ``.model``
+        (sentencepiece's).
+
+    Returns
+    -------
+    Tokenizer
+        What was written.
+
+    Raises
+    ------
+    TokenizerError
+        If the source cannot be read, the output cannot be written, or its format cannot hold the
+        vocabulary: a .bin has no special tokens, and neither it nor a .model has merges.
+    """
+    if source.is_dir():
+        found = next((source / name for name in _NAMES if (source / name).is_file()), None)
+        if found is None:
+            raise TokenizerError(f"{source}: no tokenizer in it, expected {' or '.join(_NAMES)}")
+        source = found
+    if output.suffix not in (".bin", ".json", ".model"):
+        raise TokenizerError(f"{output}: the name ends otherwise, expected .bin, .json or .model")
+    tokenizer = load_tokenizer(source)
+    try:
+        if output.suffix == ".bin":
+            tokenizer = with_scores(tokenizer, source)
+            data = b""
+        else:
+            make = tokenizer_json if output.suffix == ".json" else sentencepiece_model
+            data = make(tokenizer)
+    except TokenizerError as error:
+        raise TokenizerError(f"{output}: {error}") from None
+    if output.suffix == ".bin":
+        write_tokenizer_bin(tokenizer, output)
+    else:
+        with replacing(output, TokenizerError) as out:
+            out.write(data)
+    return tokenizer
+
+
+def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
+    """What of a vocabulary a tokenizer.bin holds.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        Any.
+    path : Path, optional
+        Its file. Where a tokenizer.model of as many tokens lies beside it, that has the scores.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file's name: if no scores do what its merges do, or it has special tokens.
+    """
+    sibling = None if path is None else path.with_name("tokenizer.model")
+    if not _fits(tokenizer) and sibling not in (None, path) and sibling.is_file():
+        other = load_tokenizer(sibling)
+        if len(other) == len(tokenizer) and _fits(other):
+            return other
+    scored = to_scores(tokenizer)
+    if not _fits(scored):
+        raise TokenizerError(
+            "the vocabulary has special tokens, an EOS or a BOS of its own kind,"
+            " expected a format that holds them: hf, gguf or tokenizer.json"
+        )
+    return scored
+
+
+def _fits(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer.bin can hold it: scores, llama2.c's EOS, and no special tokens."""
+    return (
+        not isinstance(tokenizer, MergeTokenizer)
+        and not tokenizer.specials.ids()
+        and tokenizer.eos_id == EOS
+        and tokenizer.adds_bos
+    )

@@ -1,0 +1,169 @@
+"""From scores to merges and back: two ways to say which pieces join first.
+
+Scores are sentencepiece's and llama2.c's, merges Hugging Face's. A list of merges that holds every
+two pieces that make a third says what scores say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from operator import itemgetter
+
+from .bpe import FIRST_BYTE, FIRST_PIECE
+from .errors import TokenizerError
+from .merge_tokenizer import SPACE_MARK, Characters, MergeTokenizer
+from .sentencepiece_model import BOS_PIECE, EOS_PIECE
+from .tokenizer import BOS, EOS, UNK, Specials, Tokenizer
+
+_CANNOT = "expected a format that holds merges: hf, gguf or tokenizer.json"
+
+
+def spelled(tokenizer: Tokenizer) -> list[str]:
+    """The pieces as sentencepiece spells them: ``▁`` for a space, ``<s>`` and ``</s>``.
+
+    Special tokens stay as they are, and so do the empty pieces of padding.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file's name: if a piece is not UTF-8 or has a ``▁`` of its own, or two are equal.
+    """
+    special = set(tokenizer.specials.ids())
+    texts: list[str] = []
+    known: dict[str, int] = {}
+    for token in range(len(tokenizer)):
+        raw = tokenizer.piece(token)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise TokenizerError(f"token {token} is {raw!r:.60}, expected UTF-8") from None
+        if token in (BOS, EOS):
+            text = "<s>" if token == BOS else "</s>"
+        elif token not in special:
+            if SPACE_MARK in text:
+                raise TokenizerError(f"token {token} is {text!r:.60}, expected no U+2581 in it")
+            text = text.replace(" ", SPACE_MARK)
+        if text and known.setdefault(text, token) != token:
+            raise TokenizerError(f"tokens {known[text]} and {token} are both {text!r:.60}")
+        texts.append(text)
+    return texts
+
+
+def to_merges(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[str, str]]:
+    """The merges that do what a vocabulary's scores do, the best first.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        With scores.
+    texts : list of str
+        What `spelled` makes of its pieces.
+    """
+    special = set(tokenizer.specials.ids())
+    ids = {
+        texts[token]: token
+        for token in range(FIRST_PIECE, len(texts))
+        if texts[token] and token not in special
+    }
+    # Sentencepiece takes the leftmost of equal scores; merges have an order. It is transformers'.
+    found = [
+        (-tokenizer.score(token), -len(way[0]), -len(way[1]), way)
+        for text, token in ids.items()
+        for way in ways(text, ids)
+    ]
+    return [way for *_, way in sorted(found, key=itemgetter(slice(0, 3)))]
+
+
+def ways(text: str, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every two pieces that make a third, those of the lower ids first."""
+    parts = ((text[:i], text[i:]) for i in range(1, len(text)))
+    found = [(left, right) for left, right in parts if left in ids and right in ids]
+    return sorted(found, key=lambda way: (ids[way[0]], ids[way[1]]))
+
+
+def to_scores(tokenizer: Tokenizer) -> Tokenizer:
+    """The vocabulary with scores that does what one with merges does.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        One that has scores comes back as it is.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file's name: if it is at byte level, is not laid out as Llama's, treats spaces in
+        another way, or its merges do what no scores do.
+    """
+    if not isinstance(tokenizer, MergeTokenizer):
+        return tokenizer
+    kind = tokenizer.kind
+    if not isinstance(kind, Characters):
+        raise TokenizerError(f"the vocabulary is at byte level, {_CANNOT}")
+    if kind != Characters("each") or tokenizer.whole_first:
+        raise TokenizerError(
+            f"the vocabulary puts no space, or not always one, before a text, {_CANNOT}"
+        )
+    pieces = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
+    _check_layout(tokenizer, pieces)
+    special = set(tokenizer.specials.ids())
+    ids = {
+        pieces[token]: token
+        for token in range(len(pieces) - 1, FIRST_PIECE - 1, -1)
+        if token not in special and pieces[token]
+    }
+    ranks = _ranks(tokenizer.merges, ids)
+    in_order = all(ids[a] < ids[b] and ranks[a] < ranks[b] for a, b in pairwise(ranks))
+    scores = [0.0] * FIRST_PIECE
+    for token in range(FIRST_PIECE, len(pieces)):
+        place = token - FIRST_PIECE if in_order else ranks.get(pieces[token], len(ranks))
+        scores.append(-float(place))
+    raw = [
+        piece.encode() if token in special else piece.replace(SPACE_MARK, " ").encode()
+        for token, piece in enumerate(pieces)
+    ]
+    raw[BOS], raw[EOS] = BOS_PIECE, EOS_PIECE
+    specials = Specials(
+        added=_above(tokenizer.specials.added.items()),
+        control=_above(tokenizer.specials.control.items()),
+    )
+    return Tokenizer(raw, scores, specials, tokenizer.eos_id, tokenizer.adds_bos)
+
+
+def _above(tokens: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Those above the bytes: unknown, BOS and EOS are never looked for by their text."""
+    return {text: token for text, token in tokens if token >= FIRST_PIECE}
+
+
+def _check_layout(tokenizer: MergeTokenizer, pieces: list[str]) -> None:
+    expected = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    found = pieces[:FIRST_PIECE]
+    if found != expected or tokenizer.bos_id != BOS or tokenizer.unk_id not in (UNK, BOS):
+        raise TokenizerError(
+            "the vocabulary does not begin with <unk>, <s>, </s> and, from"
+            f" {FIRST_BYTE} on, the 256 bytes, {_CANNOT}"
+        )
+
+
+def _ranks(merges: list[tuple[str, str]], ids: Mapping[str, int]) -> dict[str, int]:
+    """The place of each piece among those that merges make, equal ones sharing one."""
+    spans: dict[str, tuple[int, int]] = {}
+    made: dict[str, list[tuple[str, str]]] = {}
+    for place, merge in enumerate(merges):
+        text = merge[0] + merge[1]
+        spans[text] = (spans.get(text, (place, place))[0], place)
+        made.setdefault(text, []).append(merge)
+    for text in {**ids, **made}:
+        wanted = ways(text, ids) if text in ids else []  # no text is joined to a byte's token
+        if sorted(made.get(text, [])) != sorted(wanted):
+            raise TokenizerError(
+                f"the merges that make {text!r:.60} are not all those of two pieces, {_CANNOT}"
+            )
+    # Pieces of equal scores have merges among each other's; all others have theirs in one stretch.
+    ranks: dict[str, int] = {}
+    rank, end = -1, -1
+    for text, (first, last) in spans.items():
+        rank, end = (rank + 1, last) if first > end else (rank, max(end, last))
+        ranks[text] = rank
+    return ranks

@@ -1,0 +1,380 @@
+"""convert: what it writes, what it refuses, and that it writes all or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
+
+import llama2py
+from llama2py.checkpoint import Checkpoint, DenseTensor, Tensor, open_checkpoint, write_checkpoint
+from llama2py.checkpoint.write_gguf import write_gguf
+from llama2py.checkpoint.write_huggingface import write_huggingface
+from llama2py.cli import main
+from llama2py.config import ModelConfig
+from llama2py.conversion import convert, format_of
+from llama2py.errors import CheckpointError, ParameterError, TokenizerError
+from llama2py.rope import RopeScaling
+from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
+
+LLAMA3 = RopeScaling("llama3", 32.0, original_seq_len=8192)
+
+
+def make(path: Path, config: ModelConfig = TINY, **tensors: Tensor) -> Path:
+    """A directory of Hugging Face's; its tensors may be replaced."""
+    checkpoint = random_checkpoint(config)
+    found = {name: list(layers) for name, layers in checkpoint.tensors.items()}
+    for name, tensor in tensors.items():
+        found[name][-1] = tensor
+    model = in_memory(config, {name: tuple(layers) for name, layers in found.items()})
+    path.mkdir()
+    write_huggingface(path, model, "float32", "float32", (1, 2))
+    write_tokenizer_bin(tiny_tokenizer(), path / "tokenizer.bin")
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make(tmp_path / "model")
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- formats ----
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "format"),
+    [
+        ("x.gguf", "int8", "gguf"),
+        ("x.bin", "float32", "v0"),
+        ("x.bin", "int8", "v2"),
+        ("x.bin", "bfloat16", "v0"),
+        ("TinyLlama-1.1B", "float32", "hf"),
+        ("folder", "int8", "hf"),
+    ],
+)
+def test_the_name_tells_the_format(name: str, dtype: str, format: str) -> None:
+    assert format_of(Path(name), dtype) == format
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.json"])
+def test_a_name_that_does_not_tell(name: str, model: Path) -> None:
+    with pytest.raises(ParameterError, match=rf"{name}: the name does not tell the format, expec"):
+        convert(model, name)
+    assert format_of(Path("new")) == "hf"
+    file = model / "tokenizer"
+    file.touch()
+    with pytest.raises(ParameterError, match="the name does not tell the format"):
+        convert(model, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "v3"}, "format is 'v3', expected one of v0, v1, v2, hf, gguf"),
+        ({"dtype": "int4"}, "dtype is 'int4', expected one of float32, float16, bfloat16, int8"),
+        ({"group_size": 0, "format": "v2"}, "group_size is 0, expected a whole number from 1 up"),
+        ({"group_size": 32}, "group_size is 32, expected none for format v0"),
+        ({"group_size": 5, "format": "v2"}, "group_size is 5, expected a positive divisor of dim"),
+        ({"dtype": "float16"}, "format v0 holds float32, not float16: expected one of these or the "
+         "format hf or gguf"),
+        ({"dtype": "int8", "format": "hf"}, "holds float32, float16, bfloat16, not int8.* v2 or g"),
+        ({"dtype": "float32", "format": "v2"}, "format v2 holds int8, not float32"),
+    ],
+)  # fmt: skip
+def test_what_no_format_is(change: dict[str, Any], message: str, model: Path) -> None:
+    with pytest.raises(ParameterError, match=message):
+        convert(model, model.parent / "out.bin", **change)
+    assert left(model.parent) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"rope_theta": 500000.0}, "rope_theta is 500000"),
+        ({"norm_eps": 1e-6}, "norm_eps is 1e-06"),
+        ({"rope_scaling": LLAMA3}, "rope_scaling is RopeScaling"),
+        ({"head_size": 10}, "the head size is 10"),
+    ],
+)
+def test_llama2c_cannot_say_everything(change: dict[str, Any], name: str, tmp_path: Path) -> None:
+    """But the others can, and what they say is what was said."""
+    source = make(tmp_path / "model", replace(TINY, **change))
+    for format in ("v0", "v1", "v2"):
+        with pytest.raises(CheckpointError, match=rf"out: a llama2\.c .* {name}.* gguf or hf$"):
+            convert(source, tmp_path / "out", format=format)
+    assert left(tmp_path) == ["model"]
+    convert(source, tmp_path / "out.gguf")
+    convert(tmp_path / "out.gguf", tmp_path / "again")
+    with open_checkpoint(source) as first, open_checkpoint(tmp_path / "again") as last:
+        assert last.config == first.config
+    with llama2py.load(source) as first, llama2py.load(tmp_path / "out.gguf") as last:
+        told = [m.generate("abc", temperature=1.0, seed=5).tokens for m in (first, last)]
+        assert told[0] == told[1]
+
+
+def test_linear_scaling_is_carried(tmp_path: Path) -> None:
+    config = replace(TINY, rope_scaling=RopeScaling("linear", 2.5))
+    source = make(tmp_path / "model", config)
+    convert(source, tmp_path / "out.gguf")
+    convert(tmp_path / "out.gguf", tmp_path / "again")
+    for path in (tmp_path / "out.gguf", tmp_path / "again"):
+        with open_checkpoint(path) as checkpoint:
+            assert checkpoint.config == config
+
+
+def test_factors_of_their_own_are_ggufs_alone(tmp_path: Path) -> None:
+    config = replace(TINY, rope_scaling=RopeScaling("factors", factors=(1.0, 1.5, 4.0)))
+    write_gguf(tmp_path / "a.gguf", in_memory(config, dict(random_checkpoint(TINY).tensors)),
+               "float32", {})  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"a\.gguf: a config\.json cannot say .* format gguf"):
+        convert(tmp_path / "a.gguf", tmp_path / "hf")
+    assert left(tmp_path) == ["a.gguf"]
+    convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    with open_checkpoint(tmp_path / "b.gguf") as checkpoint:
+        assert checkpoint.config == config
+
+
+def test_the_modern_model(test_data: Path, tmp_path: Path) -> None:
+    """bfloat16, a head size of its own, llama3 scaling: by GGUF and back, every bit the same."""
+    source = test_data / "data/formats/modern-hf"
+    convert(source, tmp_path / "m.gguf")
+    convert(tmp_path / "m.gguf", tmp_path / "hf")
+    with open_checkpoint(source) as first, open_checkpoint(tmp_path / "hf") as last:
+        assert last.config == first.config
+        assert last.dtype == first.dtype == "bfloat16"
+        for name, layers in first.tensors.items():
+            for a, b in zip(layers, last.tensors[name], strict=True):
+                np.testing.assert_array_equal(a.dequantize(), b.dequantize())
+        with open_checkpoint(tmp_path / "m.gguf") as middle:
+            assert middle.dtype == "bfloat16"
+
+
+# ---- Hugging Face's directories ----
+
+
+def test_shards(model: Path, tmp_path: Path) -> None:
+    sizes = []
+    checkpoint = open_checkpoint(model)
+    limit = max(t.nbytes for layers in checkpoint.tensors.values() for t in layers)
+    convert(model, tmp_path / "out", shard_size=limit)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text("utf-8"))
+    names = sorted(set(index["weight_map"].values()))
+    count = len(names)
+    assert names == [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    assert count > 3
+    for name in names:
+        data = (tmp_path / "out" / name).read_bytes()
+        begin = 8 + int.from_bytes(data[:8], "little")
+        assert begin % 8 == 0
+        sizes.append(len(data) - begin)
+        held = set(json.loads(data[8:begin])) - {"__metadata__"}
+        assert held == {n for n, file in index["weight_map"].items() if file == name}
+    assert max(sizes) <= limit
+    assert sum(sizes) == index["metadata"]["total_size"] == 4 * TINY.n_params
+    with checkpoint, open_checkpoint(tmp_path / "out") as ours:
+        assert ours.format == f"Hugging Face (safetensors, {count} files)"
+        for name, layers in checkpoint.tensors.items():
+            for a, b in zip(layers, ours.tensors[name], strict=True):
+                np.testing.assert_array_equal(a.dequantize(), b.dequantize())
+
+
+def test_a_directorys_own_tokenizer_goes_along(test_data: Path, tmp_path: Path) -> None:
+    source = test_data / "data/formats/stories260K-hf"
+    out = convert(source, tmp_path / "out", dtype="float16")
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    about = json.loads((out / "config.json").read_text("utf-8"))
+    wanted = json.loads((source / "config.json").read_text("utf-8"))
+    assert about["torch_dtype"] == "float16"
+    same = set(about) & set(wanted)
+    assert {name: about[name] for name in same} == {name: wanted[name] for name in same}
+    assert len(same) > 18
+
+
+def test_what_is_in_the_way_stays(model: Path, tmp_path: Path) -> None:
+    taken, empty = tmp_path / "taken", tmp_path / "empty"
+    taken.mkdir()
+    empty.mkdir()
+    (taken / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"taken: it is there already, expected a new name"):
+        convert(model, taken)
+    assert left(taken) == ["file"]
+    convert(model, empty)
+    assert "config.json" in left(empty)
+    assert left(tmp_path) == ["empty", "model", "taken"]
+
+
+# ---- vocabularies ----
+
+
+def test_the_vocabulary_goes_along(model: Path, tmp_path: Path) -> None:
+    for name in ("a.bin", "a.gguf", "a"):
+        convert(model, tmp_path / name)
+    assert load_tokenizer(tmp_path / "a.tokenizer.bin", 300).encode("ab") == [1, 286, 261]
+    for name in ("a.bin", "a.gguf", "a"):
+        with llama2py.load(tmp_path / name) as loaded:
+            for text in ("ab", " nab", "x<s>\u00e9"):
+                assert loaded.tokenizer.encode(text) == tiny_tokenizer().encode(text)
+
+
+def test_no_vocabulary(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.bin", "a.gguf", "a"):
+        convert(model, tmp_path / name, tokenizer=False)
+        with open_checkpoint(tmp_path / name) as checkpoint:
+            assert checkpoint.tokenizer_path is None
+    assert not (tmp_path / "a.tokenizer.bin").exists()
+    assert not caplog.records
+    convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert "a.gguf: it has no tokenizer, and so has what is written" in caplog.text
+    convert(tmp_path / "a.gguf", tmp_path / "c.gguf", tokenizer=model / "tokenizer.bin")
+    with llama2py.load(tmp_path / "c.gguf") as loaded:
+        assert len(loaded.tokenizer) == 300
+
+
+def test_a_vocabulary_that_a_format_lacks(model: Path, tmp_path: Path) -> None:
+    """Before anything is written."""
+    tiny = tiny_tokenizer()
+    pieces = [tiny.piece(i) for i in range(299)] + [b"<|end|>"]
+    specials = llama2py.tokenizer.Specials(control={"<|end|>": 299})
+    special = llama2py.Tokenizer(pieces, [-float(i) for i in range(300)], specials, 299)
+    json_file = tmp_path / "tokenizer.json"
+    json_file.write_bytes(llama2py.tokenizer_output.tokenizer_json(special))
+    message = r"out\.tokenizer\.bin: the vocabulary has special tokens, .* \(--no-tokenizer, or to"
+    with pytest.raises(TokenizerError, match=message):
+        convert(model, tmp_path / "out.bin", tokenizer=json_file)
+    assert left(tmp_path) == ["model", "tokenizer.json"]
+
+
+# ---- all or nothing ----
+
+
+Fail = Callable[[pytest.MonkeyPatch], None]
+
+
+def no_space(patch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+
+
+def disk_full(patch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr("os.fsync", fail)
+
+
+@pytest.mark.parametrize("name", ["out.bin", "out.gguf", "out"])
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        (no_space, r"out\S*: 0\.00 GB do not fit, expected at least that much free space where"),
+        (disk_full, r"out\S*: .*cannot be written \(No space left on device\)"),
+    ],
+)
+def test_nothing_is_left_of_a_failure(
+    name: str,
+    fail: Fail,
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fail(monkeypatch)
+    with pytest.raises(CheckpointError, match=message):
+        convert(model, tmp_path / name)
+    assert left(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out"])
+def test_a_weight_that_does_not_fit(name: str, tmp_path: Path) -> None:
+    wide = np.zeros((24, 44), np.float32)
+    wide[3, 3] = 1e6
+    source = make(tmp_path / "model", w2=DenseTensor(wide))
+    with pytest.raises(CheckpointError) as caught:
+        convert(source, tmp_path / name, dtype="float16")
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert "down" in str(caught.value)
+    assert str(caught.value).endswith("holds 1e+06, which is too large for float16, expected"
+                                      " another dtype")  # fmt: skip
+    assert left(tmp_path) == ["model"]
+    convert(source, tmp_path / name, dtype="bfloat16")
+
+
+def test_over_the_source_itself(model: Path, tmp_path: Path) -> None:
+    path = convert(model, tmp_path / "a.gguf")
+    first = path.read_bytes()
+    convert(path, path)
+    assert path.read_bytes() == first
+
+
+def test_one_tensor_at_a_time(tmp_path: Path) -> None:
+    config = replace(TINY, dim=256, hidden_dim=512, n_layers=8, vocab_size=64)
+    write_checkpoint(tmp_path / "m.bin", config, random_checkpoint(config).tensors)
+    largest = 4 * 256 * 512
+    for name, dtype in (("a.gguf", "float16"), ("a", "bfloat16"), ("a.bin", "int8")):
+        tracemalloc.start()
+        try:
+            convert(tmp_path / "m.bin", tmp_path / name, dtype=dtype, tokenizer=False)  # type: ignore[arg-type]
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 6 * largest < 4 * config.n_params / 3, name
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.gguf", "a"])
+def test_every_tensors_pages_are_let_go(
+    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = []
+    monkeypatch.setattr(Checkpoint, "release", lambda self, tensor: released.append(tensor))
+    convert(model, tmp_path / name)
+    assert len(set(map(id, released))) == 2 * 9 + 3
+
+
+def remember(told: list[tuple[int, int]], done: int, total: int) -> None:
+    told.append((done, total))
+
+
+def test_progress(model: Path, tmp_path: Path) -> None:
+    for name in ("a.bin", "a.gguf", "a"):
+        told: list[tuple[int, int]] = []
+        convert(model, tmp_path / name, progress=partial(remember, told))
+        assert told == sorted(told)
+        assert told[-1] == (TINY.n_params, TINY.n_params)
+        assert len(told) == 2 * 9 + 3
+
+
+# ---- the command ----
+
+
+def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.gguf"
+    assert main(["convert", str(model), "-o", str(out), "--dtype", "float16"]) == 0
+    assert capsys.readouterr().err == f"{out}: {out.stat().st_size / 1e6:.1f} MB\n"
+    with open_checkpoint(out) as checkpoint:
+        assert checkpoint.dtype == "float16"
+    folder = tmp_path / "b"
+    assert main(["convert", str(out), "-o", str(folder), "--no-tokenizer"]) == 0
+    assert left(folder) == ["config.json", "generation_config.json", "model.safetensors"]
+    small = tmp_path / "c"
+    line = ["convert", str(out), "-o", str(small), "--format", "v2", "--group-size", "8"]
+    assert main([*line, "-z", str(model / "tokenizer.bin")]) == 0
+    with open_checkpoint(small) as checkpoint:
+        assert (checkpoint.format, checkpoint.group_size) == ("llama2.c v2 (int8)", 8)
+    assert (tmp_path / "c.tokenizer.bin").is_file()
+    capsys.readouterr()
+    assert main(["convert", str(out), "-o", str(small), "--format", "v0", "--dtype", "int8"]) == 1
+    assert capsys.readouterr().err.startswith("llama2py: format v0 holds float32, not int8: ")
