@@ -133,5 +133,10 @@ def test_no_link_is_dead(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_every_page_is_in_the_list() -> None:
+    listed = re.findall(r"\]\((\S+)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    assert sorted([*listed, "README.md"]) == [page.name for page in PAGES]
+
+
 if __name__ == "__main__":
     CLI.write_text(with_tables(CLI.read_text(encoding="utf-8")), encoding="utf-8")

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from foreign_files import torch_file, torch_state
 
+import llama2py
 from llama2py.builtin import builtin_model
 from llama2py.checkpoint import open_checkpoint
 from llama2py.checkpoint.meta import NAMES
@@ -26,11 +27,24 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["asking", "model", "sampling", "session", "stopping"])
+PACKAGE = Path(llama2py.__file__).parent
+MODULES = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    failed, tried = doctest.testmod(importlib.import_module(f"llama2py.{name}"))
+    failed, tried = doctest.testmod(importlib.import_module(name))
     assert failed == 0
     assert tried > 0
+
+
+def test_what_people_start_with_has_examples() -> None:
+    """That none is overlooked above."""
+    assert {"llama2py", "llama2py.model", "llama2py.asking", "llama2py.story"} <= {*MODULES}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +86,7 @@ def test_a_page(page: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(models)
     text = page.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "__main__"}
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         line = text.count("\n", 0, block.start(1))
         code = block[1]
