@@ -70,7 +70,7 @@ def page() -> str:
     ]
     for path in PROGRAMS:
         code = path.read_text(encoding="utf-8")
-        title = (ast.get_docstring(ast.parse(code)) or "").split(": ")[0].split(":\n")[0]
+        title = re.split(r":\s|\.\n", ast.get_docstring(ast.parse(code)) or "")[0]
         parts.append(f"## {title}\n\n[{path.name}](cookbook/{path.name})\n\n```python\n{code}```\n")
     return "\n".join(parts)
 
