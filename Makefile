@@ -22,6 +22,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/cookbook/*.py
 	ls csrc/*.c | xargs -P 2 -I SOURCE \
 	  $(CC) -std=c11 -O3 -ffp-contract=off -Wall -Wextra -Werror -c SOURCE -o /dev/null
 

@@ -21,6 +21,7 @@ from .checkpoint.write_numbers import FileDtype
 from .checkpoint.writer import check_config, write_llama2c
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .files import check_space, replacing, replacing_folder
+from .hub import find_model
 from .model import StrPath, beside, own_tokenizer
 from .tokenizer import Tokenizer
 from .tokenizer_export import with_scores
@@ -132,7 +133,7 @@ def convert(
         )
     if group_size is not None and group_size < 1:
         raise ParameterError(f"group_size is {group_size}, expected a whole number from 1 up")
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(find_model(source)) as checkpoint:
         kind: str = format or format_of(target, dtype or checkpoint.dtype)
         precision = _dtype(kind, dtype, checkpoint)
         if group_size is not None and kind != "v2":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
+from weakref import WeakSet
 
 from .closing import Closing
 from .session import Session
@@ -27,6 +29,7 @@ class Prefixes(Closing):
         self._most = most
         self._kept: list[Session] = []
         self._lock = threading.Lock()
+        _all.add(self)
 
     def take(self, tokens: Sequence[int]) -> tuple[Session, int] | None:
         """The session that shares most with a prompt, rewound to that, and how many tokens it is.
@@ -64,6 +67,19 @@ class Prefixes(Closing):
             leaves, self._kept = self._kept, []
         for session in leaves:
             session.close()
+
+
+_all: WeakSet[Prefixes] = WeakSet()
+
+
+def _unlock_in_child() -> None:
+    """The thread that held a lock when another one forked is not there to give it back."""
+    for prefixes in _all:
+        prefixes._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,13 +1,21 @@
-"""GGUF files made by hand, byte by byte, for tests that must be able to make wrong ones."""
+"""GGUF files made by hand, byte by byte, for tests that must be able to make wrong ones.
+
+Nothing here but `refusal` and `weights_of` uses the code under test.
+"""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+from llama2py.checkpoint import Checkpoint, open_checkpoint
+from llama2py.errors import CheckpointError
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 
@@ -124,3 +132,21 @@ def float_file(tied: bool = True, **changes: Any) -> bytes:
     """A whole float32 model."""
     tensors = {name: (0, values.shape, values.tobytes()) for name, values in weights(tied).items()}
     return gguf_file(metadata(**changes), *lay_out(tensors))
+
+
+# ---- reading them ----
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "expected" in message
+    return message
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, list[NDArray[np.float32]]]:
+    return {
+        name: [tensor.dequantize() for tensor in row] for name, row in checkpoint.tensors.items()
+    }

@@ -83,7 +83,10 @@ def test_every_part_passes_and_instruction_sets_agree(hashes: Hashes) -> None:
     ("sanitizer", "parts"),
     [
         ("address,undefined", []),  # all of them
-        ("thread", ["threads"]),  # not minutes for the rest; after fork() TSan knows no threads
+        (
+            "thread",
+            ["threads", "stories"],
+        ),  # not minutes for the rest; after fork() TSan knows no threads
     ],
 )
 def test_sanitized(tmp_path: Path, sanitizer: str, parts: list[str]) -> None:

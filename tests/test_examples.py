@@ -1,15 +1,99 @@
-"""The examples in docstrings do what they say."""
+"""The examples in docstrings do what they say, and so do those of README.md and docs/."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import ROOT
+from foreign_files import torch_file, torch_state
+
+import llama2py
+from llama2py.builtin import builtin_model
+from llama2py.checkpoint import open_checkpoint
+from llama2py.checkpoint.meta import NAMES
+from llama2py.model import beside
+
+# Not the cookbook: test_cookbook.py runs its programs, each by itself.
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    page for page in PAGES if page.name != "cookbook.md" and "```python" in page.read_text("utf-8")
+]
 
 
-@pytest.mark.parametrize("name", ["asking", "chat", "model", "sampling", "session", "stopping"])
+PACKAGE = Path(llama2py.__file__).parent
+MODULES = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if re.search(r">>> (?!.*\+SKIP)", path.read_text("utf-8"))
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    failed, tried = doctest.testmod(importlib.import_module(f"llama2py.{name}"))
+    failed, tried = doctest.testmod(importlib.import_module(name))
     assert failed == 0
     assert tried > 0
+
+
+def test_what_people_start_with_has_examples() -> None:
+    """That none is overlooked above."""
+    assert {"llama2py", "llama2py.model", "llama2py.asking", "llama2py.story"} <= {*MODULES}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models that the pages name: the built-in one in llama2.c's format and in Meta's."""
+    folder = tmp_path_factory.mktemp("models")
+    source = builtin_model()
+    shutil.copy(source, folder / "stories15M.bin")
+    shutil.copy(beside(source), folder / "stories15M.tokenizer.bin")
+    meta = folder / "llama-2-7b"
+    meta.mkdir()
+    with open_checkpoint(source) as checkpoint:
+        config = checkpoint.config
+        weights = {
+            NAMES[name].format(layer): tensor.dequantize()
+            for name, layers in checkpoint.tensors.items()
+            for layer, tensor in enumerate(layers)
+        }
+    weights[NAMES["wcls"]] = weights[NAMES["token_embedding_table"]]  # Meta's are never tied
+    torch_file(meta / "consolidated.00.pth", *torch_state(weights))
+    params = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "vocab_size": config.vocab_size,
+        "hidden_dim": config.hidden_dim,
+        "max_seq_len": config.seq_len,
+    }
+    (meta / "params.json").write_text(json.dumps(params), encoding="ascii")
+    for place in (meta, folder):
+        shutil.copy(beside(source), place / "tokenizer.model")  # what it is, its bytes tell
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_a_page(page: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks of Python, one after the other, in one namespace."""
+    monkeypatch.chdir(models)
+    text = page.read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text.count("\n", 0, block.start(1))
+        code = block[1]
+        if code.startswith(">>>"):
+            example = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
+            runner.run(example, clear_globs=False)
+            names.update(example.globs)  # it works on a copy
+        else:
+            exec(compile("\n" * line + code, str(page), "exec"), names)
+    assert runner.summarize(verbose=False).failed == 0

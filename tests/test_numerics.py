@@ -1,14 +1,13 @@
 """The numerics contract: the same bits for any thread, batch and block, and close to NumPy.
 
 Float32 models: all SIMD sets give the same bits. Int8 models: all sets do, the portable one too.
-Random models of awkward shapes: widths beside the blocks of 16 rows, odd head sizes, tiny
-vocabularies, groups that fit no row. Compared is what the backends compute, not what is sampled.
+Compared is what the backends compute, not what is sampled.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,98 +16,27 @@ import pytest
 from conftest import in_memory, random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numeric_models import (
+    BEST,
+    MODELS,
+    SIMD,
+    TOLERANCE,
+    checkpoint_of,
+    distance,
+    engine,
+    one_by_one,
+    run,
+    same,
+    shape,
+    some_tokens,
+    threaded,
+)
 
 from llama2py._engine import lib
-from llama2py.backend import Backend, Cache, Logits
-from llama2py.checkpoint import Checkpoint, DenseTensor, QuantizedTensor, Tensor
+from llama2py.checkpoint import QuantizedTensor
 from llama2py.config import ModelConfig
-from llama2py.engine import Engine, isa_names
+from llama2py.engine import isa_names
 from llama2py.reference import Reference
-
-SIMD = [isa for isa in isa_names() if isa != "portable"]
-BEST = isa_names()[0]
-
-# How far the engine may be from NumPy, of the largest logit. Int8 activations are rounded: where
-# NumPy's last bit differs, one in thousands falls to the other side, a step of 1/127 of its group.
-TOLERANCE = {"float32": 2e-5, "int8": 2e-2}
-
-
-def shape(
-    dim: int, hidden: int, heads: int, kv_heads: int, vocab: int, shared: bool = True
-) -> ModelConfig:
-    return ModelConfig(dim, hidden, 2, heads, kv_heads, vocab, 90, shared_classifier=shared)
-
-
-# (config, group size; None: float32)
-MODELS: dict[str, tuple[ModelConfig, int | None]] = {
-    "vocab1": (shape(16, 17, 8, 8, 1), None),
-    "hd2": (shape(16, 17, 8, 8, 33), None),
-    "hd6-gqa": (shape(24, 44, 4, 2, 15), None),
-    "hd8-mqa": (shape(40, 172, 5, 1, 16, shared=False), None),
-    "hd48": (shape(48, 17, 1, 1, 17), None),
-    "hd8-gqa": (shape(64, 172, 8, 4, 33, shared=False), None),
-    "hd100-mqa": (shape(200, 44, 2, 1, 500), None),
-    "q80-group1": (shape(16, 17, 8, 4, 17), 1),
-    "q80-group2": (shape(24, 44, 4, 2, 15, shared=False), 2),
-    "q80-group4": (shape(64, 172, 8, 4, 500), 4),
-    "q80-group8": (shape(200, 44, 2, 1, 33), 8),  # 44 is no multiple of 8: parts of groups
-    "q80-vocab1": (shape(16, 44, 4, 4, 1, shared=False), 4),
-    "q80-group32": (shape(64, 17, 8, 8, 33, shared=False), 32),  # in 17 columns: groups of 1
-    "q80-group6": (shape(96, 172, 2, 2, 16), 6),  # no multiple of 4, and only 2 divides 172
-    "q80-group96": (shape(96, 96, 16, 2, 17), 96),
-}
-INT8 = [name for name, (_, group) in MODELS.items() if group]
-FLOAT32 = [name for name in MODELS if name not in INT8]
-
-
-def checkpoint_of(name: str) -> Checkpoint:
-    config, group_size = MODELS[name]
-    return random_checkpoint(config, group_size, seed=len(name))
-
-
-def threaded(name: str) -> Checkpoint:
-    """The same shape with so large a vocabulary that the engine takes more than one thread."""
-    config, group_size = MODELS[name]
-    config = replace(config, vocab_size=2**21 // config.dim + 5)
-    return random_checkpoint(config, group_size, seed=len(name))
-
-
-def engine(checkpoint: Checkpoint, isa: str = BEST, threads: int = 1) -> Engine:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAMA2PY_ISA", isa)
-        return Engine(checkpoint, threads)
-
-
-def some_tokens(config: ModelConfig, n: int = 40, seed: int = 0) -> list[int]:
-    return [int(t) for t in np.random.default_rng(seed).integers(0, config.vocab_size, n)]
-
-
-def run(backend: Backend, tokens: Sequence[int], cache: Cache | None = None, at: int = 0) -> Logits:
-    """All logits of one sequence, run in one call."""
-    n = len(tokens)
-    return backend.forward(tokens, [cache or backend.new_cache()] * n, range(at, at + n), range(n))
-
-
-def one_by_one(backend: Backend, tokens: Sequence[int]) -> Logits:
-    cache = backend.new_cache()
-    return np.concatenate([run(backend, [token], cache, i) for i, token in enumerate(tokens)])
-
-
-def same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    return a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """The largest difference, as a part of b's largest logit (or of 1, where all are smaller).
-
-    Infinite where one is NaN and the other is not.
-    """
-    assert a.shape == b.shape
-    if not np.array_equal(np.isnan(a), np.isnan(b)):
-        return float("inf")
-    return float(np.nanmax(np.abs(a - b)) / max(1.0, np.nanmax(np.abs(b))))
-
 
 # ---- instruction sets ----
 
@@ -326,93 +254,3 @@ def test_any_shape_in_any_blocks(
                 parts.append(run(backend, part, cache, at))
             at += len(part)
         assert same(np.concatenate(parts), expected), isa
-
-
-# ---- the comparison with NumPy bites ----
-
-Spoil = Callable[[dict[str, tuple[Tensor, ...]]], None]
-
-
-def spoiled(name: str, spoil: Spoil) -> tuple[Checkpoint, Checkpoint]:
-    """A model, and what becomes of it."""
-    good = checkpoint_of(name)
-    tensors = dict(good.tensors)
-    spoil(tensors)
-    return good, in_memory(good.config, tensors, good.group_size)
-
-
-def with_element(tensor: Tensor, index: int, change: Callable[[float], float]) -> Tensor:
-    """A copy with one weight changed (of int8: the scale of one group)."""
-    values = (tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.dequantize()).copy()
-    values.flat[index] = change(float(values.flat[index]))
-    if isinstance(tensor, QuantizedTensor):
-        return replace(tensor, scales=values)
-    return DenseTensor(values)
-
-
-def largest(tensor: Tensor) -> int:
-    values = tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.dequantize()
-    return int(np.argmax(np.abs(values)))
-
-
-NAMES = list(random_checkpoint(MODELS["hd8-gqa"][0]).tensors)
-
-
-@pytest.mark.parametrize("tensor", NAMES)
-@pytest.mark.parametrize("name", ["hd8-gqa", "q80-group2"])
-def test_a_flipped_weight_shows(name: str, tensor: str) -> None:
-    """The sign of a single one, in the last layer (of int8: of one group's scale)."""
-
-    def flip(tensors: dict[str, tuple[Tensor, ...]]) -> None:
-        *others, last = tensors[tensor]
-        tensors[tensor] = (*others, with_element(last, largest(last), lambda value: -value))
-
-    good, bad = spoiled(name, flip)
-    tokens = list(range(good.config.vocab_size))  # all of them: each embedding counts
-    right, wrong = run(Reference(good), tokens), run(engine(bad), tokens)
-    assert distance(run(engine(good), tokens), right) < TOLERANCE[good.dtype]
-    assert distance(wrong, right) > TOLERANCE[good.dtype]
-
-
-@pytest.mark.parametrize(("one", "other"), [("w1", "w3"), ("wq", "wk"), ("wk", "wv"), ("wq", "wo")])
-@pytest.mark.parametrize("name", ["hd2", "q80-group32"])
-def test_swapped_tensors_show(name: str, one: str, other: str) -> None:
-    def swap(tensors: dict[str, tuple[Tensor, ...]]) -> None:
-        tensors[one], tensors[other] = tensors[other], tensors[one]
-
-    good, bad = spoiled(name, swap)
-    tokens = some_tokens(good.config)
-    right = run(Reference(good), tokens)
-    assert distance(run(engine(good), tokens), right) < TOLERANCE[good.dtype]
-    assert distance(run(engine(bad), tokens), right) > 5 * TOLERANCE[good.dtype]
-
-
-def test_zeros_and_nan_show() -> None:
-    checkpoint = checkpoint_of("hd8-gqa")
-    right = run(Reference(checkpoint), some_tokens(checkpoint.config))
-    assert distance(np.zeros_like(right), right) > TOLERANCE["int8"]
-    assert distance(np.full_like(right, np.nan), right) == float("inf")
-
-
-@pytest.mark.parametrize("isa", isa_names())
-@pytest.mark.parametrize("name", ["hd8-gqa", "q80-group2"])
-@pytest.mark.parametrize("tensor", NAMES)
-def test_nan_stays_nan(tensor: str, name: str, isa: str) -> None:
-    """One NaN weight, and everything behind it is NaN; it is counted, too."""
-
-    def spoil(tensors: dict[str, tuple[Tensor, ...]]) -> None:
-        first, *others = tensors[tensor]
-        tensors[tensor] = (with_element(first, 0, lambda _: float("nan")), *others)
-
-    good, bad = spoiled(name, spoil)
-    tokens = [0, 1, 2]
-    healthy, backend = engine(good, isa), engine(bad, isa)
-    assert (healthy.non_finite, backend.non_finite) == (0, 1)
-    before = run(healthy, tokens)
-    ours = run(backend, tokens)
-    assert np.array_equal(np.isnan(ours), np.isnan(run(Reference(bad), tokens)))
-    if tensor == "wcls":  # of one token's row
-        assert np.isnan(ours).sum(axis=1).tolist() == [1, 1, 1]
-    else:
-        assert np.isnan(ours).all()
-    assert same(run(healthy, tokens), before)  # no NaN stays behind in the workspace

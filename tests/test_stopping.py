@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedBackend
 
+import llama2py
 from llama2py import Generation, Model, ParameterError
 from llama2py.backend import Logits
 from llama2py.stopping import StopTexts
@@ -23,6 +25,11 @@ DOG = [3 + value for value in "🐶".encode()]
 
 def scripted(*script: int, seq_len: int = 64) -> Model:
     return Model(ScriptedBackend(script, 300, seq_len), tiny_tokenizer())
+
+
+@cache
+def builtin() -> Model:
+    return llama2py.load()
 
 
 def both(script: list[int], **options: Any) -> Generation:
@@ -81,6 +88,35 @@ def test_stop_texts_end_a_text(script: list[int], stops: list[str]) -> None:
     g = both(script, stop=stops, max_tokens=len(script))
     assert g.text == expected
     assert (g.finish_reason, g.stopped_by) == ("length" if found is None else "stop", found)
+
+
+@pytest.fixture(scope="module")
+def stories() -> dict[int, str]:
+    """The built-in model's, by their seeds."""
+    return {seed: builtin().generate("Once", 60, seed=seed).text for seed in range(1, 9)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_stop_texts_end_a_story(stories: dict[int, str], data: st.DataObject) -> None:
+    """Parts of the very story, so that they do come, and tokens of many letters."""
+    seed, story = data.draw(st.sampled_from(sorted(stories.items())))
+    part = st.tuples(st.integers(0, len(story) - 1), st.integers(1, 20)).map(
+        lambda at: story[at[0] : at[0] + at[1]]
+    )
+    others = st.text("aehn T.", min_size=1, max_size=3)
+    stops = data.draw(st.lists(part | others, min_size=1, max_size=4))
+    expected, found = plain(story, stops)
+    with builtin().stream("Once", 60, seed=seed, stop=stops) as stream:
+        pieces = list(stream)
+    g = builtin().generate("Once", 60, seed=seed, stop=stops)
+    (batched,) = builtin().generate(["Once"], 60, seed=[seed], stop=stops)
+    assert "".join(pieces) == g.text == batched.text == expected
+    assert not any(stop in g.text for stop in stops)
+    assert all(pieces)
+    assert stream.stopped_by == g.stopped_by == batched.stopped_by
+    if found is not None:
+        assert (g.finish_reason, g.stopped_by) == ("stop", found)
 
 
 def test_a_text_held_back_comes_when_it_is_no_stop() -> None:

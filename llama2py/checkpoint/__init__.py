@@ -69,9 +69,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Examples
     --------
-    >>> with open_checkpoint("stories15M.bin") as checkpoint:  # doctest: +SKIP
+    >>> from llama2py.builtin import builtin_model
+    >>> with open_checkpoint(builtin_model()) as checkpoint:
     ...     checkpoint.config.dim, checkpoint.tensors["wq"][0].shape
-    (288, (288, 288))
+    (160, (160, 160))
     """
     path = Path(path)
     if directory.is_description(path):

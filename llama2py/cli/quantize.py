@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint import open_checkpoint
 from ..conversion import convert
 from ..cpu import default_threads
+from ..hub import find_model
 from . import options
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantize and write; say what it saved."""
-    with open_checkpoint(args.checkpoint) as source:
+    with open_checkpoint(find_model(args.checkpoint)) as source:
         before = source.file_size
     with options.progress() as progress:
         convert(

@@ -5,6 +5,7 @@
  *   kernels  each kernel alone against plain scalar loops, at sizes around the vector's width
  *   models   l2p_forward against a naive transformer; the same bits for any batch, thread count and instruction set
  *   threads  pool, turns, cancelling and l2p_release, several callers at once
+ *   stories  eight threads tell stories with one model, each what a thread alone tells
  *
  * `kernel_check [part...]` runs some parts, or all. `models` prints a line per instruction set and weight type, with a
  * hash of all logits, so that the outputs of two machines can be compared. The first failure ends the program with
@@ -23,7 +24,8 @@ int main(int argc, char **argv) {
                  {"errors", check_errors},
                  {"kernels", check_kernels},
                  {"models", check_models},
-                 {"threads", check_threads}};
+                 {"threads", check_threads},
+                 {"stories", check_stories}};
     enum { N_PARTS = sizeof parts / sizeof parts[0] };
     static const int signals[] = {SIGSEGV, SIGBUS, SIGILL};
     for (int i = 0; i < 3; i++) signal(signals[i], on_signal);

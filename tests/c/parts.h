@@ -8,6 +8,7 @@ void check_errors(void);
 void check_kernels(void);
 void check_models(void);
 void check_threads(void);
+void check_stories(void);
 
 /* Of check_products.c, for check_kernels */
 void check_matmul(const Kernels *kernels);

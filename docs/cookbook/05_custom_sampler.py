@@ -1,0 +1,45 @@
+"""A custom sampler: functions that change the logits before a token is drawn.
+
+A `logits_processor` gets all tokens so far, the prompt's included, and the logits of the next one;
+it gives back the logits to draw from. Here one makes a lipogram (a text without the letter "k"),
+and one forbids any three tokens in a row to come twice. Temperature, top-p and the seed work as
+they always do, on what the processors have left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import llama2py
+from llama2py.backend import Logits
+
+model = llama2py.load()
+pieces = [model.tokenizer.piece(token) for token in range(model.tokenizer.vocab_size)]
+with_k = np.array([b"k" in piece.lower() for piece in pieces])
+
+
+def without_k(tokens: Sequence[int], logits: Logits) -> Logits:
+    """No token with the letter."""
+    logits[with_k] = -np.inf
+    return logits
+
+
+def nothing_twice(tokens: Sequence[int], logits: Logits) -> Logits:
+    """No token that would repeat three in a row."""
+    last = tuple(tokens[-2:])
+    for at in range(len(tokens) - 2):
+        if tuple(tokens[at : at + 2]) == last:
+            logits[tokens[at + 2]] = -np.inf
+    return logits
+
+
+PROMPT = "Once upon a time, there was a big"
+story = model.generate(
+    PROMPT, 150, temperature=0.8, seed=3, logits_processor=[without_k, nothing_twice]
+)
+print(PROMPT + story.text)
+tokens = story.prompt_tokens + story.tokens
+threes = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+print(f"{story.text.count('k')} times k; {len(threes) - len(set(threes))} threes came twice")

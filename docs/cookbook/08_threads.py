@@ -1,0 +1,33 @@
+"""Threads: one model for all of them, and one thread may end another's text.
+
+A model never changes, so threads share it without a lock; the engine runs without the GIL. Each
+text is what it would be alone. (To generate a list of texts, `generate` with a list is faster: it
+runs them as one batch.)
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import llama2py
+
+with llama2py.load() as model:
+
+    def tell(seed: int) -> str:
+        return model.generate("Once upon a time", 60, seed=seed).text
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(tell, range(1, 17)))
+    alone = [tell(seed) for seed in range(1, 17)]
+    print(f"{len(together)} texts of 8 threads, {len(set(together))} different ones")
+    print("the same as one thread's" if together == alone else "other texts than one thread's!")
+
+    # A text that would go on for ever, until another thread has heard enough.
+    enough = threading.Event()
+    threading.Timer(0.2, enough.set).start()
+    words = model.generate_many(iter(lambda: "Once", None), max_tokens=20, cancel=enough)
+    for n, text in enumerate(words):
+        if text.finish_reason == "cancelled":
+            print(f"cancelled after {n} texts")
+            break

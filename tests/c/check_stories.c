@@ -1,0 +1,119 @@
+/* `stories`: eight threads tell stories with one model, and each is what a thread alone tells. */
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "check.h"
+#include "feeding.h"
+#include "parts.h"
+
+enum { TELLERS = 8, STORIES = 8, STORY = 12, BEGINNING = 12, CLOSE_CALLS = 40 };
+
+typedef struct {
+    int32_t tokens[STORY];
+    uint64_t hash; /* of all its logits */
+} Story;
+
+typedef struct {
+    const Synthetic *s;
+    const l2p_model *model;
+    l2p_session *trunk; /* has run the beginning that all stories share; nobody changes it */
+    Story want[STORIES];
+    atomic_int telling;
+} Library;
+
+typedef struct {
+    Library *library;
+    int number;
+} Teller;
+
+/* A seeded coin in [0, 1), of the story alone */
+static float coin(uint64_t *state) {
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(*state >> 40) * 0x1p-24f;
+}
+
+/* Story `seed`: its beginning run at once, or taken over from the trunk; then token by token, drawn in one of three
+ * ways. */
+static Story tell(const Library *library, int seed, int n_threads, int copied) {
+    const int vocab = library->s->config.vocab_size;
+    const float temperature = 0.5f + 0.1f * (float)(seed % 7), top_p = seed % 3 == 1 ? 1.0f : 0.9f;
+    Story story = {.hash = 0xcbf29ce484222325u};
+    uint64_t state = (uint64_t)seed;
+    l2p_session *session = l2p_session_new(library->model), *sessions[BEGINNING];
+    float *logits = malloc((size_t)vocab * sizeof *logits);
+    int32_t *scratch = malloc((size_t)vocab * sizeof *scratch), positions[BEGINNING];
+    if (!session || !logits || !scratch) fail("no memory for a story");
+    for (int i = 0; i < BEGINNING; i++) sessions[i] = session, positions[i] = i;
+
+    const int from = copied ? BEGINNING - 1 : 0, n = BEGINNING - from; /* the last token is run for its logits */
+    const int32_t row = n - 1, first = 0;
+    if (copied) l2p_session_copy(session, library->trunk, from);
+    CHECK(l2p_forward(library->model, n, &library->s->tokens[0][from], sessions, &positions[from], 1, &row, logits,
+                      n_threads, NULL) == L2P_OK);
+    for (int i = 0; i < STORY; i++) {
+        hash(&story.hash, logits, (size_t)vocab);
+        const int32_t at = BEGINNING + i, token = seed % 3 == 2
+            ? l2p_argmax(library->model, logits, vocab)
+            : l2p_sample(library->model, logits, vocab, temperature, top_p, coin(&state), scratch);
+        story.tokens[i] = token;
+        CHECK(l2p_forward(library->model, 1, &token, &session, &at, 1, &first, logits, n_threads, NULL) == L2P_OK);
+    }
+    l2p_session_free(session);
+    free(logits), free(scratch);
+    return story;
+}
+
+static void *teller_main(void *argument) {
+    const Teller *teller = argument;
+    Library *library = teller->library;
+    for (int i = 0; i < STORIES; i++) {
+        const int seed = (i + teller->number * 5) % STORIES; /* the threads are at different ones */
+        const Story told = tell(library, seed, 1 + (teller->number + i) % 3, i % 2),
+                    *want = &library->want[seed];
+        if (memcmp(told.tokens, want->tokens, sizeof told.tokens) != 0 || told.hash != want->hash)
+            fail("thread %d tells another story %d than a thread alone", teller->number, seed);
+    }
+    atomic_fetch_sub(&library->telling, 1);
+    return NULL;
+}
+
+static void check_library(l2p_config config, int weight_type, const char *name) {
+    Synthetic s = synthesize(config);
+    if (weight_type != config.weight_type) s.config.weight_type = weight_type; /* made of float32 while it is packed */
+    Library library = {.s = &s, .model = pack(&s, best_isa(), 2)};
+    now("stories of a %s model", name);
+    library.trunk = l2p_session_new(library.model);
+    CHECK(library.trunk != NULL);
+    const int32_t row = 0;
+    float *out = malloc((size_t)config.vocab_size * sizeof *out);
+    for (int32_t at = 0; at < BEGINNING; at++)
+        CHECK(l2p_forward(library.model, 1, &s.tokens[0][at], &library.trunk, &at, 1, &row, out, 1, NULL) == L2P_OK);
+    int different = 0;
+    for (int seed = 0; seed < STORIES; seed++) {
+        library.want[seed] = tell(&library, seed, 1, 0);
+        different += seed > 0 && library.want[seed].hash != library.want[seed - 1].hash;
+    }
+    CHECK(different > STORIES / 2);
+
+    pthread_t threads[TELLERS];
+    Teller tellers[TELLERS];
+    library.telling = TELLERS;
+    for (int i = 0; i < TELLERS; i++) {
+        tellers[i] = (Teller){&library, i};
+        if (pthread_create(&threads[i], NULL, teller_main, &tellers[i])) fail("no thread for the check");
+    }
+    for (int calls = 0; calls < CLOSE_CALLS && library.telling; calls++) l2p_release(), pause_us(2000);
+    for (int i = 0; i < TELLERS; i++) pthread_join(threads[i], NULL);
+    free(out);
+    l2p_session_free(library.trunk);
+    l2p_model_free((l2p_model *)library.model);
+    free_synthetic(s);
+}
+
+void check_stories(void) {
+    check_library(with_weights(BIG, 0), L2P_FLOAT32, "float32");
+    check_library(with_weights(SHAPES[3], 0), L2P_BFLOAT16, "bfloat16");
+    check_library(with_weights(SHAPES[2], 4), L2P_INT8, "int8");
+    check_library(with_weights(SHAPES[2], 0), L2P_INT4, "int4");
+    printf("stories\n");
+}

@@ -1,0 +1,142 @@
+"""The pages of docs/ say what is there: every command and flag, every format, no dead link.
+
+``python tests/test_docs.py`` writes the tables of docs/cli.md anew, from the parsers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from llama2py.checkpoint.gguf_blocks import FORMATS
+from llama2py.cli import build_parser
+from llama2py.config import Dtype
+from llama2py.engine import isa_names
+from llama2py.request import Options
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+CLI = DOCS / "cli.md"
+PAGES = sorted(DOCS.glob("*.md"))
+_TABLE = re.compile(r"^\| argument \| meaning \|\n(?:\|.*\n)+", re.MULTILINE)
+
+
+# ---- cli.md ----
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    (subparsers,) = (
+        action
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return dict(subparsers.choices)
+
+
+def table(parser: argparse.ArgumentParser) -> str:
+    """All arguments of a command but -h, with the help that it gives."""
+    rows = ["| argument | meaning |", "| --- | --- |"]
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        value = action.metavar or ("{" + ",".join(map(str, action.choices or ())) + "}")
+        value = "" if action.nargs == 0 else f" {value}"
+        names = [f"`{name}{value}`" for name in action.option_strings] or [f"`{value.strip()}`"]
+        meaning = " ".join((action.help or "").replace("%%", "%").replace("|", "\\|").split())
+        rows.append(f"| {', '.join(names)} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each ``## name``."""
+    parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def with_tables(text: str) -> str:
+    """The page with each command's description and table as they are now."""
+    head = re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    written = sections(text)
+    pages = [head]
+    for name, parser in commands().items():
+        section = written.get(name, f"\n```sh\nllama2py {name}\n```\n")
+        section = _TABLE.sub("", section).rstrip("\n") + "\n"
+        pages.append(f"## {name}\n{section}\n{table(parser)}\n")
+    return "".join(pages).rstrip("\n") + "\n"
+
+
+def test_every_command_has_its_section_and_no_other() -> None:
+    assert sections(CLI.read_text(encoding="utf-8")).keys() == commands().keys()
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_flag_of_a_command_stands_there_and_no_other(name: str) -> None:
+    parser = commands()[name]
+    section = sections(CLI.read_text(encoding="utf-8"))[name]
+    assert table(parser) in section, "run: python tests/test_docs.py"
+    known = {option for action in parser._actions for option in action.option_strings}
+    # in the examples, too: any command's flags stand behind its name
+    for line in re.findall(rf"^(?:.*\| )?llama2py {name}\b(.*)$", section, re.MULTILINE):
+        plain = re.sub(r'"[^"]*"|>.*', "", line)
+        used = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", plain))
+        assert used <= known, line
+    rows = _TABLE.search(section)
+    assert rows
+    documented = set(re.findall(r"`(--?\w[\w-]*)", rows[0]))
+    assert documented == known - {"-h", "--help"}
+
+
+def test_the_table_of_a_parser() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", metavar="MODEL", help="which")
+    parser.add_argument("-n", "--count", metavar="N", help="50%% of them")
+    parser.add_argument("--mode", choices=("a", "b"))
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    assert table(parser).splitlines()[2:] == [
+        "| `MODEL` | which |",
+        "| `-n N`, `--count N` | 50% of them |",
+        "| `--mode {a,b}` |  |",
+        "| `--json` | print JSON |",
+    ]
+
+
+# ---- the others ----
+
+
+def test_formats_names_every_type_of_gguf_and_every_dtype() -> None:
+    text = (DOCS / "formats.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z]+\d\w*)`", text))
+    assert named == {format.name for format in FORMATS.values()}
+    assert set(re.findall(r"^\| `(\w+)` \| [\d.]+", text, re.MULTILINE)) == set(get_args(Dtype))
+
+
+def test_generate_names_every_option() -> None:
+    text = (DOCS / "generate.md").read_text(encoding="utf-8")
+    for option in Options.__annotations__:
+        assert re.search(rf"`{option}(=[^`]*)?`|\b{option}=", text), option
+
+
+def test_numerics_names_every_instruction_set() -> None:
+    (listed,) = re.findall(r"LLAMA2PY_ISA=([\w|]+\|[\w|]+)", (DOCS / "numerics.md").read_text())
+    assert set(listed.split("|")) >= set(isa_names())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_no_link_is_dead(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_list() -> None:
+    listed = re.findall(r"\]\((\S+)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    assert sorted([*listed, "README.md"]) == [page.name for page in PAGES]
+
+
+if __name__ == "__main__":
+    CLI.write_text(with_tables(CLI.read_text(encoding="utf-8")), encoding="utf-8")
