@@ -272,6 +272,7 @@ MAY_IMPORT = {
         *BASE,
         "checkpoint",
         "files",
+        "hub",
         "model",
         "tokenizer",
         "tokenizer_export",
