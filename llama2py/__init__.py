@@ -9,9 +9,9 @@ Once upon a time, there was a dragon who was afraid of fire. ...
 'stop'
 """
 
-from .chat import Chat
+from typing import TYPE_CHECKING
+
 from .config import ModelConfig
-from .conversion import convert
 from .errors import (
     Cancelled,
     CheckpointError,
@@ -35,10 +35,15 @@ from .logprobs import TokenLogprob
 from .model import Model, load
 from .request import Options
 from .sampling import SamplingParams
-from .scoring import Score, score_texts
 from .session import Session
-from .story import Story, StoryTeller
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .chat import Chat
+    from .conversion import convert
+    from .hub import download
+    from .scoring import Score, score_texts
+    from .story import Story, StoryTeller
 
 __version__ = "0.1.0"
 
@@ -73,6 +78,31 @@ __all__ = [
     "TooBigError",
     "TrainingError",
     "convert",
+    "download",
     "load",
     "score_texts",
 ]
+
+# What a program that loads and generates does without, and need not wait for.
+_ON_USE = {
+    "Chat": "chat",
+    "Score": "scoring",
+    "Story": "story",
+    "StoryTeller": "story",
+    "convert": "conversion",
+    "download": "hub",
+    "score_texts": "scoring",
+}
+
+if not TYPE_CHECKING:  # to a type checker a name is there or not
+
+    def __getattr__(name: str) -> object:
+        if name not in _ON_USE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f".{_ON_USE[name]}", __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -14,11 +14,7 @@ from pathlib import Path
 
 from .errors import TokenizerError
 from .files import replacing
-from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
 from .tokenizer import EOS, Tokenizer
-from .tokenizer_gguf import read_gguf_vocabulary
-from .tokenizer_json import read_tokenizer_json
-from .tokenizer_ranks import looks_like_ranks, read_ranks
 
 NAME = "tokenizer.bin"
 MAX_FILE_SIZE = 16 << 20  # bytes: 32000 tokens are 0.4 MB, 256000 about 4 MB
@@ -71,17 +67,10 @@ def load_tokenizer(
             raise TokenizerError(f"{path}: {problem}, expected a {NAME}")
         with path.open("rb") as file:
             head = file.read(16)
-        if looks_like_sentencepiece(head):
-            tokenizer = read_sentencepiece(path)
-        elif looks_like_ranks(head):
-            tokenizer = read_ranks(path)
-        elif head.startswith(b"GGUF"):
-            tokenizer = read_gguf_vocabulary(path)
-        elif head.lstrip().startswith(b"{") and b"\0" not in head:
-            # In a tokenizer.bin an opening brace is a longest piece of 123 bytes, and has zeros.
-            tokenizer = read_tokenizer_json(path)
-        else:
+        if head[1:4] == b"\0\0\0":  # pieces are shorter than 256 bytes
             tokenizer = _read_tokenizer_bin(path)
+        else:
+            tokenizer = _read_other(path, head)
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path}: cannot be read: {error}") from None
     if vocab_size is None or len(tokenizer) == vocab_size:
@@ -92,6 +81,25 @@ def load_tokenizer(
         f"{path}: this tokenizer has {len(tokenizer)} tokens, the model has {vocab_size};"
         " pass the model's own with -z FILE or tokenizer=FILE"
     )
+
+
+def _read_other(path: Path, head: bytes) -> Tokenizer:
+    """Of another kind; the readers are loaded only here."""
+    from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
+    from .tokenizer_gguf import read_gguf_vocabulary
+    from .tokenizer_json import read_tokenizer_json
+    from .tokenizer_ranks import looks_like_ranks, read_ranks
+
+    if looks_like_sentencepiece(head):
+        return read_sentencepiece(path)
+    if looks_like_ranks(head):
+        return read_ranks(path)
+    if head.startswith(b"GGUF"):
+        return read_gguf_vocabulary(path)
+    if head.lstrip().startswith(b"{") and b"\0" not in head:
+        # In a tokenizer.bin an opening brace is a longest piece of 123 bytes, and has zeros.
+        return read_tokenizer_json(path)
+    return _read_tokenizer_bin(path)
 
 
 def _read_tokenizer_bin(path: Path) -> Tokenizer:

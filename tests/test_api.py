@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -367,3 +369,23 @@ def test_the_library_never_prints_nor_exits() -> None:
                     pytest.fail(f"{name}, line {node.lineno}: {function}()")
                 case ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stderr" | "exit"):
                     pytest.fail(f"{name}, line {node.lineno}: sys.{node.attr}")
+
+
+def test_a_program_that_tells_a_story_waits_for_nothing_else() -> None:
+    """Readers of other formats, writers, the hub's half: each is loaded on use."""
+    code = "import sys, llama2py; llama2py.load().generate(max_tokens=2); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    ours = {name.removeprefix("llama2py.") for name in done.stdout.split() if "llama2py." in name}
+    assert {"engine", "checkpoint.llama2c", "tokenizer_files"} <= ours
+    readers = {"gguf", "huggingface", "meta", "torch_file", "safetensors_file", "write_gguf"}
+    assert ours.isdisjoint(f"checkpoint.{name}" for name in readers)
+    others = {"chat", "conversion", "scoring", "story", "tokenizer_gguf", "tokenizer_json", "cli"}
+    assert ours.isdisjoint(others)
+
+
+def test_names_loaded_on_use_are_there() -> None:
+    for name in llama2py.__all__:
+        assert getattr(llama2py, name) is not None
+        assert name in dir(llama2py)
+    with pytest.raises(AttributeError, match="has no attribute 'Chatt'"):
+        llama2py.Chatt  # type: ignore[attr-defined]  # noqa: B018

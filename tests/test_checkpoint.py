@@ -238,7 +238,10 @@ def test_the_reader_needs_no_engine() -> None:
     code = (
         "import sys, types; package = types.ModuleType('llama2py');"
         f"package.__path__ = [{str(ROOT / 'llama2py')!r}]; sys.modules['llama2py'] = package;"
-        "import llama2py.checkpoint; print(*sorted(sys.modules))"
+        "import importlib, pkgutil, llama2py.checkpoint as c;"
+        "names = [f'{c.__name__}.{module.name}' for module in pkgutil.iter_modules(c.__path__)];"
+        "[importlib.import_module(name) for name in names];"
+        "print(*sorted(sys.modules))"
     )
     modules = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -1,7 +1,7 @@
 """Checkpoints: from a file to a model's numbers and its tensors.
 
 Needs NumPy and nothing else; the engine is not involved. A new format adds one file with a reader
-``(MappedFile) -> Checkpoint`` and one line to `_READERS`.
+``(MappedFile) -> Checkpoint``, how to tell it in `sniffing`, and a case in `_read`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import directory, gguf, llama2c, safetensors_file, zip_archive
+from . import llama2c
 from .base import Checkpoint
 from .conventions import Conventions
 from .converting import convert_matrix, default_group_size, own_dtype, round_to_bfloat16
 from .mapped_file import MappedFile
+from .sniffing import HEAD, is_description, kind_of
 from .stored import JoinedTensor, StoredTensor
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
 from .writer import quantize_checkpoint, write_checkpoint
@@ -36,14 +37,6 @@ __all__ = [
     "tensor_shapes",
     "write_checkpoint",
 ]
-
-# Is a file that begins with these bytes of this format, and who reads it.
-_READERS = (
-    (llama2c.has_magic, llama2c.read_versioned),
-    (gguf.has_magic, gguf.read_gguf),
-    (zip_archive.has_magic, directory.read_zip),
-    (safetensors_file.looks_so, directory.read_safetensors_file),
-)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -75,20 +68,36 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     (160, (160, 160))
     """
     path = Path(path)
-    if directory.is_description(path):
-        return directory.read_directory(path.parent)
-    if _is_directory(path):
-        return directory.read_directory(path)
+    if is_description(path) or _is_directory(path):
+        from .directory import read_directory
+
+        return read_directory(path.parent if is_description(path) else path)
     file = MappedFile(path)
     try:
-        head = file.read(0, 64)
-        for belongs, read in _READERS:
-            if belongs(head):
-                return read(file)
-        return llama2c.read_legacy(file)  # has no magic: whatever nobody else knows
+        return _read(file)
     except BaseException:
         file.close()
         raise
+
+
+def _read(file: MappedFile) -> Checkpoint:
+    match kind_of(file.read(0, HEAD)):
+        case "llama2.c":
+            return llama2c.read_versioned(file)
+        case "GGUF":
+            from .gguf import read_gguf
+
+            return read_gguf(file)
+        case "zip":
+            from .directory import read_zip
+
+            return read_zip(file)
+        case "safetensors":
+            from .directory import read_safetensors_file
+
+            return read_safetensors_file(file)
+        case _:
+            return llama2c.read_legacy(file)
 
 
 def _is_directory(path: Path) -> bool:

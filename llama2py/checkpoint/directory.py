@@ -17,11 +17,6 @@ _OF_HUGGINGFACE = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")
 _OF_META = ("tokenizer.bin", "tokenizer.model", "tokenizer.json")
 
 
-def is_description(path: Path) -> bool:
-    """Whether a path stands for its directory: ``config.json``, ``params.json``, or an index."""
-    return path.name in ("config.json", "params.json") or path.name.endswith(".index.json")
-
-
 def read_directory(folder: Path, weights_file: Path | None = None) -> Checkpoint:
     """Read a directory of Hugging Face's or Meta's.
 

@@ -40,11 +40,6 @@ _Q8_0 = FORMATS[8]
 MAX_FACTORS = 1 << 12  # a head's pairs; real heads have 32 to 128
 
 
-def has_magic(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a GGUF file."""
-    return head.startswith(b"GGUF")
-
-
 def read_gguf(file: MappedFile) -> Checkpoint:
     """Read a GGUF file.
 

@@ -12,7 +12,6 @@ from .base import Checkpoint
 from .foreign import describe
 from .llama2c_layout import (
     HEADER_SIZES,
-    MAGIC,
     V0_HEADER,
     V1_HEADER,
     V2_GROUP_SIZE,
@@ -26,11 +25,6 @@ from .tensors import DenseTensor, QuantizedTensor, Tensor
 # The engine sums a group up in 32 bits: 127 * 127 * 65536 fits, with room for its offsets.
 MAX_GROUP_SIZE = 1 << 16
 _FORMATS = {0: "llama2.c v0", 1: "llama2.c v1", 2: "llama2.c v2 (int8)"}
-
-
-def has_magic(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is llama2.c's v1 or later."""
-    return head.startswith(MAGIC)
 
 
 def read_versioned(file: MappedFile) -> Checkpoint:

@@ -27,11 +27,6 @@ _DTYPES = {
 }
 
 
-def looks_so(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is safetensors: a length, then a JSON object."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20
-
-
 def read_safetensors(file: MappedFile) -> dict[str, Weight]:
     """Read the tensors of a file.
 

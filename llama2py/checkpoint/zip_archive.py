@@ -37,11 +37,6 @@ class Entry:
     size: int
 
 
-def has_magic(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a zip archive."""
-    return head.startswith(MAGIC)
-
-
 def read_entries(file: MappedFile) -> dict[str, Entry]:
     """List the entries of an archive.
 

@@ -11,24 +11,26 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
 from ..errors import Llama2pyError, TooBigError
-from . import (
-    bench,
-    convert,
-    download,
-    export_tokenizer,
-    info,
-    quantize,
-    run,
-    score,
-    story,
-    train,
-    train_tokenizer,
-)
 
+# In the order of the help.
+COMMANDS = (
+    "run",
+    "story",
+    "bench",
+    "score",
+    "info",
+    "download",
+    "quantize",
+    "convert",
+    "train",
+    "train-tokenizer",
+    "export-tokenizer",
+)
 USAGE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
 
 
@@ -39,8 +41,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of all commands, or of some: each one's module is loaded here."""
     parser = Parser(
         prog="llama2py",
         description="llama2.c as a Python package: run, measure and look at small LLaMA models.",
@@ -49,20 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )
-    for command in (
-        run,
-        story,
-        bench,
-        score,
-        info,
-        download,
-        quantize,
-        convert,
-        train,
-        train_tokenizer,
-        export_tokenizer,
-    ):
-        command.add_parser(subparsers)
+    for command in commands:
+        import_module(f".{command.replace('-', '_')}", __name__).add_parser(subparsers)
     return parser
 
 
@@ -70,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; by default the process's own. Returns the exit code."""
     _prepare_streams()
     logging.basicConfig(format="llama2py: warning: %(message)s")
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    known = words[:1] if words and words[0] in COMMANDS else COMMANDS
+    args = build_parser(known).parse_args(words)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
