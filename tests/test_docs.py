@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -152,12 +153,43 @@ def test_chat_names_every_template() -> None:
         assert any(marker.strip() in plain for marker in template.markers), name
 
 
-@pytest.mark.parametrize(
-    ("page", "policies"), [("generate", Overflow), ("chat", SessionOverflow)]
-)
+@pytest.mark.parametrize(("page", "policies"), [("generate", Overflow), ("chat", SessionOverflow)])
 def test_a_full_contexts_policies(page: str, policies: Any) -> None:
     rows = table_of((DOCS / f"{page}.md").read_text(encoding="utf-8"), "`overflow`")
     assert {row[0].split('"')[1] for row in rows} == set(get_args(policies))
+
+
+def shown(text: str) -> list[str]:
+    """The command lines that a page shows, without what is in front and behind."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shell = "".join(block for language, block in blocks if language in ("sh", "console"))
+    start = r"(?:\S*python -m )?llama2py (?!-|COMMAND)"
+    found = re.findall(rf"^(?:\$ |.*\| )?{start}(.+)$", shell, re.MULTILINE)
+    found += re.findall(rf"`{start}([^`\n]+)`", text)
+    rows = re.findall(r"^\| command \|.*\n.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    found += [line for table in rows for row in table.split("\n") for line in _first_code(row)]
+    return [re.sub(r"\s+(#|>|\\?\|).*| \.\.\.$", "", line) for line in found]
+
+
+def _first_code(row: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", row.split(" | ")[0])
+
+
+@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.parent.name + page.stem)
+def test_commands_that_are_shown_are_commands(page: Path) -> None:
+    """Each is at least one that the parser takes (a word alone is its name)."""
+    for line in shown(page.read_text(encoding="utf-8")):
+        words = shlex.split(line)
+        if len(words) > 1:
+            build_parser().parse_args(words)
+        else:
+            assert words[0] in commands()
+
+
+def test_what_the_readme_shows_is_found() -> None:
+    lines = shown(README.read_text(encoding="utf-8"))
+    assert {line.split()[0] for line in lines} == commands().keys()
+    assert len(lines) > 15
 
 
 def test_the_readme_names_every_command_and_every_page() -> None:
