@@ -15,7 +15,7 @@ from .backend import Backend
 from .batch import run_jobs
 from .closing import Closing
 from .config import ModelConfig
-from .errors import PromptError
+from .errors import ContextError, PromptError
 from .generation import Generation, Stream
 from .job import Job
 from .logprobs import log_probabilities
@@ -96,7 +96,8 @@ class Asking(Closing, ABC):
         Raises
         ------
         PromptError
-            If the prompt is longer than the context, or not encodable.
+            If the prompt is not encodable; a ContextError, which is one, too, if it is longer than
+            the context.
         ParameterError
             If a number is out of its range.
         """
@@ -316,11 +317,12 @@ class Asking(Closing, ABC):
         Raises
         ------
         PromptError
-            If there are none or too many for the context, or the text is not encodable.
+            If there are none, or the text is not encodable; a ContextError, which is one, too, if
+            there are too many for the context.
         """
         tokens = self._tokens(prompt)
         if len(tokens) > self.config.seq_len:
-            raise PromptError(
+            raise ContextError(
                 f"the prompt is {len(tokens)} tokens long, longer than"
                 f" the model's context of {self.config.seq_len}"
             )

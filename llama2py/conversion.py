@@ -13,6 +13,7 @@ from .checkpoint.stored import DTYPES
 from .checkpoint.write_gguf import gguf_items, write_gguf
 from .checkpoint.write_huggingface import (
     SHARD_SIZE,
+    TextIds,
     config_json,
     huggingface_items,
     write_huggingface,
@@ -265,9 +266,15 @@ def _to_gguf(
     pairs: dict[str, object] = {"tokenizer.ggml.model": b"no_vocab"}
     if vocabulary is not None:
         try:
-            pairs = gguf_pairs(vocabulary, getattr(checkpoint, "chat_template", None))
+            pairs = gguf_pairs(vocabulary, checkpoint.chat_template)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
+        ends = _ends(checkpoint, vocabulary)[1:]
+        names = ("eot", "eom")
+        for name, token in zip(names, ends, strict=False):
+            pairs[f"tokenizer.ggml.{name}_token_id"] = token
+        if lost := ends[len(names) :]:
+            _log.warning("%s: GGUF cannot say that tokens %s end a text, too", target, lost)
     size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
     check_space(target, size, CheckpointError)
     try:
@@ -285,7 +292,10 @@ def _to_huggingface(
     progress: Callable[[int], object],
     shard_size: int,
 ) -> None:
-    ids = (None, None) if vocabulary is None else (vocabulary.bos_id, vocabulary.eos_id)
+    ids: TextIds = (None, None)
+    if vocabulary is not None:
+        ends = _ends(checkpoint, vocabulary)
+        ids = (vocabulary.bos_id, ends if len(ends) > 1 else ends[0])
     files: dict[str, bytes] = {}
     if vocabulary is not None and path is not None:
         try:
@@ -314,7 +324,7 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) 
             for name in _TOKENIZER_FILES
             if (folder / name).is_file()
         }
-    template = getattr(checkpoint, "chat_template", None)
+    template = checkpoint.chat_template
     files = {
         "tokenizer.json": tokenizer_json(vocabulary),
         "tokenizer_config.json": tokenizer_config(vocabulary, checkpoint.config.seq_len, template),
@@ -324,6 +334,12 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) 
     except TokenizerError:
         _log.debug("%s: no tokenizer.model, for the vocabulary has no scores", folder)
     return files
+
+
+def _ends(checkpoint: Checkpoint, vocabulary: Tokenizer) -> list[int]:
+    """The tokens that end a text, the vocabulary's own EOS first."""
+    own = vocabulary.eos_id
+    return [own, *sorted(checkpoint.conventions.end_tokens - {own})]
 
 
 def _named(target: Path, error: CheckpointError) -> CheckpointError:

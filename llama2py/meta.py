@@ -129,11 +129,12 @@ class Llama:
                 for file in sorted(path.iterdir())
                 if file.suffix in (".bin", ".gguf") and "tokenizer" not in file.name
             ]
-            if len(found) != 1:
+            if len(found) == 1:
+                path = found[0]
+            elif not (path / "config.json").is_file():
                 raise CheckpointError(
                     f"{path}: {len(found)} checkpoints in this folder, expected one"
                 )
-            path = found[0]
         model = load(path, tokenizer_path)
         return Llama(model, min(max_seq_len, model.config.seq_len), max_batch_size, seed)
 

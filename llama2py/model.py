@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from operator import index
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 from .asking import Asking
 from .backend import Backend
@@ -259,6 +259,12 @@ class Model(Asking):
         if self._backend is not None:
             self._backend.close()
             self._backend = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model cannot be pickled or copied, expected llama2py.load() in each process"
+            " (threads may share one)"
+        )
 
     def __repr__(self) -> str:
         if self._backend is None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from operator import index
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -242,6 +242,12 @@ class Session(Closing):
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Session cannot be pickled or copied, expected save() and, in the other process,"
+            " Model.load_session(); fork() copies it in this one"
+        )
 
     def _open_cache(self) -> Cache:
         if self._cache is None:

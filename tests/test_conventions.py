@@ -11,9 +11,10 @@ import gguf_files as made
 import pytest
 from conftest import tiny_tokenizer
 from scripted import ScriptedBackend
+from test_convert import make
 
 import llama2py
-from llama2py import Chat, CheckpointError, Model
+from llama2py import Chat, CheckpointError, Model, convert
 from llama2py.checkpoint import Conventions, open_checkpoint
 from llama2py.cli import main
 from llama2py.tokenizer import BOS, EOS
@@ -214,3 +215,31 @@ def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[s
         directory(tmp_path, tokenizer_config__json={"chat_template": jinja})
         assert main(["info", str(tmp_path)]) == 0
         assert f"\ntemplate     {name}\n" in capsys.readouterr().out
+
+
+# ---- written ----
+
+
+@pytest.mark.parametrize("ends", [[2], [2, 259], [7, 259], [2, 7, 259], [2, 7, 11, 259]])
+def test_what_ends_a_text_goes_along(
+    ends: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a chat's model there may be several; GGUF has names for three."""
+    model = make(tmp_path / "model")
+    about = json.dumps({"bos_token_id": 1, "eos_token_id": ends})
+    (model / "generation_config.json").write_text(about, encoding="ascii")
+    template = "{{ '[INST]' }}{{ '<<SYS>>' }}"
+    (model / "chat_template.jinja").write_text(template, encoding="ascii")
+    convert(model, tmp_path / "a.gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "b")
+    convert(model, tmp_path / "c")
+    whole = {2, *ends}  # the vocabulary's own, too
+    for name, expected in {
+        "a.gguf": whole - {259} if len(whole) > 3 else whole,
+        "c": whole,
+    }.items():
+        for path in (tmp_path / name, tmp_path / name.replace("a.gguf", "b")):
+            with open_checkpoint(path) as checkpoint:
+                assert checkpoint.conventions.end_tokens == expected
+                assert checkpoint.chat_template == template
+    assert ("cannot say that tokens [259] end a text" in caplog.text) == (len(whole) > 3)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +100,30 @@ def test_a_page(page: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> No
         else:
             exec(compile("\n" * line + code, str(page), "exec"), names)
     assert runner.summarize(verbose=False).failed == 0
+
+
+def test_programs(models: Path, tmp_path: Path) -> None:
+    """Blocks of ``py`` are whole programs, which start processes: each in an interpreter."""
+    programs = {
+        f"{page.stem}{number}": block
+        for page in PAGES
+        for number, block in enumerate(
+            re.findall(r"^```py\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        )
+    }
+    assert programs
+    for name, program in programs.items():
+        path = tmp_path / f"{name}.py"
+        path.write_text(program, encoding="utf-8")
+        environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+        done = subprocess.run(
+            [sys.executable, str(path)],
+            cwd=models,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), name
+        assert done.stdout, name

@@ -257,6 +257,19 @@ def test_info_finds_zeros_and_another_vocabulary(
     assert "32000 tokens, the model has 300" in second
 
 
+def test_info_takes_padding_for_no_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `load` does: a few rows more than tokens, in a directory with a tokenizer of its own."""
+    big = random_checkpoint(replace(TINY, vocab_size=304))
+    write_checkpoint(tmp_path / "big.bin", big.config, big.tensors)
+    folder = llama2py.convert(tmp_path / "big.bin", tmp_path / "big", tokenizer=False)
+    write_tokenizer_bin(tiny_tokenizer(), folder / "tokenizer.bin")
+    llama2py.load(folder).close()
+    assert main(["info", "--json", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
 # ---- progress ----
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
 from scripted import ScriptedBackend
 
-from llama2py import CheckpointError, Model, ParameterError, PromptError
+from llama2py import CheckpointError, Model, ParameterError, PromptError, convert
 from llama2py.checkpoint import write_checkpoint
 from llama2py.meta import UNSAFE_ERROR, Llama
 from llama2py.tokenizer import BOS, EOS
@@ -236,7 +236,8 @@ def test_dialogs_out_of_order(dialog: Any) -> None:
 def test_build(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "m.bin", TINY, dict(random_checkpoint(TINY).tensors))
     write_tokenizer_bin(tiny_tokenizer(), tmp_path / "tokenizer.bin")
-    for where in (tmp_path, tmp_path / "m.bin"):
+    folder = convert(tmp_path / "m.bin", tmp_path / "huggingface", tokenizer=False)
+    for where in (tmp_path, tmp_path / "m.bin", folder):
         made = Llama.build(str(where), str(tmp_path / "tokenizer.bin"), 512, 4, seed=3)
         assert (made.max_seq_len, made.max_batch_size) == (64, 4)
         with tiny_model() as model:

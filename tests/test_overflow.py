@@ -136,7 +136,7 @@ def test_or_is_an_error() -> None:
 @pytest.mark.parametrize("overflow", ["stop", "error", "shift"])
 def test_a_prompt_that_does_not_fit_is_an_error(overflow: Any) -> None:
     with small() as model:
-        with pytest.raises(PromptError, match="longer than the model's context of 24"):
+        with pytest.raises(ContextError, match="longer than the model's context of 24"):
             model.generate([BOS] * 25, overflow=overflow)
         assert model.generate([BOS] * 24, overflow=overflow, max_tokens=1).tokens
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +92,18 @@ assert tell() == expected
 """,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+@pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_lies_in_the_engine_is_not_pickled(how: Any) -> None:
+    """As an argument of a pool's job would be; the error says what to do instead."""
+    with llama2py.load() as model, model.session() as session, llama2py.Chat(model) as chat:
+        with pytest.raises(TypeError, match=r"^a Model cannot .*, expected llama2py\.load\(\) in"):
+            how(model)
+        with pytest.raises(TypeError, match=r"^a Session cannot .* Model\.load_session\(\);"):
+            how(session)
+        if how is not copy.copy:  # which takes what it holds as it is
+            with pytest.raises(TypeError, match=r"^a (Model|Session) cannot be pickled"):
+                how(chat)
+        told = model.generate("One day", 3, seed=1)
+        assert pickle.loads(pickle.dumps(told)) == told  # results go between processes

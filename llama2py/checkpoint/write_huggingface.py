@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from .rope_factors import as_llama3
 from .write_tensors import Item, items, write_item
 
 SHARD_SIZE = 5 * 10**9  # bytes of tensors in one file
+
+# The token BOS, and the one or those that end a text.
+TextIds: TypeAlias = tuple[int | None, int | list[int] | None]
+
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -35,7 +39,7 @@ def write_huggingface(
     checkpoint: Checkpoint,
     dtype: str,
     norms: str,
-    ids: tuple[int | None, int | None],
+    ids: TextIds,
     progress: Callable[[int], object] = lambda weights: None,
     shard_size: int = SHARD_SIZE,
 ) -> None:
@@ -49,8 +53,8 @@ def write_huggingface(
         The model, of any format.
     dtype, norms : {'float32', 'float16', 'bfloat16'}
         Of its matrices, and of its norms.
-    ids : tuple of (int or None, int or None)
-        The tokens BOS and EOS, where they are known.
+    ids : tuple of (int or None, int, list of int or None)
+        The token BOS and the one or those that end a text, where they are known.
     progress : callable
         Told the number of weights of each tensor that is written.
     shard_size : int
@@ -78,9 +82,7 @@ def write_huggingface(
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def config_json(
-    checkpoint: Checkpoint, dtype: str, ids: tuple[int | None, int | None]
-) -> dict[str, Any]:
+def config_json(checkpoint: Checkpoint, dtype: str, ids: TextIds) -> dict[str, Any]:
     """What config.json says of a model.
 
     Raises
@@ -112,7 +114,7 @@ def config_json(
     }
 
 
-def _generation(ids: tuple[int | None, int | None]) -> dict[str, int]:
+def _generation(ids: TextIds) -> dict[str, int | list[int]]:
     names = ("bos_token_id", "eos_token_id")
     return {name: token for name, token in zip(names, ids, strict=True) if token is not None}
 

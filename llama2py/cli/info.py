@@ -152,8 +152,9 @@ def _weight_problems(checkpoint: Checkpoint) -> list[str]:
 
 def _tokenizer_problems(checkpoint: Checkpoint) -> list[str]:
     own = own_tokenizer(checkpoint)
+    padded = own is not None and own == checkpoint.tokenizer_path  # as `load` has it
     try:
-        load_tokenizer(own or bundled_tokenizer(), checkpoint.config.vocab_size)
+        load_tokenizer(own or bundled_tokenizer(), checkpoint.config.vocab_size, padded)
     except TokenizerError as error:
         return [str(error) if own else f"no tokenizer of its own, and {error}"]
     return []
