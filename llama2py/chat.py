@@ -104,7 +104,7 @@ class Chat(Closing):
             raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")
         context = model.config.seq_len
         conventions = model.conventions
-        found = find_template(template, conventions)
+        found = find_template(template, conventions, model.tokenizer.specials.control)
         self._writer = Writer(found, model.tokenizer, conventions)
         self._model = model
         self.template = found.name

@@ -161,6 +161,7 @@ class Model(Asking):
         What ends a text by default: BOS, which parts the stories of llama2.c's models, and the
         tokens that the checkpoint's metadata names. llama2.c's checkpoints name none, so that their
         models keep llama2.c's rule; Hugging Face's and GGUF files do (``<|eot_id|>``, ``</s>``).
+        Of Meta's, as in Meta's code: EOS, and Llama 3's ``<|eot_id|>``.
     conventions : Conventions
         What else the metadata says about texts: the chat template, whether BOS begins them.
     """
@@ -171,6 +172,9 @@ class Model(Asking):
         self.tokenizer = tokenizer
         self.conventions = conventions or Conventions()
         self.stop_tokens = self.conventions.end_tokens | {tokenizer.bos_id}
+        if self.conventions.eos_ends:
+            turn_end = tokenizer.specials.control.get("<|eot_id|>", tokenizer.eos_id)
+            self.stop_tokens |= {tokenizer.eos_id, turn_end}
         self._backend: Backend | None = backend
         self._config = backend.config
         self._prefixes = Prefixes(0)

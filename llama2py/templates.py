@@ -10,7 +10,7 @@ Meta's ``generation.py`` and llama2.c's ``run.c``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -178,8 +178,10 @@ def default_system(jinja: str | None) -> str | None:
     return found[1].replace("\\n", "\n") if found else None
 
 
-def find_template(name: str | None, conventions: Conventions) -> Template:
-    """The template of a name, or without one that of the metadata, or else Llama 2's.
+def find_template(
+    name: str | None, conventions: Conventions, controls: Collection[str] = ()
+) -> Template:
+    """The template of a name, or else the metadata's, or the control tokens', or Llama 2's.
 
     Raises
     ------
@@ -192,8 +194,8 @@ def find_template(name: str | None, conventions: Conventions) -> Template:
             raise ParameterError(f"the chat template is {name!r}, expected one of {names}")
         return TEMPLATES[name]
     jinja = conventions.chat_template
-    if jinja is None:
-        return LLAMA2
+    if jinja is None:  # as Llama 3 comes from Meta: its vocabulary tells
+        return recognise("".join(controls)) or LLAMA2
     template = recognise(jinja)
     if template is None:
         raise ParameterError(

@@ -162,6 +162,7 @@ def test_a_text_ends_where_the_metadata_says() -> None:
     for conventions, expected in (
         (None, [260, EOS, 261]),  # llama2.c's rule
         (Conventions(end_tokens=frozenset([EOS])), [260]),
+        (Conventions(eos_ends=True), [260]),
     ):
 
         def model(conventions: Conventions | None = conventions) -> Model:
@@ -178,6 +179,8 @@ def test_loading_keeps_it(test_data: Path) -> None:
     with llama2py.load(formats / "stories260K-hf") as model:
         assert model.conventions.add_bos is True
         assert BOS in model.stop_tokens
+    with llama2py.load(formats / "stories260K-meta") as model:  # no file says so: Meta's code does
+        assert model.stop_tokens == {BOS, EOS}
     data = test_data / "data"
     with llama2py.load(data / "stories260K.bin", data / "tok512.bin") as model:
         assert model.stop_tokens == {BOS}

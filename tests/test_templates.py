@@ -17,7 +17,7 @@ from llama2py import Chat, Model, ParameterError, PromptError
 from llama2py.checkpoint import Conventions
 from llama2py.merge_tokenizer import ByteLevel, MergeTokenizer
 from llama2py.pretokenize import GPT2
-from llama2py.templates import TEMPLATES, default_system, recognise
+from llama2py.templates import TEMPLATES, default_system, find_template, recognise
 from llama2py.tokenizer import Specials, Tokenizer
 from llama2py.tokenizer_files import bundled_tokenizer, load_tokenizer
 
@@ -379,3 +379,19 @@ def test_a_chatml_models_own_system_prompt() -> None:
         expected = ids(tokenizer, start + "⟨<|im_start|>⟩user\nHi")
         assert [token for _, token in backend.runs][: len(expected)] == expected
         assert [m["content"] for m in chat.messages if m["role"] == "system"] == [told] * bool(told)
+
+
+def test_without_metadata_the_vocabulary_tells() -> None:
+    for name, found in (("llama3", "llama3"), ("chatml", "chatml"), ("zephyr", "llama2")):
+        controls = vocabulary(name).specials.control
+        assert find_template(None, Conventions(), controls).name == found
+        assert find_template("plain", Conventions(), controls).name == "plain"
+    controls = vocabulary("llama3").specials.control
+    told = Conventions("<|im_start|>{{ role }} {{ content }}<|im_end|>")
+    assert find_template(None, told, controls).name == "chatml"
+
+
+def test_a_turn_of_metas_llama_3_ends_a_text() -> None:
+    tokenizer = vocabulary("llama3")
+    model = Model(ScriptedBackend([], 300), tokenizer, Conventions(eos_ends=True))
+    assert model.stop_tokens == {256, 257, tokenizer.specials.control["<|eot_id|>"]}

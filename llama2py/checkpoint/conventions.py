@@ -26,11 +26,15 @@ class Conventions:
         Whether a text begins with BOS.
     end_tokens : frozenset of int
         The tokens that end a text or an answer.
+    eos_ends : bool
+        Whether the vocabulary's EOS, and ``<|eot_id|>`` where it has that, end one although no file
+        says so: as with Meta's checkpoints, whose rules are in Meta's code.
     """
 
     chat_template: str | None = None
     add_bos: bool | None = None
     end_tokens: frozenset[int] = frozenset()
+    eos_ends: bool = False
 
 
 def gguf_conventions(pairs: Mapping[str, Any], vocab_size: int, path: Path) -> Conventions:

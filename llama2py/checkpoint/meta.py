@@ -16,6 +16,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError, ParameterError
 from ..rope import RopeScaling
 from .base import Checkpoint
+from .conventions import Conventions
 from .json_text import JsonFile
 from .mapped_file import MappedFile
 from .stored import DTYPES, JoinedTensor, stored
@@ -146,7 +147,10 @@ def read_meta_directory(folder: Path, tokenizer: Path | None) -> Checkpoint:
         else:
             tensors = _join(folder, config, paths, shards)
         how = "Meta" if len(paths) == 1 else f"Meta, {len(paths)} shards"
-        checkpoint = make_checkpoint(folder, how, config, tensors, files, tokenizer)
+        ends = Conventions(eos_ends=True)
+        checkpoint = make_checkpoint(
+            folder, how, config, tensors, files, tokenizer, conventions=ends
+        )
         stack.pop_all()
     return checkpoint
 
