@@ -14,8 +14,11 @@ void find_chunks(Forward *f) {
             f->positions[i] == f->positions[i - 1] + 1)
             last->n++;
         else
-            f->chunks[f->n_chunks++] = (Chunk){i, 1};
+            f->chunks[f->n_chunks++] = (Chunk){i, 1, i};
     }
+    f->n_last_chunks = leaves_some(f) ? f->n_logits : f->n_chunks;
+    for (int i = 0; i < f->n_last_chunks; i++)
+        f->last_chunks[i] = leaves_some(f) ? (Chunk){f->logits_rows[i], 1, i} : f->chunks[i];
 }
 
 /* turn the pairs of one head, x (head_dim,) */
@@ -88,7 +91,7 @@ static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, 
     const int group = c->n_heads / c->n_kv_heads, first_head = kv_head * group, position = f->positions[chunk.first];
     const size_t ld_qkv = (size_t)f->model->layers[layer].qkv.rows, ld_att = (size_t)(c->n_heads * c->head_dim);
     const float *q = f->qkv + (size_t)chunk.first * ld_qkv + (size_t)(first_head * c->head_dim);
-    float *out = f->att + (size_t)chunk.first * ld_att + (size_t)(first_head * c->head_dim);
+    float *out = f->att + (size_t)chunk.out * ld_att + (size_t)(first_head * c->head_dim);
     const size_t head_dim = (size_t)c->head_dim;
 
     if (chunk.n == 1) /* the heads that share this key/value head, together */
@@ -100,12 +103,13 @@ static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, 
 }
 
 void attention(const Forward *f, int layer, int thread, int n_threads) {
-    const int kv_heads = f->model->config.n_kv_heads;
+    const int kv_heads = f->model->config.n_kv_heads, last = layer == f->model->config.n_layers - 1;
+    const Chunk *chunks = last ? f->last_chunks : f->chunks;
     int begin, end;
     threads_share(f->n * kv_heads, 1, thread, n_threads, &begin, &end);
     for (int unit = begin; unit < end; unit++) store_kv(f, layer, unit / kv_heads, unit % kv_heads);
     if (f->n > 1) threads_barrier(n_threads); /* with one token, each thread reads just the heads it has stored */
-    threads_share(f->n_chunks * kv_heads, 1, thread, n_threads, &begin, &end);
+    threads_share((last ? f->n_last_chunks : f->n_chunks) * kv_heads, 1, thread, n_threads, &begin, &end);
     for (int unit = begin; unit < end; unit++)
-        attend_chunk(f, layer, f->chunks[unit / kv_heads], unit % kv_heads, thread);
+        attend_chunk(f, layer, chunks[unit / kv_heads], unit % kv_heads, thread);
 }

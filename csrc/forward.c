@@ -3,6 +3,7 @@
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
  * by (tokens, key/value head), the rest by token: no split changes a result. */
 #include <math.h>
+#include <string.h>
 
 #include "forward.h"
 
@@ -50,6 +51,8 @@ static size_t lay_out_workspace(Forward *f, int n_threads) {
     f->hidden = take(&used, n * (size_t)(layer->w13.rows / 2) * word);
     f->rope = take(&used, n * (size_t)c->head_dim * word);
     f->chunks = take(&used, n * sizeof(Chunk));
+    f->last_chunks = take(&used, most_logits * sizeof(Chunk));
+    f->last_x = take(&used, leaves_some(f) ? (size_t)f->n_logits * (size_t)c->dim * word : 0);
 
     f->normed_stride = (size_t)round_up((int64_t)most_logits * c->dim, LANES);
     f->normed = take(&used, copies * f->normed_stride * word);
@@ -180,8 +183,8 @@ static void forward_share(void *context, int thread, int n_threads) {
     const l2p_model *model = f->model;
     const l2p_config *c = &model->config;
     const size_t dim = (size_t)c->dim, q_dim = (size_t)(c->n_heads * c->head_dim);
-    const int n = f->n;
-    int begin, end;
+    int n = f->n, begin, end;
+    float *x = f->x; /* (n, dim) */
     Vectors in;
 
     threads_share(n, 1, thread, n_threads, &begin, &end);
@@ -197,20 +200,28 @@ static void forward_share(void *context, int thread, int n_threads) {
         if (thread == 0 && f->cancel && __atomic_load_n(f->cancel, __ATOMIC_RELAXED)) f->cancelled = 1;
 
         /* q, k, v = wq, wk, wv @ rmsnorm(x) */
-        in = stage(f, &layer->qkv, f->x, dim, n, NULL, layer->att_norm, thread, n_threads);
+        in = stage(f, &layer->qkv, x, dim, n, NULL, layer->att_norm, thread, n_threads);
         multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);
         threads_barrier(n_threads);
         if (f->cancelled) return; /* all threads see the same: it is written before this barrier only */
 
         /* x += wo @ attention(rope(q), rope(k), v) */
+        if (l == c->n_layers - 1 && leaves_some(f)) { /* the rest is for those whose logits are asked for */
+            n = f->n_logits;
+            x = f->last_x;
+            threads_share(n, 1, thread, n_threads, &begin, &end);
+            for (int i = begin; i < end; i++)
+                memcpy(x + (size_t)i * dim, f->x + (size_t)f->logits_rows[i] * dim, dim * sizeof(float));
+        }
         attention(f, l, thread, n_threads);
+        if (n == 0) return;
         threads_barrier(n_threads);
         in = stage(f, &layer->wo, f->att, q_dim, n, NULL, NULL, thread, n_threads);
-        multiply(f, &layer->wo, &in, n, f->x, dim, MATMUL_ADD, 1, thread, n_threads);
+        multiply(f, &layer->wo, &in, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
         threads_barrier(n_threads);
 
         /* hidden = silu(w1 @ rmsnorm(x)) * (w3 @ rmsnorm(x)), a block of w1 and its block of w3 by the same thread */
-        in = stage(f, &layer->w13, f->x, dim, n, NULL, layer->ffn_norm, thread, n_threads);
+        in = stage(f, &layer->w13, x, dim, n, NULL, layer->ffn_norm, thread, n_threads);
         multiply(f, &layer->w13, &in, n, f->gate_up, 2 * hidden_rows, MATMUL_STORE, 2, thread, n_threads);
         threads_share(layer->w13.blocks, 2, thread, n_threads, &begin, &end);
         for (int i = 0; i < n; i++)
@@ -220,13 +231,13 @@ static void forward_share(void *context, int thread, int n_threads) {
 
         /* x += w2 @ hidden */
         in = stage(f, &layer->w2, f->hidden, hidden_rows, n, NULL, NULL, thread, n_threads);
-        multiply(f, &layer->w2, &in, n, f->x, dim, MATMUL_ADD, 1, thread, n_threads);
+        multiply(f, &layer->w2, &in, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
         threads_barrier(n_threads);
     }
 
     /* logits = wcls @ rmsnorm(x), of the rows asked for */
-    if (f->n_logits == 0) return;
-    in = stage(f, &model->classifier, f->x, dim, f->n_logits, f->logits_rows, model->final_norm, thread, n_threads);
+    const int32_t *rows = leaves_some(f) ? NULL : f->logits_rows; /* or x holds just these */
+    in = stage(f, &model->classifier, x, dim, f->n_logits, rows, model->final_norm, thread, n_threads);
     multiply(f, &model->classifier, &in, f->n_logits, f->out, (size_t)c->vocab_size, MATMUL_STORE, 1, thread,
              n_threads);
 }

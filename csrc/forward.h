@@ -7,9 +7,9 @@
 
 enum { CHUNK = 8 /* consecutive tokens of one session that attention takes together */ };
 
-/* tokens [first, first + n) of the batch: one session, consecutive positions */
+/* tokens [first, first + n) of the batch: one session, consecutive positions. Their attention goes to rows from `out` on. */
 typedef struct {
-    int first, n;
+    int first, n, out;
 } Chunk;
 
 typedef struct {
@@ -30,8 +30,9 @@ typedef struct {
     float *gate_up; /* (n, w13 rows): blocks of w1 x and w3 x in turn */
     float *hidden;  /* (n, hidden_dim, rounded up) */
     float *rope;    /* (n, head_dim / 2, 2) cos and sin of each token's angles */
-    Chunk *chunks;
-    int n_chunks;
+    Chunk *chunks, *last_chunks; /* of all layers but the last; of that */
+    int n_chunks, n_last_chunks;
+    float *last_x; /* (n_logits, dim) the rows of x that the last layer goes on with, where these are not all */
     int max_scores; /* longest row of attention scores, rounded up */
 
     /* normalized or quantized input of the next product: one for all threads, or one for each when vectors are few */
@@ -43,7 +44,10 @@ typedef struct {
     size_t scores_stride, head_out_stride;
 } Forward;
 
-/* attention.c: cut the batch into chunks, into f->chunks */
+/* Nobody asks for some of the tokens' logits: in the last layer these need keys and values, and nothing else. */
+static inline int leaves_some(const Forward *f) { return f->n_logits < f->n; }
+
+/* attention.c: cut the batch into chunks, into f->chunks and f->last_chunks */
 void find_chunks(Forward *f);
 
 /* att = attention(rope(q), rope(k), v) of one layer, this thread's share; other threads may still be at theirs. */

@@ -59,6 +59,10 @@ void feed_prompts(Run *run) {
         add(&all, i, 0, LENGTHS[i]);
         feed(run, &all, 0, "a prompt at once");
     }
+    fresh_sessions(run);
+    Batch all = {0};
+    for (int i = 0; i < N_SESSIONS; i++) add(&all, i, 0, LENGTHS[i]);
+    feed(run, &all, all.n / 3, "prompts at once, some logits");
 }
 
 void feed_pieces(Run *run) {
