@@ -262,9 +262,13 @@ def _share_of_a_token(config: ModelConfig) -> float:
 
 
 def _products_of_a_prompt_token(config: ModelConfig) -> int:
-    """Multiply-adds of the layers' matrices; the classifier is for the last token only."""
-    tables = 1 if config.shared_classifier else 2
-    return config.n_params - tables * config.vocab_size * config.dim
+    """Multiply-adds of the layers' matrices, of the last layer but for its queries, keys and values.
+
+    The rest of that, and the classifier, are for the last token only.
+    """
+    qkv = config.dim * (config.q_dim + 2 * config.kv_dim)
+    rest = config.dim * (config.q_dim + 3 * config.hidden_dim)
+    return config.n_layers * qkv + (config.n_layers - 1) * rest
 
 
 def _some_tokens(config: ModelConfig, n: int) -> list[int]:
