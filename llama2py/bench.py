@@ -262,7 +262,7 @@ def _share_of_a_token(config: ModelConfig) -> float:
 
 
 def _products_of_a_prompt_token(config: ModelConfig) -> int:
-    """Multiply-adds of the layers' matrices, of the last layer but for its queries, keys and values.
+    """Multiply-adds of the layers' matrices, but of the last layer's only for its q, k and v.
 
     The rest of that, and the classifier, are for the last token only.
     """
