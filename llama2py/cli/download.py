@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING
 
 from ..hub import STORIES, download
@@ -27,5 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Download, then print the path."""
+    # It prints its warnings itself; the command line's handler would do so again.
+    logging.getLogger("huggingface_hub").propagate = False
     print(download(args.model))
     return 0
