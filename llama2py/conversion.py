@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -135,6 +136,8 @@ def convert(
         raise ParameterError(f"group_size is {group_size}, expected a whole number from 1 up")
     with open_checkpoint(find_model(source)) as checkpoint:
         kind: str = format or format_of(target, dtype or checkpoint.dtype)
+        if kind != "hf" and not target.name:
+            raise CheckpointError(f"{target}: this is no regular file, expected one or a new name")
         precision = _dtype(kind, dtype, checkpoint)
         if group_size is not None and kind != "v2":
             raise ParameterError(f"group_size is {group_size}, expected none for format {kind}")
@@ -164,7 +167,7 @@ def format_of(output: Path, dtype: str = "float32") -> FileFormat:
         return "gguf"
     if output.suffix == ".bin":
         return "v2" if dtype == "int8" else "v0"
-    if output.suffix in _OTHER_FILES or output.is_file():
+    if output.suffix in _OTHER_FILES or os.path.isfile(output):
         raise ParameterError(
             f"{output}: the name does not tell the format,"
             " expected .bin, .gguf, a directory, or the format by its name"
@@ -250,7 +253,7 @@ def _to_llama2c(
     if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
     write_llama2c(target, checkpoint, version, group_size, threads, progress)
-    if vocabulary is not None and (copy.exists() or path != bundled_tokenizer()):
+    if vocabulary is not None and (os.path.exists(copy) or path != bundled_tokenizer()):
         write_tokenizer_bin(vocabulary, copy)
 
 
@@ -295,7 +298,7 @@ def _to_huggingface(
     config_json(checkpoint, dtypes[0], ids)  # says what it cannot say before anything is written
     size = sum(item.nbytes for item in huggingface_items(checkpoint.config, *dtypes))
     check_space(target, size, CheckpointError)
-    with replacing_folder(target, CheckpointError) as folder:
+    with replacing_folder(target, CheckpointError, last="config.json") as folder:
         try:
             write_huggingface(folder, checkpoint, *dtypes, ids, progress, shard_size)
         except CheckpointError as error:
@@ -309,11 +312,11 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) 
     """A directory's own files as they are, or new ones that say the same."""
     folder = checkpoint.path
     if path.parent == folder and (folder / "config.json").is_file() and path.suffix != ".bin":
-        return {
-            name: (folder / name).read_bytes()
-            for name in _TOKENIZER_FILES
-            if (folder / name).is_file()
-        }
+        names = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+        try:
+            return {name: (folder / name).read_bytes() for name in names}
+        except OSError as error:
+            raise TokenizerError(f"{folder}: its vocabulary cannot be read ({error})") from error
     template = getattr(checkpoint, "chat_template", None)
     files = {
         "tokenizer.json": tokenizer_json(vocabulary),

@@ -135,7 +135,7 @@ def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
     Or beside it and named for its size, as llama2.c does: ``tok512.bin``.
     """
     path = checkpoint.path
-    if path.is_file() and beside(path).is_file():
+    if path.is_file() and os.path.isfile(beside(path)):  # it may be too long a name
         return beside(path)
     if checkpoint.tokenizer_path is not None:
         return checkpoint.tokenizer_path

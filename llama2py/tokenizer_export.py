@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import TokenizerError
@@ -38,7 +39,7 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
         If the source cannot be read, the output cannot be written, or its format cannot hold the
         vocabulary: a .bin has no special tokens, and neither it nor a .model has merges.
     """
-    if source.is_dir():
+    if os.path.isdir(source):  # a name that no file can have is none
         found = next((source / name for name in _NAMES if (source / name).is_file()), None)
         if found is None:
             raise TokenizerError(f"{source}: no tokenizer in it, expected {' or '.join(_NAMES)}")

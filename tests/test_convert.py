@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -215,6 +216,55 @@ def test_what_is_in_the_way_stays(model: Path, tmp_path: Path) -> None:
     convert(model, empty)
     assert "config.json" in left(empty)
     assert left(tmp_path) == ["empty", "model", "taken"]
+
+
+def test_an_empty_folder_stays_the_one_that_it_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a disk's own, or the one that somebody is in."""
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o700)
+    before = empty.stat()
+    monkeypatch.chdir(empty)
+    seen: list[list[str]] = []
+    real = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        if Path(target).parent == empty.resolve():
+            seen.append(left(empty))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    assert main(["convert", str(model), "-o", "."]) == 0
+    assert (empty.stat().st_ino, empty.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert "config.json" in left(Path())
+    assert not any("config.json" in names for names in seen)
+    assert len(seen) == len(left(empty)) > 2
+
+
+def test_an_empty_folder_stays_empty_where_it_fails(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    disk_full(monkeypatch)
+    with pytest.raises(CheckpointError, match="No space left"):
+        convert(model, tmp_path / "empty")
+    assert left(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize("format", ["v0", "gguf"])
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_no_file_has_such_a_name(name: str, format: Any, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="this is no regular file, expected one or a new"):
+        convert(model, name, format)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".bin", "a\0b", "a\0b.gguf"])
+def test_names_that_the_system_refuses(name: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be written \(\S.*\), expected a writable"):
+        convert(model, tmp_path / name)
+    with pytest.raises(CheckpointError):
+        convert(tmp_path / name, tmp_path / "out.bin")
 
 
 # ---- vocabularies ----

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from fake_hub import COMMIT, TINYLLAMAS
@@ -187,3 +187,17 @@ def test_a_vocabulary_named_for_its_size(tmp_path: Path, hub_contents: dict[str,
     (tmp_path / "a.bin").write_bytes(hub_contents["stories15M.bin"])
     (tmp_path / "tok512.bin").write_bytes(hub_contents["stories260K/tok512.bin"])
     assert llama2py.load(tmp_path / "a.bin").tokenizer.vocab_size == 512
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + "/b", "owner/" + "a" * 300, "owner/x:" + "a" * 300])
+def test_names_that_are_too_long(name: str, hub_cache: Path) -> None:
+    folder = hub_cache / "models--owner--x"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    with pytest.raises(CheckpointError):
+        llama2py.load(name)
+
+
+def test_a_name_that_became_a_path_of_windows(hub_cache: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"download owner/name:a/b\.gguf gets it"):
+        find_model(PureWindowsPath("owner/name:a/b.gguf"))
