@@ -271,6 +271,11 @@ def _to_gguf(
             pairs = gguf_pairs(vocabulary, getattr(checkpoint, "chat_template", None))
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
+    places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    ends = _ends(checkpoint, vocabulary)
+    if len(ends) > len(places):
+        _log.warning("%s: GGUF names 3 of the %d tokens that end a text", target, len(ends))
+    pairs |= zip(places, ends, strict=False)
     size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
     check_space(target, size, CheckpointError)
     try:
@@ -288,7 +293,7 @@ def _to_huggingface(
     progress: Callable[[int], object],
     shard_size: int,
 ) -> None:
-    ids = (None, None) if vocabulary is None else (vocabulary.bos_id, vocabulary.eos_id)
+    ids = (None if vocabulary is None else vocabulary.bos_id, _ends(checkpoint, vocabulary))
     files: dict[str, bytes] = {}
     if vocabulary is not None and path is not None:
         try:
@@ -306,6 +311,12 @@ def _to_huggingface(
         for name, data in files.items():
             with replacing(folder / name, TokenizerError) as out:
                 out.write(data)
+
+
+def _ends(checkpoint: Checkpoint, vocabulary: Tokenizer | None) -> list[int]:
+    """The tokens that end a text, the vocabulary's EOS first."""
+    eos = [] if vocabulary is None else [vocabulary.eos_id]
+    return eos + sorted(checkpoint.conventions.end_tokens.difference(eos))
 
 
 def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) -> dict[str, bytes]:

@@ -38,7 +38,7 @@ def make(path: Path, config: ModelConfig = TINY, **tensors: Tensor) -> Path:
         found[name][-1] = tensor
     model = in_memory(config, {name: tuple(layers) for name, layers in found.items()})
     path.mkdir()
-    write_huggingface(path, model, "float32", "float32", (1, 2))
+    write_huggingface(path, model, "float32", "float32", (1, [2]))
     write_tokenizer_bin(tiny_tokenizer(), path / "tokenizer.bin")
     return path
 
@@ -278,6 +278,24 @@ def test_the_vocabulary_goes_along(model: Path, tmp_path: Path) -> None:
         with llama2py.load(tmp_path / name) as loaded:
             for text in ("ab", " nab", "x<s>\u00e9"):
                 assert loaded.tokenizer.encode(text) == tiny_tokenizer().encode(text)
+
+
+@pytest.mark.parametrize("tokenizer", [None, False])
+@pytest.mark.parametrize("ways", [("gguf",), ("hf",), ("gguf", "hf"), ("hf", "gguf")])
+def test_what_ends_a_text_goes_along(
+    ways: tuple[Any, ...], tokenizer: Any, model: Path, tmp_path: Path
+) -> None:
+    """As of Llama 3.1: an answer's end is another token than a text's."""
+    about = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**about, "eos_token_id": [2, 9, 7]}))
+    path = model
+    for i, format in enumerate(ways):
+        path = convert(path, tmp_path / f"{i}{format}", format, tokenizer=tokenizer)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.conventions.end_tokens == {2, 7, 9}
+    if format == "hf":
+        ends = json.loads((path / "generation_config.json").read_text())["eos_token_id"]
+        assert ends == [2, 7, 9]
 
 
 def test_no_vocabulary(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -265,7 +265,7 @@ def test_info_takes_a_vocabulary_that_load_takes(
     """An embedding that was filled up to a round number of rows."""
     config = replace(TINY, vocab_size=304)
     model = in_memory(config, dict(random_checkpoint(config).tensors))
-    write_huggingface(tmp_path, model, "float32", "float32", (1, 2))
+    write_huggingface(tmp_path, model, "float32", "float32", (1, [2]))
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(tiny_tokenizer()))
     llama2py.load(tmp_path).close()
     assert main(["info", "--json", str(tmp_path)]) == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from .base import Checkpoint
 from .huggingface import NAMES
 from .rope_factors import as_llama3
 from .write_tensors import Item, items, write_item
+
+SpecialIds: TypeAlias = tuple[int | None, Sequence[int]]
 
 SHARD_SIZE = 5 * 10**9  # bytes of tensors in one file
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -35,7 +37,7 @@ def write_huggingface(
     checkpoint: Checkpoint,
     dtype: str,
     norms: str,
-    ids: tuple[int | None, int | None],
+    ids: SpecialIds,
     progress: Callable[[int], object] = lambda weights: None,
     shard_size: int = SHARD_SIZE,
 ) -> None:
@@ -49,8 +51,8 @@ def write_huggingface(
         The model, of any format.
     dtype, norms : {'float32', 'float16', 'bfloat16'}
         Of its matrices, and of its norms.
-    ids : tuple of (int or None, int or None)
-        The tokens BOS and EOS, where they are known.
+    ids : tuple of (int or None, sequence of int)
+        The token BOS, where it is known, and those that end a text, EOS first.
     progress : callable
         Told the number of weights of each tensor that is written.
     shard_size : int
@@ -78,9 +80,7 @@ def write_huggingface(
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def config_json(
-    checkpoint: Checkpoint, dtype: str, ids: tuple[int | None, int | None]
-) -> dict[str, Any]:
+def config_json(checkpoint: Checkpoint, dtype: str, ids: SpecialIds) -> dict[str, Any]:
     """What config.json says of a model.
 
     Raises
@@ -112,9 +112,12 @@ def config_json(
     }
 
 
-def _generation(ids: tuple[int | None, int | None]) -> dict[str, int]:
-    names = ("bos_token_id", "eos_token_id")
-    return {name: token for name, token in zip(names, ids, strict=True) if token is not None}
+def _generation(ids: SpecialIds) -> dict[str, Any]:
+    bos, ends = ids
+    found: dict[str, Any] = {} if bos is None else {"bos_token_id": bos}
+    if ends:
+        found["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
+    return found
 
 
 def _rope_scaling(checkpoint: Checkpoint) -> dict[str, Any] | None:
