@@ -306,8 +306,9 @@ def _to_huggingface(
     with replacing_folder(target, CheckpointError, last="config.json") as folder:
         try:
             write_huggingface(folder, checkpoint, *dtypes, ids, progress, shard_size)
-        except CheckpointError as error:
-            raise _named(target, error) from None
+        except CheckpointError as error:  # of a file in a folder whose name goes away
+            shown = str(error).replace(str(folder), str(target))
+            raise _named(target, CheckpointError(shown)) from None
         for name, data in files.items():
             with replacing(folder / name, TokenizerError) as out:
                 out.write(data)
@@ -341,6 +342,6 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) 
 
 
 def _named(target: Path, error: CheckpointError) -> CheckpointError:
-    """An error with the name of what was to be written; inner files have names that go away."""
+    """An error with the name of what was to be written."""
     text = str(error)
     return error if text.startswith(str(target)) else CheckpointError(f"{target}: {text}")

@@ -109,7 +109,8 @@ def check_space(path: Path, size: int, error_class: type[Llama2pyError]) -> None
     except (OSError, ValueError):
         return  # no such folder, say: whoever writes the file tells
     if size > free:
+        unit, name = (1e9, "GB") if size >= 1e8 else (1e3, "kB")
         raise error_class(
-            f"{path}: {size / 1e9:.2f} GB do not fit, expected at least that much free space"
-            f" where {free / 1e9:.2f} GB are"
+            f"{path}: {size / unit:.1f} {name} do not fit, expected at least that much free space"
+            f" where {free / unit:.1f} {name} are"
         )
