@@ -118,7 +118,7 @@ def convert(
     TokenizerError
         If the vocabulary cannot be read, or the format cannot hold it.
     ParameterError
-        If ``format``, ``dtype`` or ``group_size`` is not one of the values above.
+        If ``format``, ``dtype``, ``group_size`` or ``threads`` is not one of the values above.
 
     Examples
     --------
@@ -134,6 +134,8 @@ def convert(
         )
     if group_size is not None and group_size < 1:
         raise ParameterError(f"group_size is {group_size}, expected a whole number from 1 up")
+    if threads < 1:
+        raise ParameterError(f"threads is {threads}, expected a whole number from 1 up")
     with open_checkpoint(find_model(source)) as checkpoint:
         kind: str = format or format_of(target, dtype or checkpoint.dtype)
         if kind != "hf" and not target.name:

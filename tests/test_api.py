@@ -262,6 +262,7 @@ MAY_IMPORT = {
     "tokenizer_export": {
         "errors",
         "files",
+        "hub",
         "merge_tokenizer",
         "tokenizer",
         "tokenizer_files",

@@ -87,6 +87,7 @@ def test_a_name_that_does_not_tell(name: str, model: Path) -> None:
         ({"format": "v3"}, "format is 'v3', expected one of v0, v1, v2, hf, gguf"),
         ({"dtype": "int4"}, "dtype is 'int4', expected one of float32, float16, bfloat16, int8"),
         ({"group_size": 0, "format": "v2"}, "group_size is 0, expected a whole number from 1 up"),
+        ({"threads": 0}, "threads is 0, expected a whole number from 1 up"),
         ({"group_size": 32}, "group_size is 32, expected none for format v0"),
         ({"group_size": 5, "format": "v2"}, "group_size is 5, expected a positive divisor of dim"),
         ({"dtype": "float16"}, "format v0 holds float32, not float16: expected one of these or the "
@@ -280,6 +281,14 @@ def test_the_vocabulary_goes_along(model: Path, tmp_path: Path) -> None:
                 assert loaded.tokenizer.encode(text) == tiny_tokenizer().encode(text)
 
 
+@pytest.mark.parametrize("name", ["out.gguf", "out"])
+def test_half_a_character_in_a_chat_template(name: str, model: Path, tmp_path: Path) -> None:
+    """JSON can spell it; no other format can."""
+    (model / "tokenizer_config.json").write_text('{"chat_template": "[INST] \\ud800 <<SYS>>"}')
+    with open_checkpoint(convert(model, tmp_path / name)) as checkpoint:
+        assert checkpoint.chat_template == "[INST] ? <<SYS>>"
+
+
 @pytest.mark.parametrize("tokenizer", [None, False])
 @pytest.mark.parametrize("ways", [("gguf",), ("hf",), ("gguf", "hf"), ("hf", "gguf")])
 def test_what_ends_a_text_goes_along(
@@ -348,7 +357,10 @@ def disk_full(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
-        (no_space, r"out\S*: [\d.]{4,} kB do not fit, expected at least that .* where 1\.0 kB are$"),
+        (
+            no_space,
+            r"out\S*: [\d.]{4,} kB do not fit, expected at least that .* where 1\.0 kB are$",
+        ),
         (disk_full, r"^\S*/out[./]?[\w.]*: cannot be written \(No space left on device\)"),
     ],
 )

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llama2py
-from llama2py import CheckpointError, DownloadError
+from llama2py import CheckpointError, DownloadError, TokenizerError
 from llama2py.cli import main
 from llama2py.hub import HubModel, download, find_model, hub_model
+from llama2py.tokenizer_export import export_tokenizer
 
 
 def in_cache(cache: Path, repo: str, files: dict[str, bytes]) -> Path:
@@ -112,6 +113,12 @@ def test_the_commands_take_names(
     assert main([*bench, "--batch", "1", "--threads", "1"]) == 0
     Path("story.txt").write_text("abc\n")
     assert main(["score", "stories260K", "story.txt"]) == 0
+    vocabulary = hub_contents["stories260K/tok512.bin"]
+    in_cache(hub_cache, "a/b", {"config.json": b"{}", "tokenizer.bin": vocabulary})
+    assert main(["export-tokenizer", "a/b", "-o", "out.bin"]) == 0
+    assert Path("out.bin").read_bytes() == vocabulary
+    with pytest.raises(TokenizerError, match="a/c: not found; python -m llama2py download a/c"):
+        export_tokenizer(Path("a/c"), Path("out.bin"))
 
 
 def test_a_directory_is_found_once_it_is_a_model(hub_cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING
 
 from ..hub import STORIES, download
@@ -27,5 +28,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Download, then print the path."""
-    print(download(args.model))
+    theirs = logging.getLogger("huggingface_hub")  # which prints its warnings itself
+    passed_on, theirs.propagate = theirs.propagate, False
+    try:
+        print(download(args.model))
+    finally:
+        theirs.propagate = passed_on
     return 0
