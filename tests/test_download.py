@@ -220,7 +220,7 @@ def test_a_warning_of_the_hubs_is_shown_once(
 
     def warning(*args: Any, **kwargs: Any) -> str:
         logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s")
-        return real(*args, **kwargs)
+        return str(real(*args, **kwargs))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", warning)
     before = logging.getLogger("huggingface_hub").propagate
