@@ -69,14 +69,25 @@ def replacing_folder(
         temporary.mkdir()
         yield temporary
         if is_there:
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
-                os.replace(file, target / file.name)
+            _move(sorted(temporary.iterdir(), key=lambda file: file.name == last), target)
         else:
             os.replace(temporary, target)
     except OSError as error:
         raise _unwritable(path, error, error_class) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # it is gone where all went well
+
+
+def _move(files: list[Path], folder: Path) -> None:
+    """Move all of them into a folder, or none."""
+    moved = [folder / file.name for file in files]
+    try:
+        for file, place in zip(files, moved, strict=True):
+            os.replace(file, place)
+    except BaseException:  # Ctrl-C, too
+        for place in moved:
+            place.unlink(missing_ok=True)
+        raise
 
 
 def _temporary_name() -> str:

@@ -253,6 +253,24 @@ def test_an_empty_folder_stays_empty_where_it_fails(
     assert left(tmp_path / "empty") == []
 
 
+def test_an_empty_folder_stays_empty_after_ctrl_c(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even between the files that get there."""
+    (tmp_path / "empty").mkdir()
+    real = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        real(source, target)
+        if Path(target).parent.name == "empty" and len(left(tmp_path / "empty")) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, tmp_path / "empty")
+    assert left(tmp_path / "empty") == []
+
+
 @pytest.mark.parametrize("format", ["v0", "gguf"])
 @pytest.mark.parametrize("name", ["", ".", "/"])
 def test_no_file_has_such_a_name(name: str, format: Any, model: Path, tmp_path: Path) -> None:
