@@ -151,9 +151,12 @@ def convert(
             _to_huggingface(target, checkpoint, precisions, vocabulary, path, counter, shard_size)
         elif kind == "gguf":
             _to_gguf(target, checkpoint, precision, vocabulary, counter)
+            _warn_of_another(target, path)
         else:
             version = int(kind[1:])
             _to_llama2c(target, checkpoint, version, group_size, vocabulary, path, threads, counter)
+            if vocabulary is None:
+                _warn_of_another(target, None)
     return target
 
 
@@ -257,6 +260,13 @@ def _to_llama2c(
     write_llama2c(target, checkpoint, version, group_size, threads, progress)
     if vocabulary is not None and (os.path.exists(copy) or path != bundled_tokenizer()):
         write_tokenizer_bin(vocabulary, copy)
+
+
+def _warn_of_another(target: Path, path: Path | None) -> None:
+    """Of a vocabulary beside a file that goes before the one, of ``path``, that the file has."""
+    other = beside(target)
+    if os.path.isfile(other) and (path is None or not os.path.samefile(other, path)):
+        _log.warning("%s lies there already: it is taken for %s's vocabulary", other, target)
 
 
 def _to_gguf(

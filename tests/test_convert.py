@@ -299,6 +299,31 @@ def test_the_vocabulary_goes_along(model: Path, tmp_path: Path) -> None:
                 assert loaded.tokenizer.encode(text) == tiny_tokenizer().encode(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "warned"),
+    [("out.gguf", None, True), ("out.bin", False, True), ("out.bin", None, False)],
+)
+def test_an_older_vocabulary_that_would_be_taken_is_told(
+    name: str,
+    tokenizer: Any,
+    warned: bool,
+    model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    convert(model, tmp_path / name, tokenizer=tokenizer)
+    assert caplog.messages == []
+    write_tokenizer_bin(tiny_tokenizer(), tmp_path / "out.tokenizer.bin")
+    convert(model, tmp_path / name, tokenizer=tokenizer)
+    assert ["out.tokenizer.bin lies there already" in told for told in caplog.messages] == (
+        [True] if warned else []
+    )
+    caplog.clear()
+    convert(model, tmp_path / "out.bin")
+    convert(tmp_path / "out.bin", tmp_path / "out.gguf")  # of the very same vocabulary
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("name", ["out.gguf", "out"])
 def test_half_a_character_in_a_chat_template(name: str, model: Path, tmp_path: Path) -> None:
     """JSON can spell it; no other format can."""
