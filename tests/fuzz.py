@@ -290,6 +290,9 @@ def main() -> None:
                     kept.write_bytes(data)
                     print(f"FOUND {place}: {error!s:.200} ({kept})", file=sys.stderr, flush=True)
 
+        if child := os.fork():  # libFuzzer ends its process without a last word; this one tidies up
+            _, status = os.waitpid(child, 0)
+            sys.exit(os.waitstatus_to_exitcode(status))
         options = [f"-max_total_time={args.seconds}", f"-max_len={MAX_INPUT}", "-timeout=60"]
         _atheris.Setup([sys.argv[0], *options, "-rss_limit_mb=4096", str(corpus)], one_input)
         _atheris.Fuzz()
