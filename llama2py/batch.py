@@ -35,11 +35,18 @@ class _Lane:
     def __init__(self, model: Generator, job: Job, number: int) -> None:
         self.job, self.number, self._model = job, number, model
         self.session = model.take_session(job)
+        self._left = False
 
     def leave(self) -> Job:
-        """Finish the job."""
+        """Finish the job, whose session is not this lane's any more."""
+        self._left = True
         self._model.give_session(self.session)
         return self.job
+
+    def close(self) -> None:
+        """Free the memory, if the job has not finished: others may have its session by now."""
+        if not self._left:
+            self.session.close()
 
 
 def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[Job]:
@@ -104,4 +111,4 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
                 return
     finally:
         for lane in lanes:
-            lane.session.close()
+            lane.close()

@@ -167,8 +167,8 @@ class Chat(Closing):
             If the text holds what the template parts turns with, or is not encodable.
         """
         system = self._told
-        for text in (user, system or ""):
-            self._writer.check(text)
+        self._writer.check(user)
+        self._writer.check(system or "", "system prompt")
         past = [exchange for exchange in self._exchanges if exchange.begun]
         tokens, dropped, kept = self._fitting(past, user, system)
         for exchange in self._exchanges[-1:]:  # an answer that was not heard to its end is over

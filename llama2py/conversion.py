@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -13,7 +14,6 @@ from .checkpoint.stored import DTYPES
 from .checkpoint.write_gguf import gguf_items, write_gguf
 from .checkpoint.write_huggingface import (
     SHARD_SIZE,
-    TextIds,
     config_json,
     huggingface_items,
     write_huggingface,
@@ -23,7 +23,7 @@ from .checkpoint.writer import check_config, write_llama2c
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .files import check_space, replacing, replacing_folder
 from .hub import find_model
-from .model import StrPath, beside, own_tokenizer
+from .model import StrPath, beside, end_tokens, own_tokenizer
 from .tokenizer import Tokenizer
 from .tokenizer_export import with_scores
 from .tokenizer_files import bundled_tokenizer, load_tokenizer, write_tokenizer_bin
@@ -118,7 +118,7 @@ def convert(
     TokenizerError
         If the vocabulary cannot be read, or the format cannot hold it.
     ParameterError
-        If ``format``, ``dtype`` or ``group_size`` is not one of the values above.
+        If ``format``, ``dtype``, ``group_size`` or ``threads`` is not one of the values above.
 
     Examples
     --------
@@ -134,8 +134,12 @@ def convert(
         )
     if group_size is not None and group_size < 1:
         raise ParameterError(f"group_size is {group_size}, expected a whole number from 1 up")
+    if threads < 1:
+        raise ParameterError(f"threads is {threads}, expected a whole number from 1 up")
     with open_checkpoint(find_model(source)) as checkpoint:
         kind: str = format or format_of(target, dtype or checkpoint.dtype)
+        if kind != "hf" and not target.name:
+            raise CheckpointError(f"{target}: this is no regular file, expected one or a new name")
         precision = _dtype(kind, dtype, checkpoint)
         if group_size is not None and kind != "v2":
             raise ParameterError(f"group_size is {group_size}, expected none for format {kind}")
@@ -147,9 +151,12 @@ def convert(
             _to_huggingface(target, checkpoint, precisions, vocabulary, path, counter, shard_size)
         elif kind == "gguf":
             _to_gguf(target, checkpoint, precision, vocabulary, counter)
+            _warn_of_another(target, path)
         else:
             version = int(kind[1:])
             _to_llama2c(target, checkpoint, version, group_size, vocabulary, path, threads, counter)
+            if vocabulary is None:
+                _warn_of_another(target, None)
     return target
 
 
@@ -165,7 +172,7 @@ def format_of(output: Path, dtype: str = "float32") -> FileFormat:
         return "gguf"
     if output.suffix == ".bin":
         return "v2" if dtype == "int8" else "v0"
-    if output.suffix in _OTHER_FILES or output.is_file():
+    if output.suffix in _OTHER_FILES or os.path.isfile(output):
         raise ParameterError(
             f"{output}: the name does not tell the format,"
             " expected .bin, .gguf, a directory, or the format by its name"
@@ -251,8 +258,15 @@ def _to_llama2c(
     if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
     write_llama2c(target, checkpoint, version, group_size, threads, progress)
-    if vocabulary is not None and (copy.exists() or path != bundled_tokenizer()):
+    if vocabulary is not None and (os.path.exists(copy) or path != bundled_tokenizer()):
         write_tokenizer_bin(vocabulary, copy)
+
+
+def _warn_of_another(target: Path, path: Path | None) -> None:
+    """Of a vocabulary beside a file that goes before the one, of ``path``, that the file has."""
+    other = beside(target)
+    if os.path.isfile(other) and (path is None or not os.path.samefile(other, path)):
+        _log.warning("%s lies there already: it is taken for %s's vocabulary", other, target)
 
 
 def _to_gguf(
@@ -269,12 +283,11 @@ def _to_gguf(
             pairs = gguf_pairs(vocabulary, checkpoint.chat_template)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
-        ends = _ends(checkpoint, vocabulary)[1:]
-        names = ("eot", "eom")
-        for name, token in zip(names, ends, strict=False):
-            pairs[f"tokenizer.ggml.{name}_token_id"] = token
-        if lost := ends[len(names) :]:
-            _log.warning("%s: GGUF cannot say that tokens %s end a text, too", target, lost)
+    places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    ends = _ends(checkpoint, vocabulary)
+    if len(ends) > len(places):
+        _log.warning("%s: GGUF names 3 of the %d tokens that end a text", target, len(ends))
+    pairs |= zip(places, ends, strict=False)
     size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
     check_space(target, size, CheckpointError)
     try:
@@ -292,10 +305,7 @@ def _to_huggingface(
     progress: Callable[[int], object],
     shard_size: int,
 ) -> None:
-    ids: TextIds = (None, None)
-    if vocabulary is not None:
-        ends = _ends(checkpoint, vocabulary)
-        ids = (vocabulary.bos_id, ends if len(ends) > 1 else ends[0])
+    ids = (None if vocabulary is None else vocabulary.bos_id, _ends(checkpoint, vocabulary))
     files: dict[str, bytes] = {}
     if vocabulary is not None and path is not None:
         try:
@@ -305,25 +315,34 @@ def _to_huggingface(
     config_json(checkpoint, dtypes[0], ids)  # says what it cannot say before anything is written
     size = sum(item.nbytes for item in huggingface_items(checkpoint.config, *dtypes))
     check_space(target, size, CheckpointError)
-    with replacing_folder(target, CheckpointError) as folder:
+    with replacing_folder(target, CheckpointError, last="config.json") as folder:
         try:
             write_huggingface(folder, checkpoint, *dtypes, ids, progress, shard_size)
-        except CheckpointError as error:
-            raise _named(target, error) from None
+        except CheckpointError as error:  # of a file in a folder whose name goes away
+            shown = str(error).replace(str(folder), str(target))
+            raise _named(target, CheckpointError(shown)) from None
         for name, data in files.items():
             with replacing(folder / name, TokenizerError) as out:
                 out.write(data)
+
+
+def _ends(checkpoint: Checkpoint, vocabulary: Tokenizer | None) -> list[int]:
+    """The tokens that end a text, the vocabulary's EOS first."""
+    if vocabulary is None:
+        return sorted(checkpoint.conventions.end_tokens)
+    eos = vocabulary.eos_id
+    return [eos, *sorted(end_tokens(checkpoint.conventions, vocabulary) - {eos})]
 
 
 def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) -> dict[str, bytes]:
     """A directory's own files as they are, or new ones that say the same."""
     folder = checkpoint.path
     if path.parent == folder and (folder / "config.json").is_file() and path.suffix != ".bin":
-        return {
-            name: (folder / name).read_bytes()
-            for name in _TOKENIZER_FILES
-            if (folder / name).is_file()
-        }
+        names = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+        try:
+            return {name: (folder / name).read_bytes() for name in names}
+        except OSError as error:
+            raise TokenizerError(f"{folder}: its vocabulary cannot be read ({error})") from error
     template = checkpoint.chat_template
     files = {
         "tokenizer.json": tokenizer_json(vocabulary),
@@ -336,13 +355,7 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) 
     return files
 
 
-def _ends(checkpoint: Checkpoint, vocabulary: Tokenizer) -> list[int]:
-    """The tokens that end a text, the vocabulary's own EOS first."""
-    own = vocabulary.eos_id
-    return [own, *sorted(checkpoint.conventions.end_tokens - {own})]
-
-
 def _named(target: Path, error: CheckpointError) -> CheckpointError:
-    """An error with the name of what was to be written; inner files have names that go away."""
+    """An error with the name of what was to be written."""
     text = str(error)
     return error if text.startswith(str(target)) else CheckpointError(f"{target}: {text}")

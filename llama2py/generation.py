@@ -121,6 +121,8 @@ class Stream(Closing, Iterator[str]):
 
     def _run(self) -> Iterator[str]:
         job, session = self._job, self._session
+        if job.finish_reason is not None:  # a chat's turn that the next one came before
+            return
         job.start(session, self._tokenizer)
         interrupted = job.interrupted if job.watched else None
         while job.finish_reason is None:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from .errors import CheckpointError, DownloadError
@@ -94,7 +94,9 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     CheckpointError
         If there is neither; the message says how to get it.
     """
-    name, local = os.fspath(path), Path(path)
+    local = Path(path)
+    # A Path of Windows has turned the slash of a name round.
+    name = path.as_posix() if isinstance(path, PurePath) else os.fspath(path)
     if os.path.lexists(local):
         return local  # whoever opens it says what is wrong with it
     wanted = hub_model(name)
@@ -108,7 +110,9 @@ def find_model(path: str | os.PathLike[str]) -> Path:
             f"{name}: no such file, expected a checkpoint; {_command(local.stem)} gets the one that"
             f" is then called {local.stem}"
         )
-    if wanted is not None and not local.parent.is_dir():  # models/a.bin is a file that is missing
+    if wanted is not None and not os.path.isdir(
+        local.parent
+    ):  # models/a.bin is a file that is missing
         raise CheckpointError(f"{name}: not found; {_command(name)} gets it if the hub has it")
     return local
 
@@ -192,7 +196,7 @@ def _in_cache(wanted: HubModel) -> Path | None:
     snapshot = folder / "snapshots" / commit
     if wanted.files:
         found = [snapshot / file for file in wanted.files]
-        return found[0] if all(file.is_file() for file in found) else None
+        return found[0] if all(map(os.path.isfile, found)) else None
     whole = any((snapshot / numbers).is_file() for numbers, _ in _KINDS)
     return snapshot if whole else None
 

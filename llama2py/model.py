@@ -129,13 +129,21 @@ def load(
         return Model(weights, vocabulary, checkpoint.conventions)
 
 
+def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]:
+    """What ends a text by the rules of where a checkpoint comes from."""
+    if not conventions.eos_ends:
+        return conventions.end_tokens
+    turn_end = tokenizer.specials.control.get("<|eot_id|>", tokenizer.eos_id)
+    return conventions.end_tokens | {tokenizer.eos_id, turn_end}
+
+
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
     """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file.
 
     Or beside it and named for its size, as llama2.c does: ``tok512.bin``.
     """
     path = checkpoint.path
-    if path.is_file() and beside(path).is_file():
+    if path.is_file() and os.path.isfile(beside(path)):  # it may be too long a name
         return beside(path)
     if checkpoint.tokenizer_path is not None:
         return checkpoint.tokenizer_path
@@ -171,10 +179,7 @@ class Model(Asking):
     ) -> None:
         self.tokenizer = tokenizer
         self.conventions = conventions or Conventions()
-        self.stop_tokens = self.conventions.end_tokens | {tokenizer.bos_id}
-        if self.conventions.eos_ends:
-            turn_end = tokenizer.specials.control.get("<|eot_id|>", tokenizer.eos_id)
-            self.stop_tokens |= {tokenizer.eos_id, turn_end}
+        self.stop_tokens = end_tokens(self.conventions, tokenizer) | {tokenizer.bos_id}
         self._backend: Backend | None = backend
         self._config = backend.config
         self._prefixes = Prefixes(0)

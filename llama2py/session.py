@@ -311,7 +311,7 @@ def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -
     Raises
     ------
     PromptError, ClosedError, Cancelled
-        As `Session.forward` does; nothing has been run then.
+        As `Session.forward` does; nothing has been run then, but some may have been shifted.
     """
     tokens: list[int] = []
     caches: list[Cache] = []

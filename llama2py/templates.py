@@ -252,7 +252,7 @@ class Writer:
     def _id(self, marker: Marker) -> int | None:
         return self._tokenizer.eos_id if marker is EOS else self._ids.get(marker)
 
-    def check(self, text: str) -> None:
+    def check(self, text: str, what: str = "message") -> None:
         """Refuse a message that holds a marker of the template, as Meta's code does.
 
         Of the markers that are tokens, the characters would be harmless; but some are only text.
@@ -265,8 +265,8 @@ class Writer:
         for marker in self._forbidden:
             if marker in "\n" + text:
                 raise PromptError(
-                    f"the message holds {marker.strip()!r}, which the chat template"
-                    f" {self.template.name} parts turns with, expected a message without it"
+                    f"the {what} holds {marker.strip()!r}, which the chat template"
+                    f" {self.template.name} parts turns with, expected one without it"
                 )
 
     def turn(self, user: str, system: str | None, first: bool) -> list[int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from .errors import TokenizerError
+from .errors import CheckpointError, TokenizerError
 from .files import replacing
+from .hub import find_model
 from .merge_tokenizer import MergeTokenizer
 from .tokenizer import EOS, Tokenizer
 from .tokenizer_files import load_tokenizer, write_tokenizer_bin
@@ -22,7 +24,8 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     Parameters
     ----------
     source : Path
-        A tokenizer.bin, .model or .json, a GGUF file, or a directory with one of the first three.
+        A tokenizer.bin, .model or .json, a GGUF file, or a directory with one of the first three;
+        or the name of a downloaded one, see `find_model`.
     output : Path
         A name that ends in ``.bin`` (llama2.c's format), ``.json`` (Hugging Face's) or ``.model``
         (sentencepiece's).
@@ -38,7 +41,11 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
         If the source cannot be read, the output cannot be written, or its format cannot hold the
         vocabulary: a .bin has no special tokens, and neither it nor a .model has merges.
     """
-    if source.is_dir():
+    try:
+        source = find_model(source)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
+    if os.path.isdir(source):  # a name that no file can have is none
         found = next((source / name for name in _NAMES if (source / name).is_file()), None)
         if found is None:
             raise TokenizerError(f"{source}: no tokenizer in it, expected {' or '.join(_NAMES)}")

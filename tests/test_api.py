@@ -264,6 +264,7 @@ MAY_IMPORT = {
     "tokenizer_export": {
         "errors",
         "files",
+        "hub",
         "merge_tokenizer",
         "tokenizer",
         "tokenizer_files",

@@ -138,6 +138,18 @@ def test_the_next_turn_ends_an_answer_that_is_still_coming(tokenizer: Tokenizer)
     ]
 
 
+def test_a_turn_that_the_next_one_came_before_is_over(tokenizer: Tokenizer) -> None:
+    """Nothing of it is run, also where there would be no room for it any more."""
+    backend = ScriptedBackend([300] * 40, len(tokenizer), seq_len=24)
+    chat = Chat(Model(backend, tokenizer), seed=1)
+    early = chat.say("Hi you all")
+    chat.say("Hi").finish()
+    ran = list(backend.runs)
+    assert list(early) == []
+    assert early.finish_reason == "cancelled"
+    assert backend.runs == ran
+
+
 def test_a_turn_that_does_not_fit_does_not_end_the_answer(tokenizer: Tokenizer) -> None:
     backend = ScriptedBackend([300, 301, EOS], len(tokenizer), seq_len=64)
     chat = Chat(Model(backend, tokenizer))

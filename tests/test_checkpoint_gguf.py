@@ -24,6 +24,7 @@ from llama2py.checkpoint.gguf_blocks import FORMATS
 from llama2py.checkpoint.gguf_tensors import BlockTensor
 from llama2py.checkpoint.stored import stored
 from llama2py.checkpoint.tensors import Tensor
+from llama2py.cli import main
 
 TYPES = {format.name: kind for kind, format in FORMATS.items()}
 
@@ -197,3 +198,24 @@ def test_mixed_types_are_widened(tmp_path: Path, backend: str) -> None:
         logits.append(weights.forward([1, 5], [cache] * 2, [0, 1], [1]))
     assert np.ptp(logits[0]) > 1e-4
     assert logits[0].tobytes() == logits[1].tobytes()
+
+
+@pytest.mark.parametrize("kind", [2, 3, 6, 7, 8])
+def test_info_on_blocks(kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It looks for tensors of nothing but zeros, in the bytes of blocks too."""
+    rng = np.random.default_rng(kind)
+    record = FORMATS[kind].record
+    tensors: dict[str, tuple[int, tuple[int, ...], bytes]] = {}
+    for name, values in made.weights().items():
+        if values.ndim == 1:
+            tensors[name] = (0, values.shape, values.tobytes())
+            continue
+        blocks = rng.integers(0, 60, (values.size // 32, record.itemsize), np.uint8)
+        tensors[name] = (kind, values.shape, blocks.tobytes())
+    zeros = "blk.1.ffn_up.weight"
+    tensors[zeros] = (*tensors[zeros][:2], bytes(len(tensors[zeros][2])))
+    path = tmp_path / "blocks.gguf"
+    path.write_bytes(made.gguf_file(made.metadata(), *made.lay_out(tensors)))
+    assert main(["info", "--json", str(path)]) == 0
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert problems[0] == "w3: 1 of 2 tensors hold nothing but zeros"

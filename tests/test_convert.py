@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def make(path: Path, config: ModelConfig = TINY, **tensors: Tensor) -> Path:
         found[name][-1] = tensor
     model = in_memory(config, {name: tuple(layers) for name, layers in found.items()})
     path.mkdir()
-    write_huggingface(path, model, "float32", "float32", (1, 2))
+    write_huggingface(path, model, "float32", "float32", (1, [2]))
     write_tokenizer_bin(tiny_tokenizer(), path / "tokenizer.bin")
     return path
 
@@ -86,6 +87,7 @@ def test_a_name_that_does_not_tell(name: str, model: Path) -> None:
         ({"format": "v3"}, "format is 'v3', expected one of v0, v1, v2, hf, gguf"),
         ({"dtype": "int4"}, "dtype is 'int4', expected one of float32, float16, bfloat16, int8"),
         ({"group_size": 0, "format": "v2"}, "group_size is 0, expected a whole number from 1 up"),
+        ({"threads": 0}, "threads is 0, expected a whole number from 1 up"),
         ({"group_size": 32}, "group_size is 32, expected none for format v0"),
         ({"group_size": 5, "format": "v2"}, "group_size is 5, expected a positive divisor of dim"),
         ({"dtype": "float16"}, "format v0 holds float32, not float16: expected one of these or the "
@@ -217,6 +219,73 @@ def test_what_is_in_the_way_stays(model: Path, tmp_path: Path) -> None:
     assert left(tmp_path) == ["empty", "model", "taken"]
 
 
+def test_an_empty_folder_stays_the_one_that_it_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a disk's own, or the one that somebody is in."""
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o700)
+    before = empty.stat()
+    monkeypatch.chdir(empty)
+    seen: list[list[str]] = []
+    real = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        if Path(target).parent == empty.resolve():
+            seen.append(left(empty))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    assert main(["convert", str(model), "-o", "."]) == 0
+    assert (empty.stat().st_ino, empty.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert "config.json" in left(Path())
+    assert not any("config.json" in names for names in seen)
+    assert len(seen) == len(left(empty)) > 2
+
+
+def test_an_empty_folder_stays_empty_where_it_fails(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    disk_full(monkeypatch)
+    with pytest.raises(CheckpointError, match="No space left"):
+        convert(model, tmp_path / "empty")
+    assert left(tmp_path / "empty") == []
+
+
+def test_an_empty_folder_stays_empty_after_ctrl_c(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even between the files that get there."""
+    (tmp_path / "empty").mkdir()
+    real = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        real(source, target)
+        if Path(target).parent.name == "empty" and len(left(tmp_path / "empty")) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, tmp_path / "empty")
+    assert left(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize("format", ["v0", "gguf"])
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_no_file_has_such_a_name(name: str, format: Any, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="this is no regular file, expected one or a new"):
+        convert(model, name, format)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".bin", "a\0b", "a\0b.gguf"])
+def test_names_that_the_system_refuses(name: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be written \(\S.*\), expected a writable"):
+        convert(model, tmp_path / name)
+    with pytest.raises(CheckpointError):
+        convert(tmp_path / name, tmp_path / "out.bin")
+
+
 # ---- vocabularies ----
 
 
@@ -228,6 +297,57 @@ def test_the_vocabulary_goes_along(model: Path, tmp_path: Path) -> None:
         with llama2py.load(tmp_path / name) as loaded:
             for text in ("ab", " nab", "x<s>\u00e9"):
                 assert loaded.tokenizer.encode(text) == tiny_tokenizer().encode(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "warned"),
+    [("out.gguf", None, True), ("out.bin", False, True), ("out.bin", None, False)],
+)
+def test_an_older_vocabulary_that_would_be_taken_is_told(
+    name: str,
+    tokenizer: Any,
+    warned: bool,
+    model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    convert(model, tmp_path / name, tokenizer=tokenizer)
+    assert caplog.messages == []
+    write_tokenizer_bin(tiny_tokenizer(), tmp_path / "out.tokenizer.bin")
+    convert(model, tmp_path / name, tokenizer=tokenizer)
+    assert ["out.tokenizer.bin lies there already" in told for told in caplog.messages] == (
+        [True] if warned else []
+    )
+    caplog.clear()
+    convert(model, tmp_path / "out.bin")
+    convert(tmp_path / "out.bin", tmp_path / "out.gguf")  # of the very same vocabulary
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out"])
+def test_half_a_character_in_a_chat_template(name: str, model: Path, tmp_path: Path) -> None:
+    """JSON can spell it; no other format can."""
+    (model / "tokenizer_config.json").write_text('{"chat_template": "[INST] \\ud800 <<SYS>>"}')
+    with open_checkpoint(convert(model, tmp_path / name)) as checkpoint:
+        assert checkpoint.chat_template == "[INST] ? <<SYS>>"
+
+
+@pytest.mark.parametrize("tokenizer", [None, False])
+@pytest.mark.parametrize("ways", [("gguf",), ("hf",), ("gguf", "hf"), ("hf", "gguf")])
+def test_what_ends_a_text_goes_along(
+    ways: tuple[Any, ...], tokenizer: Any, model: Path, tmp_path: Path
+) -> None:
+    """As of Llama 3.1: an answer's end is another token than a text's."""
+    about = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**about, "eos_token_id": [2, 9, 7]}))
+    path = model
+    for i, format in enumerate(ways):
+        path = convert(path, tmp_path / f"{i}{format}", format, tokenizer=tokenizer)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.conventions.end_tokens == {2, 7, 9}
+    if format == "hf":
+        ends = json.loads((path / "generation_config.json").read_text())["eos_token_id"]
+        assert ends == [2, 7, 9]
 
 
 def test_no_vocabulary(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -280,8 +400,11 @@ def disk_full(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
-        (no_space, r"out\S*: 0\.00 GB do not fit, expected at least that much free space where"),
-        (disk_full, r"out\S*: .*cannot be written \(No space left on device\)"),
+        (
+            no_space,
+            r"out\S*: [\d.]{4,} kB do not fit, expected at least that .* where 1\.0 kB are$",
+        ),
+        (disk_full, r"^\S*/out[./]?[\w.]*: cannot be written \(No space left on device\)"),
     ],
 )
 def test_nothing_is_left_of_a_failure(

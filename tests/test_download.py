@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_hub import TINYLLAMAS, FakeHub, serve
@@ -207,3 +208,22 @@ def test_huggingface_hub_stays_out_of_other_commands(hub: FakeHub) -> None:
             env=os.environ | {"PYTHONPATH": root},
         )  # fmt: skip
         assert done.stdout == (output or f"{find_model(f'{TINYLLAMAS}:README.md')}\n")
+
+
+def test_a_warning_of_the_hubs_is_shown_once(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its own handler, not by ours, too."""
+    import huggingface_hub
+
+    real = huggingface_hub.hf_hub_download
+
+    def warning(*args: Any, **kwargs: Any) -> str:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s")
+        return str(real(*args, **kwargs))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", warning)
+    before = logging.getLogger("huggingface_hub").propagate
+    assert main(["download", "stories15M"]) == 0
+    assert "Retrying" not in caplog.text
+    assert logging.getLogger("huggingface_hub").propagate == before

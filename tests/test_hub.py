@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from fake_hub import COMMIT, TINYLLAMAS
@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llama2py
-from llama2py import CheckpointError, DownloadError
+from llama2py import CheckpointError, DownloadError, TokenizerError
 from llama2py.cli import main
 from llama2py.hub import HubModel, download, find_model, hub_model
+from llama2py.tokenizer_export import export_tokenizer
 
 
 def in_cache(cache: Path, repo: str, files: dict[str, bytes]) -> Path:
@@ -112,6 +113,12 @@ def test_the_commands_take_names(
     assert main([*bench, "--batch", "1", "--threads", "1"]) == 0
     Path("story.txt").write_text("abc\n")
     assert main(["score", "stories260K", "story.txt"]) == 0
+    vocabulary = hub_contents["stories260K/tok512.bin"]
+    in_cache(hub_cache, "a/b", {"config.json": b"{}", "tokenizer.bin": vocabulary})
+    assert main(["export-tokenizer", "a/b", "-o", "out.bin"]) == 0
+    assert Path("out.bin").read_bytes() == vocabulary
+    with pytest.raises(TokenizerError, match="a/c: not found; python -m llama2py download a/c"):
+        export_tokenizer(Path("a/c"), Path("out.bin"))
 
 
 def test_a_directory_is_found_once_it_is_a_model(hub_cache: Path) -> None:
@@ -187,3 +194,17 @@ def test_a_vocabulary_named_for_its_size(tmp_path: Path, hub_contents: dict[str,
     (tmp_path / "a.bin").write_bytes(hub_contents["stories15M.bin"])
     (tmp_path / "tok512.bin").write_bytes(hub_contents["stories260K/tok512.bin"])
     assert llama2py.load(tmp_path / "a.bin").tokenizer.vocab_size == 512
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + "/b", "owner/" + "a" * 300, "owner/x:" + "a" * 300])
+def test_names_that_are_too_long(name: str, hub_cache: Path) -> None:
+    folder = hub_cache / "models--owner--x"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    with pytest.raises(CheckpointError):
+        llama2py.load(name)
+
+
+def test_a_name_that_became_a_path_of_windows(hub_cache: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"download owner/name:a/b\.gguf gets it"):
+        find_model(PureWindowsPath("owner/name:a/b.gguf"))

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import TINY, random_checkpoint, tiny_tokenizer
+from conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 import llama2py
 from llama2py import EngineError, TooBigError
 from llama2py.checkpoint import open_checkpoint, write_checkpoint
+from llama2py.checkpoint.write_huggingface import write_huggingface
 from llama2py.cli import main
 from llama2py.cli.loading import loading_bar
 from llama2py.config import Dtype
 from llama2py.engine import Engine
 from llama2py.memory import amount, free_memory, memory_by_dtype, packed_bytes
 from llama2py.tokenizer_files import write_tokenizer_bin
+from llama2py.tokenizer_output import sentencepiece_model
 
 KIB = 1024
 MEMINFO = "MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable: 5000 kB\nSwapFree: 300 kB\n"
@@ -257,16 +259,16 @@ def test_info_finds_zeros_and_another_vocabulary(
     assert "32000 tokens, the model has 300" in second
 
 
-def test_info_takes_padding_for_no_problem(
+def test_info_takes_a_vocabulary_that_load_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As `load` does: a few rows more than tokens, in a directory with a tokenizer of its own."""
-    big = random_checkpoint(replace(TINY, vocab_size=304))
-    write_checkpoint(tmp_path / "big.bin", big.config, big.tensors)
-    folder = llama2py.convert(tmp_path / "big.bin", tmp_path / "big", tokenizer=False)
-    write_tokenizer_bin(tiny_tokenizer(), folder / "tokenizer.bin")
-    llama2py.load(folder).close()
-    assert main(["info", "--json", str(folder)]) == 0
+    """An embedding that was filled up to a round number of rows."""
+    config = replace(TINY, vocab_size=304)
+    model = in_memory(config, dict(random_checkpoint(config).tensors))
+    write_huggingface(tmp_path, model, "float32", "float32", (1, [2]))
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(tiny_tokenizer()))
+    llama2py.load(tmp_path).close()
+    assert main(["info", "--json", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 

@@ -11,8 +11,12 @@ from conftest import random_checkpoint, tiny_model, tiny_tokenizer
 from scripted import ScriptedBackend
 
 from llama2py import ClosedError, Model, ModelConfig, PromptError
+from llama2py.backend import Logits
+from llama2py.batch import run_jobs
 from llama2py.engine import Engine
+from llama2py.job import Job
 from llama2py.prefixes import Prefixes
+from llama2py.sampling import Sampler, SamplingParams
 from llama2py.session import Session
 from llama2py.tokenizer import BOS
 
@@ -194,3 +198,27 @@ def test_a_batch_broken_off_closes_its_sessions() -> None:
         with pytest.raises(PromptError):
             model.generate([[BOS, *[9] * 40], [BOS, 300]], max_tokens=1)
     assert all(map(closed, made))
+
+
+class Failing:
+    """A guide that does not get far."""
+
+    def adjust(self, logits: Logits) -> None:
+        raise ValueError("no")
+
+    def accept(self, token: int, piece: str) -> bool:
+        return True
+
+
+def test_a_batch_that_fails_closes_no_kept_session() -> None:
+    """One text ends, and its neighbour fails in the same pass."""
+    with medium() as model:
+        tokens = [BOS, *[5] * 40]
+        jobs = [
+            Job(ending, Sampler(model.backend, SamplingParams(), 1), max_tokens=1, guide=guide)
+            for ending, guide in ((tokens, None), ([*tokens[:-1], 6], Failing()))
+        ]
+        with pytest.raises(ValueError, match="no"):
+            list(run_jobs(model, jobs, max_batch=2))
+        assert len(model._prefixes._kept) == 1
+        assert model.generate(tokens, max_tokens=3, seed=1).tokens

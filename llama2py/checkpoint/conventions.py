@@ -87,6 +87,8 @@ def huggingface_conventions(folder: Path, about: JsonFile, vocab_size: int) -> C
     if (folder / "tokenizer_config.json").is_file():
         config = JsonFile(folder / "tokenizer_config.json")
         template = _template_of(config)
+        if template is not None:  # JSON can spell half a character, which no text can hold
+            template = template.encode(errors="replace").decode()
         if config.values.get("add_bos_token") is not None:
             add_bos = config.flag("add_bos_token")
     if (folder / "chat_template.jinja").is_file():

@@ -21,11 +21,10 @@ from .huggingface import NAMES
 from .rope_factors import as_llama3
 from .write_tensors import Item, items, write_item
 
+# The token BOS, and those that end a text.
+SpecialIds: TypeAlias = tuple[int | None, Sequence[int]]
+
 SHARD_SIZE = 5 * 10**9  # bytes of tensors in one file
-
-# The token BOS, and the one or those that end a text.
-TextIds: TypeAlias = tuple[int | None, int | list[int] | None]
-
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -39,7 +38,7 @@ def write_huggingface(
     checkpoint: Checkpoint,
     dtype: str,
     norms: str,
-    ids: TextIds,
+    ids: SpecialIds,
     progress: Callable[[int], object] = lambda weights: None,
     shard_size: int = SHARD_SIZE,
 ) -> None:
@@ -53,8 +52,8 @@ def write_huggingface(
         The model, of any format.
     dtype, norms : {'float32', 'float16', 'bfloat16'}
         Of its matrices, and of its norms.
-    ids : tuple of (int or None, int, list of int or None)
-        The token BOS and the one or those that end a text, where they are known.
+    ids : tuple of (int or None, sequence of int)
+        The token BOS, where it is known, and those that end a text, EOS first.
     progress : callable
         Told the number of weights of each tensor that is written.
     shard_size : int
@@ -82,7 +81,7 @@ def write_huggingface(
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def config_json(checkpoint: Checkpoint, dtype: str, ids: TextIds) -> dict[str, Any]:
+def config_json(checkpoint: Checkpoint, dtype: str, ids: SpecialIds) -> dict[str, Any]:
     """What config.json says of a model.
 
     Raises
@@ -114,9 +113,12 @@ def config_json(checkpoint: Checkpoint, dtype: str, ids: TextIds) -> dict[str, A
     }
 
 
-def _generation(ids: TextIds) -> dict[str, int | list[int]]:
-    names = ("bos_token_id", "eos_token_id")
-    return {name: token for name, token in zip(names, ids, strict=True) if token is not None}
+def _generation(ids: SpecialIds) -> dict[str, Any]:
+    bos, ends = ids
+    found: dict[str, Any] = {} if bos is None else {"bos_token_id": bos}
+    if ends:
+        found["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
+    return found
 
 
 def _rope_scaling(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -28,7 +28,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Download, then print the path."""
-    # It prints its warnings itself; the command line's handler would do so again.
-    logging.getLogger("huggingface_hub").propagate = False
-    print(download(args.model))
+    theirs = logging.getLogger("huggingface_hub")  # which prints its warnings itself
+    passed_on, theirs.propagate = theirs.propagate, False
+    try:
+        print(download(args.model))
+    finally:
+        theirs.propagate = passed_on
     return 0

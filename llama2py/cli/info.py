@@ -7,6 +7,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..builtin import builtin_model
 from ..checkpoint import Checkpoint, open_checkpoint, own_dtype
 from ..config import ModelConfig
@@ -141,7 +144,7 @@ def _weight_problems(checkpoint: Checkpoint) -> list[str]:
         bad = zeros = 0
         for tensor in tensors:
             bad += tensor.count_non_finite()
-            zeros += not any(array.any() for array in tensor.arrays)
+            zeros += not any(map(_has_values, tensor.arrays))
             checkpoint.release(tensor)
         if bad:
             problems.append(f"{name}: {bad} values are NaN or infinite")
@@ -150,11 +153,16 @@ def _weight_problems(checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
+def _has_values(array: NDArray[Any]) -> bool:
+    """Whether anything but zeros is in it; GGUF's blocks are records, which NumPy cannot tell."""
+    return bool((array.view(np.uint8) if array.dtype.names else array).any())
+
+
 def _tokenizer_problems(checkpoint: Checkpoint) -> list[str]:
-    own = own_tokenizer(checkpoint)
-    padded = own is not None and own == checkpoint.tokenizer_path  # as `load` has it
+    own, size = own_tokenizer(checkpoint), checkpoint.config.vocab_size
+    padded = own is not None and own == checkpoint.tokenizer_path
     try:
-        load_tokenizer(own or bundled_tokenizer(), checkpoint.config.vocab_size, padded)
+        load_tokenizer(own or bundled_tokenizer(), size, padded=padded)
     except TokenizerError as error:
         return [str(error) if own else f"no tokenizer of its own, and {error}"]
     return []
