@@ -185,9 +185,9 @@ def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = 
         Its chat template.
     """
     texts = pieces_of(tokenizer)
-    at_byte_level = isinstance(tokenizer, MergeTokenizer) and isinstance(tokenizer.kind, ByteLevel)
     about: Json = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if at_byte_level else "LlamaTokenizerFast",
+        # tokenizer.json as it is; transformers 5 makes another one of it for LlamaTokenizer.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": tokenizer.adds_bos,
         "add_eos_token": False,
         "bos_token": texts[tokenizer.bos_id],
@@ -195,8 +195,6 @@ def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = 
         "clean_up_tokenization_spaces": False,
         "model_max_length": seq_len,
     }
-    if not at_byte_level:
-        about["legacy"] = True  # a space before every text, also behind a special token
     if getattr(tokenizer, "has_unknown", True):
         about["unk_token"] = texts[tokenizer.unk_id]
     if template is not None:
