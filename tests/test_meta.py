@@ -1,4 +1,12 @@
-"""Meta's functions: cases worked out by hand from the text of facebookresearch/llama."""
+"""Meta's functions: cases worked out by hand from the text of facebookresearch/llama.
+
+Checked once against the real code (commit 54c22c0), run on a CPU with the weights of stories260K in
+Meta's format: its ``.cuda()`` taken out, ``device="cuda"`` made ``"cpu"``, the Transformer built as
+`Llama.build` does under gloo with a model-parallel size of 1. Of 120 greedy calls (contexts of 16,
+24 and 64; one to four prompts of different lengths; 0, 1, 7 and 40 tokens to generate; echo and
+logprobs; an EOS in the middle, by calling a frequent token EOS) all tokens were the same, and
+log-probabilities to 6e-6 but in the one case that docs/from-meta-llama.md names.
+"""
 
 from __future__ import annotations
 
