@@ -78,5 +78,6 @@ INLINE_PRIMITIVE f32x16 i_to_f32(i32x16 v) {
 #define PORTABLE 1
 #define INT8_OFFSET 0
 #define TILES_F32(T) T(2, 1) T(1, 2)
+#define TILES_BARE TILES_F32
 #define TILES_INT8(T) T(2, 1) T(1, 1)
 #include "kernels.inc"
