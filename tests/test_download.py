@@ -227,3 +227,11 @@ def test_a_warning_of_the_hubs_is_shown_once(
     assert main(["download", "stories15M"]) == 0
     assert "Retrying" not in caplog.text
     assert logging.getLogger("huggingface_hub").propagate == before
+
+
+def test_a_name_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names in errors may be the hub's, or a file's."""
+    assert main(["info", "\x1b[2Jno\nsuch.bin"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("llama2py: ?[2Jno such.bin: no such file")
+    assert error.count("\n") == 1

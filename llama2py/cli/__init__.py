@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
     except Llama2pyError as error:
-        message = " ".join(str(error).split())  # one line, whatever a file is called
+        # One line, and nothing that steers a terminal, whatever a file is called.
+        message = " ".join(str(error).split())
+        message = "".join(char if char.isprintable() else "?" for char in message)
         if isinstance(error, TooBigError) and error.dtype is not None and "dtype" in args:
             message = message.replace(f"use dtype={error.dtype!r}", f"use --dtype {error.dtype}")
         print(f"llama2py: {message}", file=sys.stderr)
