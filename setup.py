@@ -1,9 +1,31 @@
 """What pyproject.toml cannot say: the C extension, and tokenizer.bin's place in a wheel."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+
+
+class BuildOnAllCores(build_ext):
+    """Compile the sources of an extension side by side: each instruction set takes a while."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_in_turn = self.compiler.compile
+
+        def compile_at_once(sources: list[str], **how: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                compiled = pool.map(lambda source: compile_in_turn([source], **how), sources)
+                return [path for paths in compiled for path in paths]
+
+        self.compiler.compile = compile_at_once
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler.compile = compile_in_turn
 
 
 class BuildWithTokenizer(build_py):
@@ -18,6 +40,6 @@ class BuildWithTokenizer(build_py):
 
 setup(
     cffi_modules=["csrc/build_ffi.py:ffibuilder"],
-    cmdclass={"build_py": BuildWithTokenizer},
+    cmdclass={"build_ext": BuildOnAllCores, "build_py": BuildWithTokenizer},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
