@@ -16,9 +16,13 @@ void find_chunks(Forward *f) {
         else
             f->chunks[f->n_chunks++] = (Chunk){i, 1, i};
     }
-    f->n_last_chunks = leaves_some(f) ? f->n_logits : f->n_chunks;
-    for (int i = 0; i < f->n_last_chunks; i++)
-        f->last_chunks[i] = leaves_some(f) ? (Chunk){f->logits_rows[i], 1, i} : f->chunks[i];
+    if (leaves_some(f)) {
+        f->n_last_chunks = f->n_logits;
+        for (int i = 0; i < f->n_logits; i++) f->last_chunks[i] = (Chunk){f->logits_rows[i], 1, i};
+    } else {
+        f->n_last_chunks = f->n_chunks;
+        f->last_chunks = f->chunks;
+    }
 }
 
 /* turn the pairs of one head, x (head_dim,) */

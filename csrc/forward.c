@@ -51,8 +51,9 @@ static size_t lay_out_workspace(Forward *f, int n_threads) {
     f->hidden = take(&used, n * (size_t)(layer->w13.rows / 2) * word);
     f->rope = take(&used, n * (size_t)c->head_dim * word);
     f->chunks = take(&used, n * sizeof(Chunk));
-    f->last_chunks = take(&used, most_logits * sizeof(Chunk));
-    f->last_x = take(&used, leaves_some(f) ? (size_t)f->n_logits * (size_t)c->dim * word : 0);
+    const size_t last = leaves_some(f) ? (size_t)f->n_logits : 0;
+    f->last_chunks = take(&used, last * sizeof(Chunk));
+    f->last_x = take(&used, last * (size_t)c->dim * word);
 
     f->normed_stride = (size_t)round_up((int64_t)most_logits * c->dim, LANES);
     f->normed = take(&used, copies * f->normed_stride * word);

@@ -23,7 +23,7 @@ from .checkpoint.writer import check_config, write_llama2c
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .files import check_space, replacing, replacing_folder
 from .hub import find_model
-from .model import StrPath, beside, end_tokens, own_tokenizer
+from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
 from .tokenizer import Tokenizer
 from .tokenizer_export import with_scores
 from .tokenizer_files import bundled_tokenizer, load_tokenizer, write_tokenizer_bin
@@ -221,14 +221,11 @@ def _vocabulary(
     """The vocabulary and its file; the bundled one where it fits a model that has none."""
     if asked is False:
         return None, None
-    size = checkpoint.config.vocab_size
-    if asked is not None and asked is not True:
-        return load_tokenizer(Path(asked), size), Path(asked)
-    own = own_tokenizer(checkpoint)
-    if own is not None:
-        return load_tokenizer(own, size, padded=own == checkpoint.tokenizer_path), own
+    path = own_tokenizer(checkpoint) if asked is None or asked is True else Path(asked)
+    if path is not None:
+        return vocabulary_for(checkpoint, path), path
     bundled = load_tokenizer(bundled_tokenizer())
-    if len(bundled) == size:
+    if len(bundled) == checkpoint.config.vocab_size:
         return bundled, bundled_tokenizer()
     _log.warning("%s: it has no tokenizer, and so has what is written", checkpoint.path)
     return None, None

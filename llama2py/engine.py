@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._engine import ffi, lib
+from .amount import amount
 from .backend import Floats, Logits
 from .checkpoint import (
     Checkpoint,
@@ -24,7 +25,7 @@ from .checkpoint import (
 from .config import CacheDtype, Dtype, ModelConfig
 from .cpu import default_threads
 from .errors import Cancelled, ClosedError, EngineError
-from .memory import amount, check_memory, packed_bytes
+from .memory import check_memory, packed_bytes
 
 # Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
 LONG_WORK = 1_000_000_000
@@ -353,12 +354,6 @@ def _forward_aside(arguments: tuple[Any, ...], sessions: list[Any], cancel: Any)
             cancel[0] = 0  # the session stays of use; one closed meanwhile says so by itself
         raise
     return errors[0]
-
-
-def _packs_as_it_lies(tensor: Tensor) -> bool:
-    """Whether the engine may widen it while packing: a matrix, row by row. Norms are float32."""
-    plain = isinstance(tensor, StoredTensor) and tensor.data.flags.c_contiguous
-    return plain and len(tensor.shape) == 2
 
 
 def _address(array: np.ndarray[Any, Any]) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from .amount import amount
 from .errors import Llama2pyError
 
 
@@ -120,8 +121,7 @@ def check_space(path: Path, size: int, error_class: type[Llama2pyError]) -> None
     except (OSError, ValueError):
         return  # no such folder, say: whoever writes the file tells
     if size > free:
-        unit, name = (1e9, "GB") if size >= 1e8 else (1e3, "kB")
         raise error_class(
-            f"{path}: {size / unit:.1f} {name} do not fit, expected at least that much free space"
-            f" where {free / unit:.1f} {name} are"
+            f"{path}: {amount(size)} do not fit, expected at least that much free space"
+            f" where {amount(free)} are"
         )

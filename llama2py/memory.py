@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+from .amount import amount
 from .checkpoint import Checkpoint, default_group_size, tensor_shapes
 from .config import Dtype
 from .errors import TooBigError
 
 _LANES = 16  # rows that the engine packs together (csrc/kernels.h)
 _INT4_GROUP = 32
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 _log = logging.getLogger(__name__)
 
@@ -95,12 +95,6 @@ def shortage(checkpoint: Checkpoint, dtype: Dtype, free: int) -> TooBigError | N
         f" and {amount(free)} are free{advice}",
         fits,
     )
-
-
-def amount(nbytes: int) -> str:
-    """A number of bytes for people: ``'7.2 GB'``, ``'2.3 MB'``."""
-    unit, name = next(pair for pair in _UNITS if nbytes >= pair[0] or pair == _UNITS[-1])
-    return f"{nbytes / unit:.1f} {name}"
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

@@ -109,8 +109,7 @@ def load(
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
             tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
-        is_own = Path(tokenizer) == checkpoint.tokenizer_path
-        vocabulary = load_tokenizer(Path(tokenizer), checkpoint.config.vocab_size, padded=is_own)
+        vocabulary = vocabulary_for(checkpoint, Path(tokenizer))
         weights: Backend
         if backend == "c":
             try:
@@ -127,6 +126,18 @@ def load(
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
         return Model(weights, vocabulary, checkpoint.conventions)
+
+
+def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
+    """A vocabulary of a checkpoint's size; one that came with it may have a few tokens less.
+
+    Raises
+    ------
+    TokenizerError
+        If it cannot be read, or is of another size.
+    """
+    is_own = path == checkpoint.tokenizer_path
+    return load_tokenizer(path, checkpoint.config.vocab_size, padded=is_own)
 
 
 def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]:

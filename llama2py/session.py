@@ -313,17 +313,17 @@ def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -
     PromptError, ClosedError, Cancelled
         As `Session.forward` does; nothing has been run then, but some may have been shifted.
     """
+    checked = [session._with_room(block) for session, block in zip(sessions, blocks, strict=True)]
     tokens: list[int] = []
     caches: list[Cache] = []
     positions: list[int] = []
     rows: list[int] = []
-    for session, block in zip(sessions, blocks, strict=True):
-        ids = session._with_room(block)
+    for session, ids in zip(sessions, checked, strict=True):
         tokens += ids
         caches += [session._open_cache()] * len(ids)
         positions += range(session.position, session.position + len(ids))
         rows.append(len(tokens) - 1)
     logits = sessions[0]._backend.forward(tokens, caches, positions, rows)
-    for session, block in zip(sessions, blocks, strict=True):
-        session._tokens += [index(token) for token in block]
+    for session, ids in zip(sessions, checked, strict=True):
+        session._tokens += ids
     return logits

@@ -8,9 +8,8 @@ from pathlib import Path
 from .errors import CheckpointError, TokenizerError
 from .files import replacing
 from .hub import find_model
-from .merge_tokenizer import MergeTokenizer
-from .tokenizer import EOS, Tokenizer
-from .tokenizer_files import load_tokenizer, write_tokenizer_bin
+from .tokenizer import Tokenizer
+from .tokenizer_files import fits_tokenizer_bin, load_tokenizer, write_tokenizer_bin
 from .tokenizer_output import sentencepiece_model, tokenizer_json
 from .tokenizer_scores import to_scores
 
@@ -86,24 +85,14 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
         Without a file's name: if no scores do what its merges do, or it has special tokens.
     """
     sibling = None if path is None else path.with_name("tokenizer.model")
-    if not _fits(tokenizer) and sibling not in (None, path) and sibling.is_file():
+    if not fits_tokenizer_bin(tokenizer) and sibling not in (None, path) and sibling.is_file():
         other = load_tokenizer(sibling)
-        if len(other) == len(tokenizer) and _fits(other):
+        if len(other) == len(tokenizer) and fits_tokenizer_bin(other):
             return other
     scored = to_scores(tokenizer)
-    if not _fits(scored):
+    if not fits_tokenizer_bin(scored):
         raise TokenizerError(
             "the vocabulary has special tokens, an EOS or a BOS of its own kind,"
             " expected a format that holds them: hf, gguf or tokenizer.json"
         )
     return scored
-
-
-def _fits(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer.bin can hold it: scores, llama2.c's EOS, and no special tokens."""
-    return (
-        not isinstance(tokenizer, MergeTokenizer)
-        and not tokenizer.specials.ids()
-        and tokenizer.eos_id == EOS
-        and tokenizer.adds_bos
-    )

@@ -147,6 +147,12 @@ def parse_tokenizer_bin(data: bytes) -> Tokenizer:
     return Tokenizer(pieces, scores)
 
 
+def fits_tokenizer_bin(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer.bin can hold it: scores, llama2.c's BOS and EOS, no special tokens."""
+    plain = type(tokenizer) is Tokenizer and not tokenizer.specials.ids()
+    return plain and tokenizer.eos_id == EOS and tokenizer.adds_bos
+
+
 def write_tokenizer_bin(tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a tokenizer.bin: all of it, or nothing if anything goes wrong.
 
@@ -157,8 +163,7 @@ def write_tokenizer_bin(tokenizer: Tokenizer, path: str | Path) -> None:
         and no special tokens but its own; and every text begins with BOS.
     """
     path = Path(path)
-    plain = type(tokenizer) is Tokenizer and not tokenizer.specials.ids() and tokenizer.adds_bos
-    if not plain or tokenizer.eos_id != EOS:
+    if not fits_tokenizer_bin(tokenizer):
         raise TokenizerError(
             f"{path}: the vocabulary has merges or special tokens of its own,"
             f" expected one that a {NAME} can hold"

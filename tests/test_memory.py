@@ -17,13 +17,14 @@ from conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 import llama2py
 from llama2py import EngineError, TooBigError
+from llama2py.amount import amount
 from llama2py.checkpoint import open_checkpoint, write_checkpoint
 from llama2py.checkpoint.write_huggingface import write_huggingface
 from llama2py.cli import main
 from llama2py.cli.loading import loading_bar
 from llama2py.config import Dtype
 from llama2py.engine import Engine
-from llama2py.memory import amount, free_memory, memory_by_dtype, packed_bytes
+from llama2py.memory import free_memory, memory_by_dtype, packed_bytes
 from llama2py.tokenizer_files import write_tokenizer_bin
 from llama2py.tokenizer_output import sentencepiece_model
 

@@ -305,7 +305,7 @@ def test_pieces_that_only_llama2c_has(more: bytes, message: str) -> None:
             write(tokenizer)
 
 
-def test_byte_level_has_no_scores(tmp_path: Path) -> None:
+def test_byte_level_has_no_scores() -> None:
     letters = MergeTokenizer(["a", "b", "ab"], [("a", "b")], ByteLevel((QWEN2, DIGITS)), 0, 1)
     for write in (to_scores, sentencepiece_model):
         with pytest.raises(TokenizerError, match="is at byte level, expected a format that holds"):
@@ -314,7 +314,7 @@ def test_byte_level_has_no_scores(tmp_path: Path) -> None:
         gguf_pairs(letters)
 
 
-def test_merges_that_no_scores_do(tmp_path: Path) -> None:
+def test_merges_that_no_scores_do() -> None:
     tiny = tiny_tokenizer()
     texts = ["<unk>", "<s>", "</s>", *(tiny.piece(i).decode() for i in range(3, 259))]
     texts += ["a", "b", "ab", "ba", "aba"]

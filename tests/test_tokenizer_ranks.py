@@ -200,7 +200,7 @@ def test_only_a_little_padding_is_believed(path: Path) -> None:
             load_tokenizer(path, vocab_size, padded)
 
 
-def test_a_model_with_more_rows_than_its_tokenizer(test_data: Path, tmp_path: Path) -> None:
+def test_a_model_with_more_rows_than_its_tokenizer(tmp_path: Path) -> None:
     """In its own directory, and what becomes of it in other formats."""
     big = random_checkpoint(replace(TINY, vocab_size=304), seed=2)
     write_checkpoint(tmp_path / "big.bin", big.config, big.tensors)

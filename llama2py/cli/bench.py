@@ -59,15 +59,9 @@ def dtypes(text: str) -> list[Dtype]:
 def run(args: argparse.Namespace) -> int:
     """Measure, then print."""
     from ..bench import benchmark  # its imports would slow down `run`
-    from ..progress import Bar
     from .bench_report import markdown, plot, table
 
-    with Bar(desc="measuring", unit="run", disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with options.progress(desc="measuring", unit="run", leave=False) as progress:
         report = benchmark(
             args.checkpoint,
             args.threads,

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..amount import amount
 from ..builtin import builtin_model
 from ..checkpoint import Checkpoint, open_checkpoint, own_dtype
 from ..config import ModelConfig
 from ..errors import TokenizerError
 from ..hub import find_model
-from ..memory import amount, free_memory, memory_by_dtype, packed_bytes, shortage
-from ..model import own_tokenizer
+from ..memory import free_memory, memory_by_dtype, packed_bytes, shortage
+from ..model import own_tokenizer, vocabulary_for
 from ..templates import recognise
-from ..tokenizer_files import bundled_tokenizer, load_tokenizer
+from ..tokenizer_files import bundled_tokenizer
 from . import options
 
 if TYPE_CHECKING:
@@ -159,10 +160,9 @@ def _has_values(array: NDArray[Any]) -> bool:
 
 
 def _tokenizer_problems(checkpoint: Checkpoint) -> list[str]:
-    own, size = own_tokenizer(checkpoint), checkpoint.config.vocab_size
-    padded = own is not None and own == checkpoint.tokenizer_path
+    own = own_tokenizer(checkpoint)
     try:
-        load_tokenizer(own or bundled_tokenizer(), size, padded=padded)
+        vocabulary_for(checkpoint, own or bundled_tokenizer())
     except TokenizerError as error:
         return [str(error) if own else f"no tokenizer of its own, and {error}"]
     return []

@@ -80,11 +80,12 @@ def counts(text: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar of weights that are done, for what takes longer than a second; of (done, total)."""
+def progress(**looks: Any) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told (done, total); by default of weights, for what takes over a second."""
     from ..progress import Bar
 
-    with Bar(unit="w", unit_scale=True, delay=1, disable=None) as bar:
+    looks = looks or {"unit": "w", "unit_scale": True, "delay": 1}
+    with Bar(disable=None, **looks) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
