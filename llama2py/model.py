@@ -251,7 +251,7 @@ class Model(Asking):
         """
         return Session.load(path, self.backend)
 
-    def reuse_prefixes(self, max_bytes: int = PREFIX_BYTES) -> None:
+    def reuse_prefixes(self, max_bytes: int | None = None) -> None:
         """Set how much memory is kept for prompts that begin as earlier ones did.
 
         Such a prompt skips what they share, where that is 16 tokens or more, and begins sooner; no
@@ -261,8 +261,9 @@ class Model(Asking):
 
         Parameters
         ----------
-        max_bytes : int
-            Of keys and values; at most 8 sessions. 0: nothing is kept. Default: 64 MiB.
+        max_bytes : int, optional
+            Of keys and values, of at most 8 sessions. 0: nothing is kept. Default: 64 MiB, or an
+            eighth of the weights where that is more.
 
         Examples
         --------
@@ -270,8 +271,9 @@ class Model(Asking):
         >>> model.reuse_prefixes(0)  # every prompt is run whole
         """
         self._prefixes.close()
-        most = 0 if self.backend.isa == "numpy" else min(8, max_bytes // self.backend.cache_bytes)
-        self._prefixes = Prefixes(max(0, most))
+        if max_bytes is None:
+            max_bytes = max(PREFIX_BYTES, self.backend.nbytes // 8)
+        self._prefixes = Prefixes(0 if self.backend.isa == "numpy" else max_bytes)
 
     def close(self) -> None:
         """Free the weights. Twice does no harm; its sessions must not be used after."""

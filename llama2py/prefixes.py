@@ -12,6 +12,8 @@ from .session import Session
 
 # Shorter prefixes are not worth a session's memory.
 _WORTH_IT = 16
+# More sessions than that take longer to look through than a small model takes to run a prompt.
+_MOST = 8
 
 
 class Prefixes(Closing):
@@ -21,21 +23,27 @@ class Prefixes(Closing):
 
     Parameters
     ----------
-    most : int
-        Sessions kept; 0: none.
+    max_bytes : int
+        Of all their keys and values; 0: none is kept.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._kept: list[Session] = []
         self._lock = threading.Lock()
         _all.add(self)
 
     def take(self, tokens: Sequence[int]) -> tuple[Session, int] | None:
-        """The session that shares most with a prompt, rewound to that, and how many tokens it is.
+        """A session that has run as much of a prompt as any has, and how many tokens it is.
 
-        The prompt's last token is always left to run: its logits are wanted. None: no session
-        shares enough.
+        The prompt's last token is always left to run: its logits are wanted. A session that would
+        forget more than it shares stays, and a copy goes: one beginning that all prompts have must
+        not cost the rest of each. None: no session shares enough.
+
+        Raises
+        ------
+        EngineError
+            If there is no memory for a copy.
         """
         with self._lock:
             best, at = _WORTH_IT - 1, -1
@@ -45,6 +53,11 @@ class Prefixes(Closing):
             if at < 0:
                 return None
             session = self._kept.pop(at)
+        if session.position > 2 * best:
+            try:
+                return session.fork(best), best
+            finally:
+                self.give(session)
         session.rewind(best)
         return session, best
 
@@ -52,18 +65,21 @@ class Prefixes(Closing):
         """Keep a session, or close it, and the oldest of too many."""
         leaves = [session]
         if session.position >= _WORTH_IT:
-            with self._lock:  # `most` is 0 as soon as it is closed
+            with self._lock:
+                leaves = []
                 self._kept.append(session)
-                too_many = max(0, len(self._kept) - self._most)
-                leaves = self._kept[:too_many]
-                del self._kept[:too_many]
+                nbytes = sum(kept.nbytes for kept in self._kept)
+                # As soon as it is closed, no byte is allowed.
+                while nbytes > self._max_bytes or len(self._kept) > _MOST:
+                    leaves.append(self._kept.pop(0))
+                    nbytes -= leaves[-1].nbytes
         for old in leaves:
             old.close()
 
     def close(self) -> None:
         """Close them all, and those still to be given."""
         with self._lock:
-            self._most = 0
+            self._max_bytes = 0
             leaves, self._kept = self._kept, []
         for session in leaves:
             session.close()

@@ -45,6 +45,7 @@ class Session(Closing):
         self._backend = backend
         self._cache: Cache | None = backend.new_cache() if cache is None else cache
         self._tokens: list[int] = []
+        self._furthest = 0
         self.overflow: SessionOverflow = overflow
         self.kept = 1
         block = _BLOCK_WORK // backend.config.n_params
@@ -64,6 +65,11 @@ class Session(Closing):
     def room(self) -> int:
         """How many more tokens the context holds."""
         return self._backend.config.seq_len - len(self._tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """About the memory of its keys and values, in bytes: what has been written so far."""
+        return self._furthest * self._backend.cache_bytes // self._backend.config.seq_len
 
     def forward(
         self,
@@ -117,7 +123,7 @@ class Session(Closing):
             logits.append(
                 self._backend.forward(block, [cache] * n, range(position, position + n), rows)
             )
-            self._tokens += block
+            self._append(block)
         if all_logits:
             return logits[0] if len(logits) == 1 else np.concatenate(logits)
         last_row: Logits = logits[-1][0]
@@ -132,12 +138,7 @@ class Session(Closing):
             If ``position`` is not between 0 and the current one.
         """
         self._open_cache()
-        position = index(position)
-        if not 0 <= position <= len(self._tokens):
-            raise PromptError(
-                f"cannot rewind to position {position}, expected 0 to {len(self._tokens)}"
-            )
-        del self._tokens[position:]
+        del self._tokens[self._reached(position) :]
 
     def shift(self, n_tokens: int = 1, interrupted: Callable[[], bool] | None = None) -> None:
         """Make room: forget the oldest tokens behind the first ``kept``.
@@ -205,13 +206,18 @@ class Session(Closing):
         """What `save` has written; `Model.load_session` calls it."""
         cache, tokens = read_session(Path(path), backend)
         made = cls(backend, cache)
-        made._tokens = tokens
+        made._append(tokens)
         return made
 
-    def fork(self) -> Session:
+    def fork(self, position: int | None = None) -> Session:
         """Another session that has run the same tokens; from here on the two go their own ways.
 
         Costs the copy of as many keys and values as there are positions.
+
+        Parameters
+        ----------
+        position : int, optional
+            It has run so many of them only. Default: all.
 
         Examples
         --------
@@ -224,13 +230,19 @@ class Session(Closing):
 
         Raises
         ------
+        PromptError
+            If ``position`` is not between 0 and the current one.
         ClosedError
             After `close`.
         EngineError
             If there is no memory for it.
         """
-        made = Session(self._backend, self._open_cache().copy(self.position), self.overflow)
-        made._tokens = self.tokens
+        cache, n = (
+            self._open_cache(),
+            self._reached(self.position if position is None else position),
+        )
+        made = Session(self._backend, cache.copy(n), self.overflow)
+        made._append(self._tokens[:n])
         made.kept = self.kept
         return made
 
@@ -253,6 +265,18 @@ class Session(Closing):
         if self._cache is None:
             raise ClosedError("the session is closed, expected an open one")
         return self._cache
+
+    def _reached(self, position: int) -> int:
+        position = index(position)
+        if not 0 <= position <= len(self._tokens):
+            raise PromptError(
+                f"cannot go back to position {position}, expected 0 to {len(self._tokens)}"
+            )
+        return position
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        self._tokens += tokens
+        self._furthest = max(self._furthest, len(self._tokens))
 
     def checked(self, tokens: Sequence[int]) -> list[int]:
         """The tokens as a list, if they can be run next.
@@ -325,5 +349,5 @@ def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -
         rows.append(len(tokens) - 1)
     logits = sessions[0]._backend.forward(tokens, caches, positions, rows)
     for session, ids in zip(sessions, checked, strict=True):
-        session._tokens += ids
+        session._append(ids)
     return logits

@@ -122,7 +122,8 @@ def test_memory_is_bounded_and_freed() -> None:
             model.generate([BOS, *[i + 3] * 40], max_tokens=2, seed=1)
         assert len(made) == 30
         assert [closed(session) for session in made] == [True] * 22 + [False] * 8
-        model.reuse_prefixes(2 * model.config.cache_bytes)
+        per_token = model.config.cache_bytes // model.config.seq_len
+        model.reuse_prefixes(2 * 42 * per_token)  # the last token drawn is not run
         assert all(map(closed, made))
         for i in range(5):
             model.generate([BOS, *[i + 3] * 40], max_tokens=2, seed=1)
@@ -135,7 +136,7 @@ def test_memory_is_bounded_and_freed() -> None:
 
 def test_the_one_that_shares_most_is_taken() -> None:
     with medium() as model:
-        kept = Prefixes(3)
+        kept = Prefixes(1 << 20)
         sessions = [model.session() for _ in range(3)]
         for session, tokens in zip(sessions, ([5] * 20, [5] * 30, [6] * 40), strict=True):
             session.forward(tokens)
@@ -147,9 +148,57 @@ def test_the_one_that_shares_most_is_taken() -> None:
         assert sessions[2].position == 39
 
 
+def test_a_short_beginning_does_not_cost_a_long_session() -> None:
+    """Such as a system prompt that all dialogs have: each dialog goes on where it was."""
+    backend = Lettered()
+    model = Model(backend, tiny_tokenizer())
+    system = [BOS, *[5] * 30]
+    dialogs = [[*system, *[i] * 60] for i in (6, 7)]
+    for dialog in dialogs:
+        model.generate(dialog, max_tokens=1)
+    assert len(backend.runs) == 91 + 60
+    for dialog in dialogs:
+        model.generate([*dialog, 8], max_tokens=1)
+    assert backend.runs[151:] == [(91, 8), (91, 8)]
+
+
+def test_a_branch_is_the_same_whether_copied_or_gone_back_to() -> None:
+    with medium() as model:
+        kept = Prefixes(1 << 20)
+        for n, is_copy in ((40, True), (60, False)):
+            session = model.session()
+            session.forward(prompt(98, 5))
+            kept.give(session)
+            taken = kept.take([*prompt(n - 1, 9), 9])
+            assert taken is not None
+            branch, position = taken
+            assert position == branch.position == n
+            assert (branch is not session) == is_copy
+            if is_copy:
+                assert kept.take(prompt(98, 5)) == (session, 99)
+            with model.session() as straight:
+                expected = straight.forward([*prompt(n - 1, 9), 9])
+            assert branch.forward([9, 9]).tobytes() == expected.tobytes()
+
+
+def test_what_a_session_takes() -> None:
+    """Memory that is written once stays, however far a session goes back."""
+    with medium() as model, model.session() as session:
+        per_token = model.backend.cache_bytes // model.config.seq_len
+        assert session.nbytes == 0
+        session.forward([5] * 20)
+        session.rewind(3)
+        assert session.nbytes == 20 * per_token
+        with session.fork(2) as branch:
+            assert (branch.tokens, branch.nbytes) == ([5] * 2, 2 * per_token)
+        for position in (-1, 4):
+            with pytest.raises(PromptError, match="expected 0 to 3"):
+                session.fork(position)
+
+
 def test_nothing_is_kept_behind_close() -> None:
     with medium() as model:
-        kept, session = Prefixes(3), model.session()
+        kept, session = Prefixes(1 << 20), model.session()
         session.forward([5] * 20)
         kept.close()
         kept.give(session)
