@@ -38,8 +38,8 @@ class Checkpoint(Closing):
         The tokenizer that belongs to the checkpoint, where the format says which.
     dtype : str, optional
         What the file's matrices are made of: ``'float32'``, ``'float16'``, ``'bfloat16'``,
-        ``'int8'``, ``'int4'``; GGUF's other blocks, and mixtures, count as the float32 that they
-        are widened to. By default, int8 where there is a group size and float32 elsewhere.
+        ``'int8'``, ``'int4'``; GGUF's other blocks count as the float32 that they are widened to.
+        By default, int8 where there is a group size and float32 elsewhere.
     notes : sequence of str, optional
         What a user should know about the files although they could be read, for ``info``.
     conventions : Conventions, optional

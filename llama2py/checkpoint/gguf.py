@@ -8,7 +8,7 @@ weight has to move: a reader that permuted them would not give the recorded toke
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
@@ -37,9 +37,9 @@ NAMES = {
     "rms_final_weight": "output_norm.weight",
     "wcls": _CLASSIFIER,
 }
-# What is kept as it is, and the types of weights that do so; both have groups of 32.
+# Groups of whole numbers with one scale, and the dtypes of the engine that hold them as they are.
 _KEPT = {"Q4_0": "int4 or int8", "Q8_0": "int8"}
-_GROUP = 32
+_GROUP = 32  # of both
 MAX_FACTORS = 1 << 12  # a head's pairs; real heads have 32 to 128
 
 
@@ -56,9 +56,9 @@ def read_gguf(file: MappedFile) -> Checkpoint:
     Checkpoint
         Of int4 where all matrices are Q4_0, and of int8 where each is Q8_0 or Q4_0, with a scale
         for every 32 values. Of other files ``dtype`` is what the largest matrix is stored in, or
-        float32 where that is in blocks, which are widened on use; whoever asks for int4 or int8
-        gets their matrices in Q4_0, or Q8_0 and Q4_0, as they are nevertheless, and ``notes`` say
-        so. ``tokenizer_path`` is the file itself if it has a vocabulary.
+        float32 where that is in blocks, which are widened on use; but who asks for int4 gets its
+        matrices in Q4_0 as they are, and who asks for int8 those in Q8_0 and Q4_0: ``notes`` say
+        how many. ``tokenizer_path`` is the file itself if it has a vocabulary.
 
     Raises
     ------
@@ -99,18 +99,10 @@ def _read(model: GGUFModel) -> Checkpoint:
     )
     counts = Counter(place.format.name for place in matrices)
     dtype = _dtype(matrices)
-    # int8 has groups of one size in a model, and they fill the rows of all matrices.
+    # An int8 model's groups are all of one size, and whole ones fill a matrix: dim is a side of it.
     grouped = not counts.keys().isdisjoint(_KEPT) and config.dim % _GROUP == 0
     if grouped and dtype not in ("int4", "int8"):
-        notes = [
-            *notes,
-            *(
-                f"{counts[name]} of {len(matrices)} matrices are {name}, which dtype {dtypes} keeps"
-                " as they are"
-                for name, dtypes in _KEPT.items()
-                if counts[name]
-            ),
-        ]
+        notes += _what_is_kept(counts)
     return Checkpoint(
         first.path,
         f"GGUF ({'/'.join(sorted(counts))})",
@@ -134,6 +126,16 @@ def _dtype(matrices: Sequence[Place]) -> str:
         return "int8"
     largest = max(matrices, key=lambda place: place.nbytes)
     return DTYPES.get(largest.format.record, "float32")
+
+
+def _what_is_kept(counts: Mapping[str, int]) -> list[str]:
+    """Notes on a mixed file, from how many matrices it has of each format."""
+    return [
+        f"{counts[name]} of {sum(counts.values())} matrices are {name},"
+        f" which dtype {dtypes} keeps as they are"
+        for name, dtypes in _KEPT.items()
+        if name in counts
+    ]
 
 
 def _check_place(path: Path, name: str, place: Place, shape: tuple[int, ...]) -> None:
