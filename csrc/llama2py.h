@@ -19,7 +19,7 @@ enum {
     L2P_FLOAT32 = 0,
     L2P_INT8 = 1,     /* groups of int8 with one float32 scale each */
     L2P_BFLOAT16 = 2, /* the upper half of a float32 */
-    L2P_INT4 = 3,     /* packed only: groups of 32 in a row, values -8 to 7, with one float16 scale each */
+    L2P_INT4 = 3,     /* groups of 32 in a row, values -8 to 7, with one float16 scale each */
     L2P_FLOAT16 = 4   /* in files only */
 };
 
@@ -65,8 +65,9 @@ void l2p_model_digest(const l2p_model *model, uint64_t *out);
 
 /* Pack one tensor of one layer (0 where a tensor has none), and convert or quantize it where the model's weight type
  * is another. values: of values_type, in rows; of L2P_INT8, scales: float32, one for each group of the flattened
- * tensor. Norms are always float32. Any alignment. *non_finite grows by the number of values that are NaN or infinite
- * (of scales, where the model is quantized). */
+ * tensor; of L2P_INT4, which only a model of L2P_INT4 takes, values: int8, one a byte, scales: float16, one for each
+ * group of a row. Norms are always float32. Any alignment. *non_finite grows by the number of values that are NaN or
+ * infinite (of scales, where the model is quantized). */
 int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
                   int n_threads, int64_t *non_finite);
 

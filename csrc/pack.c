@@ -11,7 +11,8 @@ typedef struct {
     int rows, cols;              /* of the source */
     int type;                    /* of the source */
     const unsigned char *values; /* (rows, cols), of any alignment */
-    const unsigned char *scales; /* of an int8 source: float32, one per file_group values of the flattened tensor */
+    const unsigned char *scales; /* of an int8 source: float32, one per file_group values of the flattened tensor;
+                                  * of an int4 source: float16, one per INT4_GROUP values of a row */
     int file_group, offset;
     atomic_llong non_finite;
 } Packing;
@@ -123,8 +124,21 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
     return non_finite;
 }
 
-/* rows (height, cols) to block[groups] of { nibbles [group_quads / 2][LANES][4], float16 scale[LANES] }. The value that
- * is farthest from 0 becomes -8 times the scale, so that all of the 16 values are used. */
+/* n values of a group to whole numbers from -8 to 7, in place of zeros, and the bits of their scale. The value that is
+ * farthest from 0 becomes -8 times the scale, so that all of the 16 are used. The scale is NaN if a value is not
+ * finite, or if it would not be. */
+static uint16_t quantize_int4(const float *values, int n, int8_t *whole) {
+    float farthest = 0.0f;
+    for (int k = 0; k < n && farthest == farthest; k++) /* a NaN is the farthest */
+        if (!(fabsf(values[k]) <= fabsf(farthest))) farthest = values[k];
+    const uint16_t bits = float_to_float16(farthest / -8.0f);
+    const float scale = float16_to_float(bits);
+    if (is_non_finite(scale)) return float_to_float16(NAN);
+    for (int k = 0; scale != 0.0f && k < n; k++) whole[k] = (int8_t)clamp(nearest(values[k] / scale), -8, 7);
+    return bits;
+}
+
+/* rows (height, cols) to block[groups] of { nibbles [group_quads / 2][LANES][4], float16 scale[LANES] } */
 static int64_t pack_int4(const Packing *p, unsigned char *block, int row, int height) {
     const Matrix *m = p->to;
     const size_t nibbles = INT4_GROUP / 2 * LANES;
@@ -134,21 +148,22 @@ static int64_t pack_int4(const Packing *p, unsigned char *block, int row, int he
         memset(block, INT4_OFFSET | INT4_OFFSET << 4, nibbles);
         for (int lane = 0; lane < height; lane++) {
             const int first = g * INT4_GROUP, n = p->cols - first < INT4_GROUP ? p->cols - first : INT4_GROUP;
-            float values[INT4_GROUP] = {0}, farthest = 0.0f;
-            read_values(p, (int64_t)(row + lane) * p->cols + first, n, values);
-            for (int k = 0; k < n && farthest == farthest; k++) /* a NaN is the farthest */
-                if (!(fabsf(values[k]) <= fabsf(farthest))) farthest = values[k];
-            scales[lane] = float_to_float16(farthest / -8.0f);
-            const float scale = float16_to_float(scales[lane]);
-            if (is_non_finite(scale)) {
-                scales[lane] = float_to_float16(NAN);
-                non_finite++;
-            } else if (scale != 0.0f) {
-                for (int k = 0; k < n; k++) {
-                    const int whole = clamp(nearest(values[k] / scale), -8, 7) + INT4_OFFSET, quad = k / 4;
-                    unsigned char *both = block + (quad / 2) * LANES * 4 + lane * 4 + k % 4;
-                    *both = (unsigned char)(quad % 2 ? (*both & 15) | whole << 4 : (*both & 0xf0) | whole);
-                }
+            const int64_t source = (int64_t)(row + lane) * p->cols + first;
+            int8_t whole[INT4_GROUP] = {0};
+            if (p->type == L2P_INT4) {
+                const int64_t group = (int64_t)(row + lane) * m->groups + g;
+                memcpy(whole, p->values + source, (size_t)n);
+                memcpy(&scales[lane], p->scales + group * (int64_t)sizeof *scales, sizeof *scales);
+            } else {
+                float values[INT4_GROUP];
+                read_values(p, source, n, values);
+                scales[lane] = quantize_int4(values, n, whole);
+            }
+            non_finite += is_non_finite(float16_to_float(scales[lane]));
+            for (int k = 0; k < n; k++) {
+                const int nibble = (whole[k] + INT4_OFFSET) & 15, quad = k / 4;
+                unsigned char *both = block + (quad / 2) * LANES * 4 + lane * 4 + k % 4;
+                *both = (unsigned char)(quad % 2 ? (*both & 15) | nibble << 4 : (*both & 0xf0) | nibble);
             }
         }
         memcpy(block + nibbles, scales, sizeof scales);
@@ -187,7 +202,8 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     const l2p_config *c = &model->config;
     const int of_layer = tensor != L2P_TOKEN_EMBEDDING_TABLE && tensor != L2P_RMS_FINAL_WEIGHT && tensor != L2P_WCLS;
     if (layer < 0 || layer >= (of_layer ? c->n_layers : 1)) return L2P_BAD_ARGUMENT;
-    if (values_type < L2P_FLOAT32 || values_type > L2P_FLOAT16 || values_type == L2P_INT4) return L2P_BAD_ARGUMENT;
+    if (values_type < L2P_FLOAT32 || values_type > L2P_FLOAT16) return L2P_BAD_ARGUMENT;
+    if (values_type == L2P_INT4 && c->weight_type != L2P_INT4) return L2P_BAD_ARGUMENT;
     Layer *l = &model->layers[layer];
     const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
     const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
@@ -213,7 +229,7 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     case L2P_W2: p.to = &l->w2; p.rows = c->dim; break;
     default: return L2P_BAD_ARGUMENT;
     }
-    if (values_type == L2P_INT8 && !scales) return L2P_BAD_ARGUMENT;
+    if ((values_type == L2P_INT8 || values_type == L2P_INT4) && !scales) return L2P_BAD_ARGUMENT;
     p.cols = p.to->cols;
     threads_take_turn();
     threads_run(threads_worth_it(model, 1, n_threads), pack_share, &p);

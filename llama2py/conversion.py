@@ -89,14 +89,16 @@ def convert(
     dtype : {'float32', 'float16', 'bfloat16', 'int8'}, optional
         Of the matrices, and for hf of the norms. Default: the source's, where the format holds it,
         or else float32: nothing is lost, but where int8 is turned into other groups or v2 is asked
-        for. v0 and v1 hold float32; v2 int8; hf the three others; gguf all four, of which int8 is
-        Q8_0 (and float16 where a row is no multiple of 32). Rounding is to nearest, ties to even.
+        for. int4 (GGUF's Q4_0), which no format holds, is int8 in groups of 32 here, with the same
+        values and scales. v0 and v1 hold float32; v2 int8; hf the three others; gguf all four, of
+        which int8 is Q8_0 (and float16 where a row is no multiple of 32). Rounding is to nearest,
+        ties to even.
     tokenizer : str, path-like or False, optional
         The vocabulary to go with it. Default: the model's own. False: none. A llama2.c file's goes
         beside it, as ``NAME.tokenizer.bin``, unless it is Llama 2's, which needs no file.
     group_size : int, optional
         For v2: weights that share a scale, a divisor of ``dim``. Default: the source's if it is
-        int8, else 64, halved until it divides ``dim``.
+        int8 or int4, else 64, halved until it divides ``dim``.
     shard_size : int
         For hf: bytes of tensors in one file. Default: 5 GB.
     threads : int
@@ -137,7 +139,7 @@ def convert(
     if threads < 1:
         raise ParameterError(f"threads is {threads}, expected a whole number from 1 up")
     with open_checkpoint(find_model(source)) as checkpoint:
-        kind: str = format or format_of(target, dtype or checkpoint.dtype)
+        kind: str = format or format_of(target, dtype or _own(checkpoint))
         if kind != "hf" and not target.name:
             raise CheckpointError(f"{target}: this is no regular file, expected one or a new name")
         precision = _dtype(kind, dtype, checkpoint)
@@ -199,8 +201,13 @@ def _dtype(kind: str, asked: str | None, checkpoint: Checkpoint) -> str:
             f"format {kind} holds {', '.join(holds)}, not {asked}:"
             f" expected one of these or the format {' or '.join(fitting)}"
         )
-    own = "int8" if checkpoint.dtype == "int8" else _stored(checkpoint, 2)
+    own = _own(checkpoint)
     return asked or (own if own in holds else holds[0])
+
+
+def _own(checkpoint: Checkpoint) -> str:
+    """The dtype of files that holds all matrices; int8 in groups of 32 holds those of int4."""
+    return "int8" if checkpoint.dtype in ("int8", "int4") else _stored(checkpoint, 2)
 
 
 def _stored(checkpoint: Checkpoint, n_dims: int) -> str:

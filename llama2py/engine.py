@@ -19,7 +19,7 @@ from .checkpoint import (
     QuantizedTensor,
     StoredTensor,
     Tensor,
-    default_group_size,
+    int8_group_size,
     own_dtype,
 )
 from .config import CacheDtype, Dtype, ModelConfig
@@ -233,19 +233,21 @@ class Engine:
         self._model: Any = ffi.gc(model, lib.l2p_model_free)
         self.nbytes = int(lib.l2p_model_bytes(model))
         self.non_finite = 0
-        done = 0
+        group_size, done = int8_group_size(checkpoint), 0
         for name, tensors in checkpoint.tensors.items():
             for layer, tensor in enumerate(tensors):
-                self._pack(name, layer, tensor)
+                self._pack(name, layer, tensor, group_size)
                 checkpoint.release(tensor)
                 done += math.prod(tensor.shape)
                 progress(done, self._n_params)
 
-    def _pack(self, name: str, layer: int, tensor: Tensor) -> None:
+    def _pack(self, name: str, layer: int, tensor: Tensor, group_size: int) -> None:
         # Some tensors make their arrays on use: they must live until the engine has read them.
-        if isinstance(tensor, QuantizedTensor):
-            kind = lib.L2P_INT8
-            arrays: tuple[np.ndarray[Any, Any], ...] = (tensor.values, tensor.scales)
+        arrays: tuple[np.ndarray[Any, Any], ...]
+        if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
+            kind, arrays = lib.L2P_INT4, (tensor.values, tensor.scales.astype(np.float16))
+        elif isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
+            kind, arrays = lib.L2P_INT8, (tensor.values, tensor.scales)
         elif (
             isinstance(tensor, StoredTensor)
             and len(tensor.shape) == 2
@@ -385,7 +387,7 @@ def _c_config(
             "shared_classifier": config.shared_classifier,
             "weight_type": _DTYPES[dtype],
             "cache_type": _DTYPES[cache_dtype],
-            "group_size": checkpoint.group_size or default_group_size(config),
+            "group_size": int8_group_size(checkpoint),
             "norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,
             "rope_divisors": rope_divisors,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from .amount import amount
-from .checkpoint import Checkpoint, default_group_size, tensor_shapes
+from .checkpoint import Checkpoint, int8_group_size, tensor_shapes
 from .config import Dtype
 from .errors import TooBigError
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 def packed_bytes(checkpoint: Checkpoint, dtype: Dtype) -> int:
     """Bytes of a checkpoint's weights in the engine, as matrices of a dtype."""
     config = checkpoint.config
-    group_size = checkpoint.group_size or default_group_size(config)
+    group_size = int8_group_size(checkpoint)
     total = 4 * _round_up(config.head_dim // 2, _LANES)  # the rotary frequencies
     for count, shape in tensor_shapes(config).values():
         rows = _round_up(shape[0], _LANES)

@@ -16,7 +16,7 @@ from .backend import Logits
 from .checkpoint import (
     Checkpoint,
     convert_matrix,
-    default_group_size,
+    int8_group_size,
     own_dtype,
     round_to_bfloat16,
 )
@@ -88,7 +88,7 @@ class Reference:
         self.dtype: Dtype = dtype or own_dtype(checkpoint)
         divisors = c.rope_scaling.divisors(c.head_dim, c.rope_theta) if c.rope_scaling else 1
         self.freqs = (frequencies(c.head_dim, c.rope_theta) / np.array(divisors)).astype(np.float32)
-        group_size = checkpoint.group_size or default_group_size(c)
+        group_size = int8_group_size(checkpoint)
         tensors = {
             k: [t if k[:3] == "rms" else convert_matrix(t, self.dtype, group_size) for t in layers]
             for k, layers in checkpoint.tensors.items()

@@ -83,9 +83,11 @@ def file_as(path: Path, read: Callable[[Path], object]) -> Read:
 
 
 def gguf(folder: Path) -> Made:
-    quantized = {name: (8, w.shape, bytes(w.size // 32 * 34)) for name, w in weights().items()}
     plain = {name: (0, w.shape, w.tobytes()) for name, w in weights().items() if w.ndim == 1}
-    seeds = [float_file(), gguf_file(metadata(), *lay_out(quantized | plain))]
+    seeds = [float_file()]
+    for kind, nbytes in ((8, 34), (2, 18)):  # Q8_0, Q4_0
+        blocks = {n: (kind, w.shape, bytes(w.size // 32 * nbytes)) for n, w in weights().items()}
+        seeds.append(gguf_file(metadata(), *lay_out(blocks | plain)))
     return file_as(folder / "m.gguf", checkpoint_at), seeds
 
 

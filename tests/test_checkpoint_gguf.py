@@ -111,9 +111,9 @@ def test_a_file_of_the_gguf_package(tmp_path: Path, name: str, tied: bool) -> No
         assert (config.vocab_size, config.seq_len) == (made.VOCAB, 16)
         assert (config.norm_eps, config.rope_theta) == (1e-6, 500000.0)
         assert config.shared_classifier == tied
-        dtypes = {"Q8_0": "int8", "F16": "float16", "BF16": "bfloat16"}
+        dtypes = {"Q8_0": "int8", "Q4_0": "int4", "F16": "float16", "BF16": "bfloat16"}
         assert checkpoint.dtype == dtypes.get(name, "float32")
-        assert checkpoint.group_size == (32 if name == "Q8_0" else None)
+        assert checkpoint.group_size == (32 if name in ("Q8_0", "Q4_0") else None)
         found = weights_of(checkpoint)
         for row in checkpoint.tensors.values():
             for one in row:

@@ -12,7 +12,13 @@ from pathlib import Path
 from . import llama2c
 from .base import Checkpoint
 from .conventions import Conventions
-from .converting import convert_matrix, default_group_size, own_dtype, round_to_bfloat16
+from .converting import (
+    convert_matrix,
+    default_group_size,
+    int8_group_size,
+    own_dtype,
+    round_to_bfloat16,
+)
 from .mapped_file import MappedFile
 from .sniffing import HEAD, is_description, kind_of
 from .stored import JoinedTensor, StoredTensor
@@ -29,6 +35,7 @@ __all__ = [
     "Tensor",
     "convert_matrix",
     "default_group_size",
+    "int8_group_size",
     "open_checkpoint",
     "own_dtype",
     "quantize",

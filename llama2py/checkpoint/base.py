@@ -32,13 +32,14 @@ class Checkpoint(Closing):
     files : sequence of MappedFile
         What the tensors are views of; closed with the checkpoint.
     group_size : int, optional
-        Values per scale where the matrices are int8.
+        Values per scale where matrices, all or some, are int8 or int4; others that become int8 get
+        groups of this size, too.
     tokenizer_path : Path, optional
         The tokenizer that belongs to the checkpoint, where the format says which.
     dtype : str, optional
         What the file's matrices are made of: ``'float32'``, ``'float16'``, ``'bfloat16'``,
-        ``'int8'``; GGUF's other blocks count as the float32 that they are widened to. By default,
-        int8 where there is a group size and float32 elsewhere.
+        ``'int8'``, ``'int4'``; GGUF's other blocks count as the float32 that they are widened to.
+        By default, int8 where there is a group size and float32 elsewhere.
     notes : sequence of str, optional
         What a user should know about the files although they could be read, for ``info``.
     conventions : Conventions, optional

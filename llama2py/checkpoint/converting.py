@@ -61,6 +61,11 @@ def default_group_size(config: ModelConfig) -> int:
     return group_size
 
 
+def int8_group_size(checkpoint: Checkpoint) -> int:
+    """Weights that share a scale once a checkpoint is int8: its own groups, or the default."""
+    return checkpoint.group_size or default_group_size(checkpoint.config)
+
+
 def own_dtype(checkpoint: Checkpoint) -> Dtype:
     """What a checkpoint's weights are kept as unless told otherwise: nothing is lost.
 
@@ -68,6 +73,8 @@ def own_dtype(checkpoint: Checkpoint) -> Dtype:
     """
     if checkpoint.dtype == "int8":
         return "int8"
+    if checkpoint.dtype == "int4":
+        return "int4"
     matrices = [t for layers in checkpoint.tensors.values() for t in layers if len(t.shape) == 2]
     narrow = checkpoint.dtype == "bfloat16" and all(
         matrix.nbytes == 2 * matrix.shape[0] * matrix.shape[1] for matrix in matrices
@@ -133,7 +140,8 @@ def convert_matrix(tensor: Tensor, dtype: Dtype, group_size: int) -> Tensor | In
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}
         bfloat16 comes as float32 numbers that bfloat16 holds.
     group_size : int
-        For int8: values that share a scale. A tensor that is int8 already stays as it is.
+        For int8: values that share a scale. A tensor that has such groups already stays as it is,
+        and so do, for int4, the values and scales of one that has four bits.
 
     Raises
     ------
@@ -141,10 +149,14 @@ def convert_matrix(tensor: Tensor, dtype: Dtype, group_size: int) -> Tensor | In
         If ``dtype`` is none of these.
     """
     if dtype == "int8":
-        if isinstance(tensor, QuantizedTensor):
+        if isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
             return tensor
         return quantize(tensor.dequantize(), group_size)
     if dtype == "int4":
+        if isinstance(tensor, QuantizedTensor) and tensor.bits == 4:
+            rows, cols = tensor.shape
+            scales = tensor.scales.astype(np.float16).reshape(rows, -1)
+            return Int4Matrix(tensor.values.reshape(rows, -1, INT4_GROUP), scales, cols)
         return quantize_int4(tensor.dequantize())
     if dtype == "bfloat16":
         return DenseTensor(round_to_bfloat16(tensor.dequantize()))

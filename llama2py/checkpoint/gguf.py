@@ -7,12 +7,13 @@ weight has to move: a reader that permuted them would not give the recorded toke
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
 from .base import Checkpoint
 from .conventions import gguf_conventions
-from .gguf_blocks import FORMATS
 from .gguf_config import check_architecture, read_config
 from .gguf_files import GGUFModel, Place, open_model
 from .mapped_file import MappedFile
@@ -36,7 +37,9 @@ NAMES = {
     "rms_final_weight": "output_norm.weight",
     "wcls": _CLASSIFIER,
 }
-_Q8_0 = FORMATS[8]
+# Groups of whole numbers with one scale, and the dtypes of the engine that hold them as they are.
+_KEPT = {"Q4_0": "int4 or int8", "Q8_0": "int8"}
+_GROUP = 32  # of both
 MAX_FACTORS = 1 << 12  # a head's pairs; real heads have 32 to 128
 
 
@@ -51,9 +54,11 @@ def read_gguf(file: MappedFile) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        Of int8 matrices with a scale for every 32 values where all matrices are Q8_0. Others are
-        widened to float32 on use; ``dtype`` is what the largest one is stored in, or float32 where
-        that is in blocks. ``tokenizer_path`` is the file itself if it has a vocabulary.
+        Of int4 where all matrices are Q4_0, and of int8 where each is Q8_0 or Q4_0, with a scale
+        for every 32 values. Of other files ``dtype`` is what the largest matrix is stored in, or
+        float32 where that is in blocks, which are widened on use; but who asks for int4 gets its
+        matrices in Q4_0 as they are, and who asks for int8 those in Q8_0 and Q4_0: ``notes`` say
+        how many. ``tokenizer_path`` is the file itself if it has a vocabulary.
 
     Raises
     ------
@@ -83,30 +88,54 @@ def _read(model: GGUFModel) -> Checkpoint:
     factors = _rope_factors(places.get(ROPE_FACTORS), first.path)
     config, notes = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places, factors)
     matrices = [place for place in places.values() if len(place.dims) == 2]
-    quantized = all(place.format is _Q8_0 for place in matrices)
     tensors = collect(
         first.path,
         places,
         config,
         NAMES,
         _check_place,
-        lambda _, place: place.tensor(quantized),
+        lambda _, place: place.tensor(),
         ROPE_FACTORS.__eq__,
     )
-    kinds = "/".join(sorted({place.format.name for place in matrices}))
-    largest = max(matrices, key=lambda place: place.nbytes)
+    counts = Counter(place.format.name for place in matrices)
+    dtype = _dtype(matrices)
+    # An int8 model's groups are all of one size, and whole ones fill a matrix: dim is a side of it.
+    grouped = not counts.keys().isdisjoint(_KEPT) and config.dim % _GROUP == 0
+    if grouped and dtype not in ("int4", "int8"):
+        notes += _what_is_kept(counts)
     return Checkpoint(
         first.path,
-        f"GGUF ({kinds})",
+        f"GGUF ({'/'.join(sorted(counts))})",
         config,
         tensors,
         model.files,
-        group_size=_Q8_0.size if quantized else None,
+        group_size=_GROUP if grouped else None,
         tokenizer_path=first.path if "tokenizer.ggml.tokens" in model.pairs else None,
-        dtype="int8" if quantized else DTYPES.get(largest.format.record, "float32"),
+        dtype=dtype,
         notes=notes,
         conventions=gguf_conventions(model.pairs, config.vocab_size, first.path),
     )
+
+
+def _dtype(matrices: Sequence[Place]) -> str:
+    """What all matrices can be kept as, or else the largest one's type."""
+    names = {place.format.name for place in matrices}
+    if names == {"Q4_0"}:
+        return "int4"
+    if names <= _KEPT.keys():
+        return "int8"
+    largest = max(matrices, key=lambda place: place.nbytes)
+    return DTYPES.get(largest.format.record, "float32")
+
+
+def _what_is_kept(counts: Mapping[str, int]) -> list[str]:
+    """Notes on a mixed file, from how many matrices it has of each format."""
+    return [
+        f"{counts[name]} of {sum(counts.values())} matrices are {name},"
+        f" which dtype {dtypes} keeps as they are"
+        for name, dtypes in _KEPT.items()
+        if name in counts
+    ]
 
 
 def _check_place(path: Path, name: str, place: Place, shape: tuple[int, ...]) -> None:

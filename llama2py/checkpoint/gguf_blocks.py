@@ -67,8 +67,15 @@ def _fifths(blocks: Blocks) -> NDArray[np.int16]:
     return _nibbles(blocks) + (high.astype(np.int16) << 4)
 
 
+def q4_0_values(blocks: Blocks) -> NDArray[np.int8]:
+    """The whole numbers of blocks of Q4_0, from -8 to 7: (n, 32), a new array."""
+    values = _crumbs(blocks["q"], 4).reshape(-1, 32).view(np.int8)
+    values -= 8
+    return values
+
+
 def _q4_0(blocks: Blocks) -> Floats:
-    return _column(blocks["d"]) * _float(_nibbles(blocks) - 8)
+    return _column(blocks["d"]) * _float(q4_0_values(blocks))
 
 
 def _q4_1(blocks: Blocks) -> Floats:

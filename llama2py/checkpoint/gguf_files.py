@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError
 from ..gguf_metadata import GGUFMetadata, parse_gguf_metadata, parse_gguf_tensors
 from .gguf_blocks import FORMATS, BlockFormat, type_name
-from .gguf_tensors import BlockTensor, Q8Tensor
+from .gguf_tensors import BlockTensor, Q4Tensor, Q8Tensor
 from .mapped_file import MappedFile
 from .stored import stored
 from .tensors import Tensor
@@ -31,15 +31,17 @@ class Place(NamedTuple):
     dims: tuple[int, ...]
     """The fastest running dimension first: (columns, rows)."""
 
-    def tensor(self, quantized: bool = False) -> Tensor:
-        """A view of it; as int8 values and scales, if asked for a matrix in Q8_0."""
+    def tensor(self) -> Tensor:
+        """A view of it; a matrix in Q8_0 or Q4_0 as whole numbers and scales."""
         format, shape = self.format, self.dims[::-1]
         if format.decode is None:
             return stored(self.file.view(self.offset, format.record, shape))
         count = self.nbytes // format.record.itemsize
         blocks = self.file.view(self.offset, format.record, (count,))
-        if quantized and len(shape) == 2 and format is FORMATS[8]:
+        if len(shape) == 2 and format is FORMATS[8]:
             return Q8Tensor(blocks, shape)
+        if len(shape) == 2 and format is FORMATS[2]:
+            return Q4Tensor(blocks, shape)
         return BlockTensor(blocks, format, shape)
 
     @property

@@ -1,6 +1,6 @@
 """The tensors of a GGUF file: they stay as the file has them until somebody asks for the weights.
 
-Neither holds more than views of the mapped file. What they return is made anew at every use, one
+None holds more than views of the mapped file. What they return is made anew at every use, one
 tensor's worth, for callers that copy it somewhere and let it go.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .gguf_blocks import BlockFormat
+from .gguf_blocks import BlockFormat, q4_0_values
 from .tensors import QuantizedTensor
 
 _BAND = 1 << 18  # weights that are widened at a time: what lies between stays in the cache
@@ -128,3 +128,15 @@ class Q8Tensor(QuantizedTensor):
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The array behind it; values and scales are made of it."""
         return (self.stored,)
+
+
+class Q4Tensor(Q8Tensor):
+    """A matrix in Q4_0: as `Q8Tensor`, its values from -8 to 7 and two of them in a byte."""
+
+    __slots__ = ()
+    bits = 4
+
+    @property
+    def values(self) -> NDArray[np.int8]:
+        """The quantized weights, int8, (rows, cols): a new array."""
+        return q4_0_values(self.stored).reshape(self._shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,12 @@ class QuantizedTensor:
     group_size : int
         Number of values that share a scale.
 
+    Attributes
+    ----------
+    bits : int
+        8; or 4 of a kind of tensor whose rows are whole groups of 32 values from -8 to 7, with
+        scales that are float16 numbers: what int4 holds exactly.
+
     Raises
     ------
     ParameterError
@@ -91,6 +97,7 @@ class QuantizedTensor:
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
     group_size: int
+    bits: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         values, scales = self.values, self.scales

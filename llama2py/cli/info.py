@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     config = facts["config"]
     shared = "the token embedding" if config["shared_classifier"] else "its own tensor"
     dtype = facts["dtype"]
-    if facts["group_size"]:
+    if dtype in ("int8", "int4"):
         dtype += f", a scale for every {facts['group_size']} values"
     lines = {
         "file": facts["file"],

@@ -29,6 +29,11 @@ void check_errors(void) {
         CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_INT4, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_FLOAT16 + 1, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_INT8, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
+        l2p_config narrow = *c;
+        narrow.weight_type = L2P_INT4;
+        l2p_model *int4 = l2p_model_new(&narrow, best_isa());
+        CHECK(int4 && l2p_model_set(int4, L2P_WQ, 0, L2P_INT4, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
+        l2p_model_free(int4);
         CHECK(bad == 10);
         CHECK(l2p_model_set(other.model, L2P_RMS_FINAL_WEIGHT, 0, L2P_FLOAT32, values, NULL, 1, &bad) == L2P_OK && bad == 13);
         CHECK(l2p_model_set(other.model, L2P_W1, 1, type, values, values, 3, &bad) == L2P_OK);

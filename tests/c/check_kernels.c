@@ -203,4 +203,5 @@ void check_kernels(void) {
         check_argmax(kernels);
         printf("%s kernels\n", name);
     }
+    check_packing_int4();
 }

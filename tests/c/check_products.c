@@ -1,5 +1,7 @@
-/* The kernels of matrix products, each alone: matmul of each type, attention's bare matmul, and quantizing. */
+/* The kernels of matrix products, each alone: matmul of each type, attention's bare matmul, and quantizing; and packing
+ * int4, for it has the same layout. */
 #include "check.h"
+#include "feeding.h"
 #include "parts.h"
 
 static float multiply_add(int numerics, float a, float b, float c) {
@@ -306,5 +308,52 @@ void check_quantize(const Kernels *kernels) {
         for (int i = 1; i < 260; i++) x[i] = nextafterf(x[i], i % 2 ? 0.0f : x[i] * 2); /* just below, just above */
         for (int i = 0; i < 260; i++) x[i] = fabsf(x[i]) > x[0] ? 0.0f : x[i];
         check_group(kernels, x, 260, 1);
+    }
+}
+
+/* Values and scales that are int4 already: each comes to its place as it is, and no quantizer has a say */
+void check_packing_int4(void) {
+    for (int shape = 0; shape < N_SHAPES; shape++) {
+        l2p_config c = SHAPES[shape];
+        c.weight_type = L2P_INT4;
+        now("packing int4 of dim %d", c.dim);
+        l2p_model *model = l2p_model_new(&c, best_isa());
+        CHECK(model != NULL);
+        TestMatrix t = test_matrix(L2P_INT4, c.vocab_size, c.dim, 0, 0);
+        const Matrix *want = &t.m, *got = &model->embedding;
+        const size_t n_scales = (size_t)c.vocab_size * (size_t)want->groups;
+        Guarded values = guarded((size_t)c.vocab_size * (size_t)c.dim), scales = guarded(n_scales * 2);
+        memcpy(values.array, t.q, values.bytes);
+        for (size_t i = 0; i < n_scales; i++) {
+            const uint16_t half = float_to_float16(t.scales[i]);
+            memcpy(scales.array + 2 * i, &half, 2);
+        }
+        int64_t non_finite = 5;
+        CHECK(l2p_model_set(model, L2P_TOKEN_EMBEDDING_TABLE, 0, L2P_INT4, values.array, scales.array, 1 + shape,
+                            &non_finite) == L2P_OK);
+        CHECK(non_finite == 5);
+        CHECK(got->groups == want->groups && got->group_bytes == want->group_bytes && got->blocks == want->blocks);
+        for (int group = 0; group < want->blocks * want->groups; group++) {
+            const int b = group / want->groups, g = group % want->groups;
+            const size_t at = (size_t)g * want->group_bytes, nibbles = INT4_GROUP / 2 * LANES;
+            const unsigned char *a = got->data + (size_t)b * got->block_bytes + at;
+            const unsigned char *e = want->data + (size_t)b * want->block_bytes + at;
+            const int height = c.vocab_size - b * LANES < LANES ? c.vocab_size - b * LANES : LANES;
+            if (memcmp(a, e, nibbles + 2 * (size_t)height) != 0) fail("group %d of block %d differs", g, b);
+        }
+        static const uint16_t odd[] = {0x7c00, 0xfc00, 0x7e01, 0x0000, 0x8000, 0x0001}; /* infinities and a NaN first */
+        for (size_t i = 0; i < sizeof odd / sizeof odd[0]; i++) {
+            memcpy(scales.array + scales.bytes - 2, &odd[i], 2);
+            non_finite = 0;
+            CHECK(l2p_model_set(model, L2P_TOKEN_EMBEDDING_TABLE, 0, L2P_INT4, values.array, scales.array, 2,
+                                &non_finite) == L2P_OK);
+            CHECK(non_finite == (i < 3));
+            const unsigned char *last = got->data + (size_t)(got->blocks - 1) * got->block_bytes +
+                                        (size_t)got->groups * got->group_bytes - 2 * LANES;
+            CHECK(memcmp(last + 2 * ((c.vocab_size - 1) % LANES), &odd[i], 2) == 0);
+        }
+        unguard(values), unguard(scales);
+        free_test_matrix(t);
+        l2p_model_free(model);
     }
 }

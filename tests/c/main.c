@@ -2,7 +2,7 @@
  *
  *   fork     a child of fork() can compute, whatever the other threads of its parent were doing
  *   errors   wrong arguments come back as error codes, and leave everything usable
- *   kernels  each kernel alone against plain scalar loops, at sizes around the vector's width
+ *   kernels  each kernel alone against plain scalar loops, at sizes around the vector's width; packing int4
  *   models   l2p_forward against a naive transformer; the same bits for any batch, thread count and instruction set
  *   threads  pool, turns, cancelling and l2p_release, several callers at once
  *   stories  eight threads tell stories with one model, each what a thread alone tells

@@ -14,6 +14,7 @@ void check_stories(void);
 void check_matmul(const Kernels *kernels);
 void check_matmul_bare(const FloatKernels *kernels);
 void check_quantize(const Kernels *kernels);
+void check_packing_int4(void);
 
 /* Of check_models.c, for check_threads */
 void check_big(int isa, int group);
