@@ -96,8 +96,8 @@ class Asking(Closing, ABC):
         Raises
         ------
         PromptError
-            If the prompt is not encodable; a ContextError, which is one, too, if it is longer than
-            the context.
+            If the prompt is not encodable, or has a token that is out of the vocabulary; a
+            ContextError, which is one, too, if it is longer than the context.
         ParameterError
             If a number is out of its range.
         """
@@ -186,6 +186,13 @@ class Asking(Closing, ABC):
             The text, its tokens, why it ended, its seed, and how fast it went; with many prompts
             one for each, in order. With the C engine each is, to the bit, what it is alone.
 
+        Raises
+        ------
+        PromptError, ParameterError
+            As `stream` does, before any text is begun; of many prompts the message says which one
+            it is, counted from 0. With ``overflow='error'`` a text that comes to the end of the
+            context ends all of them.
+
         Examples
         --------
         >>> from llama2py import load
@@ -202,10 +209,8 @@ class Asking(Closing, ABC):
                 seed = index(seed)  # type: ignore[arg-type]
             return self.stream(one, max_tokens, temperature, top_p, seed, **options).finish()
         many: Sequence[str | Sequence[int]] = prompt  # type: ignore[assignment]
-        jobs = [
-            self._job(each, max_tokens, temperature, top_p, its_seed, options)
-            for each, its_seed in zip(many, seed_each(seed, len(many)), strict=True)
-        ]
+        seeds = seed_each(seed, len(many))
+        jobs = list(self._jobs(many, seeds, max_tokens, temperature, top_p, options))
         return [Generation.of(job) for job in run_jobs(self, jobs, max_batch)]
 
     def generate_many(
@@ -240,6 +245,13 @@ class Asking(Closing, ABC):
         Generation
             One for each prompt.
 
+        Raises
+        ------
+        PromptError, ParameterError
+            As `generate` does, but of a prompt only when it is taken. Then it is over: texts before
+            it that have not been given yet, at most ``max_batch`` and those that wait for them, are
+            lost.
+
         Examples
         --------
         >>> from itertools import count
@@ -248,10 +260,7 @@ class Asking(Closing, ABC):
         >>> next(texts).seed, next(texts).seed
         (0, 1)
         """
-        jobs = (
-            self._job(prompt, max_tokens, temperature, top_p, its_seed, options)
-            for prompt, its_seed in zip(prompts, seeds_of(seed), strict=False)
-        )
+        jobs = self._jobs(prompts, seeds_of(seed), max_tokens, temperature, top_p, options)
         texts: Iterable[Job] = run_jobs(self, jobs, max_batch)
         if progress:
             from .progress import Bar  # only here: tqdm takes longer to import than a model to load
@@ -311,16 +320,34 @@ class Asking(Closing, ABC):
             self.backend, tokens, max_tokens, temperature, top_p, seed, options, self.stop_tokens
         )
 
+    def _jobs(
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        seeds: Iterable[int | None],
+        max_tokens: int | None,
+        temperature: float,
+        top_p: float,
+        options: Options,
+    ) -> Iterator[Job]:
+        """One for each prompt; an error says which one it is of."""
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=False)):
+            try:
+                job = self._job(prompt, max_tokens, temperature, top_p, seed, options)
+            except PromptError as error:
+                raise type(error)(f"prompt {number}: {error}") from None
+            yield job
+
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens that a prompt is run as: BOS and the text's, or those given.
 
         Raises
         ------
         PromptError
-            If there are none, or the text is not encodable; a ContextError, which is one, too, if
-            there are too many for the context.
+            If there are none, one is out of the vocabulary, or the text is not encodable; a
+            ContextError, which is one, too, if there are too many for the context.
         """
         tokens = self._tokens(prompt)
+        self.config.check_tokens(tokens)
         if len(tokens) > self.config.seq_len:
             raise ContextError(
                 f"the prompt is {len(tokens)} tokens long, longer than"

@@ -54,7 +54,7 @@ class Chat(Closing):
         As in `Model.stream`.
     max_tokens : int, optional
         Tokens of the whole dialogue, prompts included. Default, and at most: the context.
-    template : {'llama2', 'llama3', 'chatml', 'zephyr', 'plain'}, optional
+    template : {'llama2', 'mistral', 'llama3', 'chatml', 'zephyr', 'plain'}, optional
         How turns are written. Default: as the checkpoint's metadata says, or else Llama 2's way,
         which is llama2.c's to the bit. ``llama3`` is Llama 3's; the dates that 3.1 and later put
         before the system prompt are yours to put there. ``plain`` has lines of ``User:`` and

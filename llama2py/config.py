@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from .errors import ConfigError
+from .errors import ConfigError, PromptError
 from .rope import RopeScaling
 
 # What the engine's matrices are made of; norms are always float32.
@@ -114,6 +115,20 @@ class ModelConfig:
                     f"RoPE scaling has {len(divisors)} factors,"
                     f" expected {self.head_dim // 2}, one for each pair of a head's channels"
                 )
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse tokens, at least one, that the vocabulary lacks.
+
+        Raises
+        ------
+        PromptError
+            If there is one.
+        """
+        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
+            raise PromptError(
+                f"token {wrong} is out of the vocabulary, expected 0 to {self.vocab_size - 1}"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
@@ -121,7 +122,8 @@ def download(name: str) -> Path:
     """Get a model from the hub, or what is missing of it, and check what came.
 
     Into huggingface_hub's cache, by huggingface_hub, which shows its progress on a terminal,
-    resumes where the connection broke, and fetches nothing that is there already.
+    resumes where the connection broke, and fetches nothing that is there already. Where the hub
+    cannot be asked, or ``HF_HUB_OFFLINE`` forbids it, what is there is enough.
 
     Parameters
     ----------
@@ -154,13 +156,18 @@ def download(name: str) -> Path:
         ) from error
     endpoint = os.environ.get("HF_ENDPOINT") or None
     files: Sequence[str] = wanted.files
+    offline = False
     paths: list[Path] = []
     try:
         if not files:
-            files = _needed(wanted.repo, _listing(wanted.repo, endpoint))
+            files, offline = _needed_or_cached(wanted, endpoint)
         for file in files:
             got = huggingface_hub.hf_hub_download(
-                wanted.repo, file, cache_dir=_cache_folder(), endpoint=endpoint
+                wanted.repo,
+                file,
+                cache_dir=_cache_folder(),
+                endpoint=endpoint,
+                local_files_only=offline,
             )
             paths.append(Path(got))
             _check(wanted.repo, file, paths[-1])
@@ -207,6 +214,24 @@ def _listing(repo: str, endpoint: str | None) -> list[str]:
 
     info = huggingface_hub.HfApi(endpoint=endpoint).model_info(repo)
     return sorted(file.rfilename for file in info.siblings or ())
+
+
+def _needed_or_cached(wanted: HubModel, endpoint: str | None) -> tuple[list[str], bool]:
+    """The files of a whole repository, and whether the cache told them because the hub did not.
+
+    So does huggingface_hub for a single file, whatever the hub's reason.
+    """
+    try:
+        listing = _listing(wanted.repo, endpoint)
+    except Exception:
+        snapshot = _in_cache(wanted)
+        if snapshot is not None:
+            there = (path for path in snapshot.rglob("*") if path.is_file())
+            names = sorted(path.relative_to(snapshot).as_posix() for path in there)
+            with suppress(DownloadError):  # without its weights it is not enough
+                return _needed(wanted.repo, names), True
+        raise
+    return _needed(wanted.repo, listing), False
 
 
 def _needed(repo: str, listing: Sequence[str]) -> list[str]:

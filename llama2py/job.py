@@ -139,6 +139,7 @@ class Job:
     _started_at: float = 0.0
     _first_at: float = 0.0
     _ends: frozenset[int] = frozenset()
+    _n_tokens: int | None = None  # where the model's padding begins; None: it has none
     _decoder: Decoder | None = field(default=None, repr=False)
     _stop_texts: StopTexts | None = field(default=None, repr=False)  # None: there are none
 
@@ -161,6 +162,9 @@ class Job:
         self._decoder = tokenizer.decoder(previous=self._block[-1])
         self._stop_texts = StopTexts(self.stop) if self.stop else None
         self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens
+        if tokenizer.n_tokens < len(tokenizer):
+            # What the metadata names as an end is a token, also of a tokenizer.model without it.
+            self._n_tokens = max(tokenizer.n_tokens, max(self._ends, default=0) + 1)
         self.timings.prompt_tokens = len(self.prompt_tokens)
 
     @property
@@ -218,7 +222,7 @@ class Job:
         logprobs = None if self.top_logprobs is None else log_softmax(logits)
         if self.guide:
             self.guide.adjust(logits)
-        token = self.sampler.sample(logits, self.prompt_tokens, self.tokens)
+        token = self.sampler.sample(logits, self.prompt_tokens, self.tokens, self._n_tokens)
         now = perf_counter()
         timings.generated_tokens += 1
         if timings.generated_tokens == 1:

@@ -19,6 +19,8 @@ _ROWS = 128  # tokens scored at once: their logits take memory
 class TokenLogprob:
     """How probable the model found a token, before temperature and all other sampling.
 
+    Of all ids of the model: where it has padding, which is never drawn, that has its part, too.
+
     Attributes
     ----------
     token : int

@@ -230,7 +230,11 @@ class Sampler:
         self._banned = np.array(params.banned_tokens, np.int64)
 
     def sample(
-        self, logits: Logits, prompt: Sequence[int] = (), generated: Sequence[int] = ()
+        self,
+        logits: Logits,
+        prompt: Sequence[int] = (),
+        generated: Sequence[int] = (),
+        n_tokens: int | None = None,
     ) -> int:
         """The next token; logits (vocab_size,) may be overwritten.
 
@@ -242,6 +246,8 @@ class Sampler:
             Of the model.
         prompt, generated : sequence of int
             The tokens so far, for penalties and processors.
+        n_tokens : int, optional
+            Draw one of the first so many, the others being padding. Default: of all.
 
         Raises
         ------
@@ -250,7 +256,9 @@ class Sampler:
         """
         params = self._params
         if not self._plain:
-            logits = self._adjusted(logits, prompt, generated)
+            logits = self._adjusted(logits, prompt, generated, n_tokens)
+        elif n_tokens is not None:
+            logits = logits[:n_tokens]
         if params.temperature < _SMALLEST_TEMPERATURE:
             return self._backend.argmax(logits)
         coin = self._coin.flip()
@@ -262,8 +270,14 @@ class Sampler:
         drawn = int(np.searchsorted(sums, coin * sums[-1], side="right"))
         return int(tokens[min(drawn, len(tokens) - 1)])
 
-    def _adjusted(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> Logits:
-        """The logits behind everything that comes before temperature."""
+    def _adjusted(
+        self,
+        logits: Logits,
+        prompt: Sequence[int],
+        generated: Sequence[int],
+        n_tokens: int | None,
+    ) -> Logits:
+        """The logits (n_tokens,) behind everything that comes before temperature."""
         params = self._params
         penalize(
             logits,
@@ -277,6 +291,7 @@ class Sampler:
         if params.logits_processor:
             processors = cast("tuple[LogitsProcessor, ...]", params.logits_processor)
             logits = process(logits, [*prompt, *generated], processors)
+        logits = logits[:n_tokens]  # not before: a prompt or a bias may name padding
         best = logits.max()
         if np.isnan(best):  # as in llama2.c, a NaN is never drawn
             logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)

@@ -3,8 +3,9 @@
 A checkpoint's metadata has the template as a Jinja program. None is run here: what it is, the
 markers in it tell, and the template itself is written down below.
 
-Source: what the models' ``tokenizer_config.json`` say, and for Llama 2 ``chat_completion`` in
-Meta's ``generation.py`` and llama2.c's ``run.c``.
+Source: what the models' ``tokenizer_config.json`` say, for Llama 2 ``chat_completion`` in Meta's
+``generation.py`` and llama2.c's ``run.c``, and for Mistral how mistral-common encodes (its
+tokenizers v1 and v3; the system prompt stays in the first turn, as in v1).
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ class Template:
         for it.
     stop : tuple of str
         Texts that end an answer.
+    apart : bool
+        Each text is encoded as if none stood before it. A turn whose markers are no tokens of the
+        vocabulary is one text, with spaces between its parts.
     """
 
     name: str
@@ -71,12 +75,17 @@ class Template:
     markers: tuple[str, ...]
     bos: Literal["turn", "dialogue", "asked"] = "dialogue"
     stop: tuple[str, ...] = ()
+    apart: bool = False
 
 
 def _llama2(user: str, system: str | None) -> Iterator[str]:
     if system:
         user = f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}"
     yield f"[INST] {user} [/INST]"
+
+
+def _mistral(user: str, system: str | None) -> Iterator[str]:
+    yield from (Marker("[INST]"), f"{system}\n\n{user}" if system else user, Marker("[/INST]"))
 
 
 def _llama3(user: str, system: str | None) -> Iterator[str]:
@@ -121,6 +130,14 @@ LLAMA2 = Template(
 _ALL = (
     LLAMA2,
     Template(
+        "mistral",
+        _mistral,
+        EOS,
+        "",
+        ("[INST]", "[/INST]"),
+        apart=True,
+    ),
+    Template(
         "llama3",
         _llama3,
         Marker("<|eot_id|>"),
@@ -156,6 +173,8 @@ TEMPLATES = {template.name: template for template in _ALL}
 
 # A turn that ends with EOS: others have <|user|>, too, and end it otherwise.
 _ZEPHYR = re.compile(r"<\|user\|>[^%]{0,80}?content[^%]{0,20}?(?:eos_token|</s>)")
+# A model of Llama 2's kind that was trained without <<SYS>> has BOS before every turn.
+_BOS_EACH = re.compile(r"bos_token\s*[+~]\s*['\"]\s*\[INST\]")
 _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]+)<\|im_end\|>")
 
 
@@ -167,6 +186,8 @@ def recognise(jinja: str) -> Template | None:
         return TEMPLATES["chatml"]
     if "[INST]" in jinja and "<<SYS>>" in jinja:
         return LLAMA2
+    if "[INST]" in jinja and "[/INST]" in jinja and "[SYSTEM_PROMPT]" not in jinja:
+        return None if _BOS_EACH.search(jinja) else TEMPLATES["mistral"]
     if _ZEPHYR.search(jinja):
         return TEMPLATES["zephyr"]
     return None
@@ -272,12 +293,15 @@ class Writer:
     def turn(self, user: str, system: str | None, first: bool) -> list[int]:
         """The tokens of a user's turn, behind what `end` gives for the one before."""
         template, tokenizer = self.template, self._tokenizer
-        parts = self._parts(
-            [*([] if first else [template.between]), *template.render(user, system)]
-        )
+        rendered = list(template.render(user, system))
+        if template.apart and any(isinstance(p, Marker) and self._id(p) is None for p in rendered):
+            rendered = [" ".join(rendered)]
+        parts = self._parts([*([] if first else [template.between]), *rendered])
         if template.bos == "turn":
             return [tokenizer.bos_id, *tokenizer.encode_parts(parts)]
         bos = [tokenizer.bos_id] if first and self._bos and parts[0] != tokenizer.bos_id else []
+        if template.apart:
+            return bos + [token for part in parts for token in tokenizer.encode_parts([part])]
         return bos + tokenizer.encode_parts(parts, first)
 
     def end(self) -> list[int]:

@@ -133,6 +133,10 @@ class Tokenizer:
     ) -> None:
         """Keep what every kind of vocabulary has."""
         self._pieces = tuple(pieces)
+        self.n_tokens = len(pieces)
+        """Ids that are tokens: all but the empty pieces at the end, which are padding."""
+        while self.n_tokens and not pieces[self.n_tokens - 1]:
+            self.n_tokens -= 1
         self._scores = scores
         self._outputs = outputs
         self.specials = specials
@@ -146,7 +150,7 @@ class Tokenizer:
         """The same vocabulary with ids up to that of a model whose embedding has more rows.
 
         Many models have some, so that their number is a round one. No text is encoded to such an
-        id, and it prints nothing.
+        id, it prints nothing, and no text that is generated has it: see `n_tokens`.
         """
         more = vocab_size - len(self)
         result = copy.copy(self)

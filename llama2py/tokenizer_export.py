@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .checkpoint.directory import OF_HUGGINGFACE, first_there
 from .errors import CheckpointError, TokenizerError
 from .files import replacing
 from .hub import find_model
@@ -12,9 +13,6 @@ from .tokenizer import Tokenizer
 from .tokenizer_files import fits_tokenizer_bin, load_tokenizer, write_tokenizer_bin
 from .tokenizer_output import sentencepiece_model, tokenizer_json
 from .tokenizer_scores import to_scores
-
-# Of a directory's, those with the tokens that were added later come first.
-_NAMES = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")
 
 
 def export_tokenizer(source: Path, output: Path) -> Tokenizer:
@@ -45,9 +43,10 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
     if os.path.isdir(source):  # a name that no file can have is none
-        found = next((source / name for name in _NAMES if (source / name).is_file()), None)
+        found = first_there(source, OF_HUGGINGFACE)
         if found is None:
-            raise TokenizerError(f"{source}: no tokenizer in it, expected {' or '.join(_NAMES)}")
+            expected = " or ".join(OF_HUGGINGFACE)
+            raise TokenizerError(f"{source}: no tokenizer in it, expected {expected}")
         source = found
     if output.suffix not in (".bin", ".json", ".model"):
         raise TokenizerError(f"{output}: the name ends otherwise, expected .bin, .json or .model")

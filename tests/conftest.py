@@ -20,9 +20,9 @@ from llama2py.checkpoint import (
     Tensor,
     open_checkpoint,
     quantize,
-    quantize_checkpoint,
     tensor_shapes,
     write_checkpoint,
+    write_llama2c,
 )
 from llama2py.engine import Engine
 from llama2py.reference import Reference
@@ -66,7 +66,7 @@ def model_files(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     tool = test_data / "tools" / "make_checkpoint.py"
     subprocess.run([sys.executable, tool, "15M", big], check=True, timeout=60)
     with open_checkpoint(big) as checkpoint:
-        write_checkpoint(big_q80, checkpoint.config, quantize_checkpoint(checkpoint, 32), version=2)
+        write_llama2c(big_q80, checkpoint, version=2, group_size=32)
     return {
         "stories260K": ModelFiles(data / "stories260K.bin", data / "tok512.bin"),
         "stories260K_q80": ModelFiles(data / "stories260K_q80.bin", data / "tok512.bin"),

@@ -263,6 +263,7 @@ MAY_IMPORT = {
         "tokenizer_scores",
     },
     "tokenizer_export": {
+        "checkpoint",
         "errors",
         "files",
         "hub",

@@ -39,4 +39,4 @@ def test_a_template_that_the_model_cannot_write(
     assert "ends an answer with <|im_end|>" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*story, "-m", "chat", "--template", "alpaca"])
-    assert "'chatml', 'llama2', 'llama3', 'plain', 'zephyr'" in capsys.readouterr().err
+    assert "'chatml', 'llama2', 'llama3', 'mistral', 'plain', 'zephyr'" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from llama2py.checkpoint import (
     QuantizedTensor,
     StoredTensor,
     open_checkpoint,
-    write_checkpoint,
+    write_llama2c,
 )
 from llama2py.checkpoint.gguf_blocks import FORMATS
 from llama2py.checkpoint.gguf_tensors import BlockTensor
@@ -147,7 +147,7 @@ def test_an_int8_model_runs_as_one(tmp_path: Path) -> None:
     logits = []
     with open_checkpoint(path) as checkpoint:
         assert isinstance(checkpoint.tensors["wq"][0], QuantizedTensor)
-        write_checkpoint(v2, checkpoint.config, dict(checkpoint.tensors), version=2)
+        write_llama2c(v2, checkpoint, version=2, group_size=32)
     for source in (path, v2):
         with open_checkpoint(source) as checkpoint:
             engine = Engine(checkpoint)

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import GROUPED, MAGIC, SHAPES, make_file
 
-from llama2py.checkpoint import open_checkpoint
+# The first two are loaded on first use, which is no part of a refusal's cost.
+from llama2py.checkpoint import directory, gguf, open_checkpoint  # noqa: F401
 from llama2py.errors import CheckpointError
 
 INT_MAX = 2**31 - 1

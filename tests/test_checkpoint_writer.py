@@ -16,12 +16,13 @@ import pytest
 from tiny_checkpoints import GROUPED, SHAPES, make_file
 
 from llama2py.checkpoint import (
+    Checkpoint,
     DenseTensor,
     QuantizedTensor,
     Tensor,
     open_checkpoint,
-    quantize_checkpoint,
     write_checkpoint,
+    write_llama2c,
 )
 from llama2py.config import ModelConfig
 from llama2py.errors import CheckpointError, ParameterError
@@ -54,9 +55,7 @@ def test_a_file_read_and_written_is_the_same(
     source, copy = tmp_path / "source.bin", tmp_path / "copy.bin"
     source.write_bytes(make_file(SHAPES[name], version).data)
     with open_checkpoint(source) as checkpoint:
-        write_checkpoint(
-            copy, checkpoint.config, checkpoint.tensors, version, checkpoint.group_size
-        )
+        write_llama2c(copy, checkpoint, version, checkpoint.group_size)
     assert copy.read_bytes() == source.read_bytes()
 
 
@@ -65,13 +64,16 @@ def test_the_authors_tensors_give_the_authors_file(
     tmp_path: Path, version: Literal[0, 1, 2]
 ) -> None:
     path = tmp_path / "tiny.bin"
-    write_checkpoint(path, CONFIG, tiny(version), version=version)
+    made = Checkpoint(path, "made in a test", CONFIG, tiny(version), ())
+    write_llama2c(path, made, version, 8 if version == 2 else None)
     assert path.read_bytes() == make_file(GROUPED, version).data
+    write_checkpoint(path, CONFIG, tiny(0))
+    assert path.read_bytes() == make_file(GROUPED, 0).data
 
 
 def test_float_versions_write_what_quantized_tensors_stand_for(tmp_path: Path) -> None:
     path, quantized = tmp_path / "tiny.bin", tiny(2)
-    write_checkpoint(path, CONFIG, quantized, version=1)
+    write_checkpoint(path, CONFIG, quantized)
     with open_checkpoint(path) as checkpoint:
         for name, layers in quantized.items():
             for left, right in zip(checkpoint.tensors[name], layers, strict=True):
@@ -83,15 +85,14 @@ def test_group_quantizing_the_real_model_gives_the_recorded_file(
 ) -> None:
     path = tmp_path / "q80.bin"
     with open_checkpoint(test_data / "data/stories260K.bin") as checkpoint:
-        tensors = quantize_checkpoint(checkpoint, 4)
-    write_checkpoint(path, checkpoint.config, tensors, version=2, group_size=4)
+        write_llama2c(path, checkpoint, version=2, group_size=4)
     assert path.read_bytes() == (test_data / "data/stories260K_q80.bin").read_bytes()
 
 
 def test_the_real_model_as_v1_is_the_recorded_file(test_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "v1.bin"
     with open_checkpoint(test_data / "data/stories260K.bin") as checkpoint:
-        write_checkpoint(path, checkpoint.config, checkpoint.tensors, version=1)
+        write_llama2c(path, checkpoint, version=1)
     assert path.read_bytes() == (test_data / "data/formats/stories260K_v1.bin").read_bytes()
 
 
@@ -100,7 +101,7 @@ def test_the_real_model_as_v0_differs_in_the_unused_tables_alone(
 ) -> None:
     path, original = tmp_path / "v0.bin", (test_data / "data/stories260K.bin").read_bytes()
     with open_checkpoint(test_data / "data/formats/stories260K_v1.bin") as checkpoint:
-        write_checkpoint(path, checkpoint.config, checkpoint.tensors, version=0)
+        write_checkpoint(path, checkpoint.config, checkpoint.tensors)
     tables = 2 * 4 * 512 * 8 // 2  # two tables, float32, seq_len, head size, pairs
     assert path.read_bytes() == original[:-tables] + bytes(tables)
 
@@ -113,8 +114,7 @@ def test_quantizing_the_15m_model_gives_the_recorded_sum(test_data: Path, tmp_pa
     subprocess.run([sys.executable, str(tool), "15M", str(source)], check=True)
     assert hashlib.sha256(source.read_bytes()).hexdigest() == SHA_15M
     with open_checkpoint(source) as checkpoint:
-        tensors = quantize_checkpoint(checkpoint, 32)
-        write_checkpoint(path, checkpoint.config, tensors, version=2)
+        write_llama2c(path, checkpoint, version=2, group_size=32)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA_15M_Q80
 
 
@@ -122,7 +122,7 @@ def test_groups_need_not_divide_hidden_dim(test_data: Path, tmp_path: Path) -> N
     """Groups of 64 in rows of 172: llama2.c's runq goes wrong here, the file is well defined."""
     path = tmp_path / "q64.bin"
     with open_checkpoint(test_data / "data/stories260K.bin") as original:
-        write_checkpoint(path, original.config, quantize_checkpoint(original, 64), version=2)
+        write_llama2c(path, original, version=2, group_size=64)
         with open_checkpoint(path) as checkpoint:
             assert checkpoint.group_size == 64
             for left, right in zip(checkpoint.tensors["w2"], original.tensors["w2"], strict=True):
@@ -131,25 +131,13 @@ def test_groups_need_not_divide_hidden_dim(test_data: Path, tmp_path: Path) -> N
                 assert 0 < error <= np.abs(exact).max() / 127 / 2 * 1.001
 
 
-def test_quantized_norms_outlive_the_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.bin"
-    path.write_bytes(make_file(GROUPED, 0).data)
-    with open_checkpoint(path) as checkpoint:
-        tensors = quantize_checkpoint(checkpoint, 8)
-    (norm,) = tensors["rms_final_weight"]
-    assert isinstance(norm, DenseTensor)
-    assert norm.data.flags.owndata
-
-
 @pytest.mark.parametrize("group_size", [0, -8, 3, 16])
 def test_group_sizes_that_do_not_divide_dim_are_refused(tmp_path: Path, group_size: int) -> None:
     path = tmp_path / "tiny.bin"
     path.write_bytes(make_file(GROUPED, 0).data)
     message = f"group_size is {group_size}, expected a positive divisor of dim 8"
     with open_checkpoint(path) as checkpoint, pytest.raises(ParameterError, match=message):
-        quantize_checkpoint(checkpoint, group_size)
-    with pytest.raises(ParameterError, match=message):
-        write_checkpoint(tmp_path / "out.bin", CONFIG, tiny(2), version=2, group_size=group_size)
+        write_llama2c(tmp_path / "out.bin", checkpoint, 2, group_size)
 
 
 def missing(tensors: Tensors) -> None:
@@ -187,18 +175,27 @@ def test_other_tensors_than_the_models_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_versions_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
-    path, mixed = tmp_path / "tiny.bin", tiny(2)
-    with pytest.raises(ParameterError, match="group_size is 0"):
-        write_checkpoint(path, CONFIG, tiny(0), version=2)
-    with pytest.raises(ParameterError, match="group size None, expected 8"):
-        write_checkpoint(path, CONFIG, tiny(0), version=2, group_size=8)
-    with pytest.raises(ParameterError, match="group size 8, expected 4"):
-        write_checkpoint(path, CONFIG, mixed, version=2, group_size=4)
-    with pytest.raises(ParameterError, match="version 1 with group_size 8"):
-        write_checkpoint(path, CONFIG, tiny(0), version=1, group_size=8)
-    with pytest.raises(ParameterError, match="version 3 with group_size None"):
-        write_checkpoint(path, CONFIG, tiny(0), version=3)  # type: ignore[arg-type]
+def test_groups_of_another_size_are_made_anew(tmp_path: Path) -> None:
+    """Those of this size stay as they are."""
+    path, tensors = tmp_path / "tiny.bin", tiny(2)
+    write_llama2c(path, Checkpoint(path, "made in a test", CONFIG, tensors, ()), 2, group_size=4)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.group_size == 4
+        for name, layers in tensors.items():
+            for written, given in zip(checkpoint.tensors[name], layers, strict=True):
+                wanted = given.dequantize()
+                if isinstance(given, QuantizedTensor):
+                    groups = wanted.reshape(-1, 4)
+                    step = np.abs(groups).max(axis=1, keepdims=True) / np.float32(127)
+                    wanted = (np.rint(groups / step) * step).reshape(wanted.shape)
+                np.testing.assert_allclose(written.dequantize(), wanted, rtol=1e-6)
+
+
+def test_a_weight_that_no_scale_holds_is_refused(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "tiny.bin", tiny(0)
+    tensors["w2"][1].dequantize()[3, 2] = np.inf
+    with pytest.raises(CheckpointError, match=r"tiny\.bin: w2: .*finite"):
+        write_llama2c(path, Checkpoint(path, "made in a test", CONFIG, tensors, ()), 2, 8)
     assert not list(tmp_path.iterdir())
 
 
@@ -232,7 +229,7 @@ def test_a_checkpoint_may_be_written_over_itself(tmp_path: Path) -> None:
     path = tmp_path / "tiny.bin"
     path.write_bytes(make_file(GROUPED, 0).data)
     with open_checkpoint(path) as checkpoint:
-        write_checkpoint(path, checkpoint.config, checkpoint.tensors, version=1)
+        write_llama2c(path, checkpoint, version=1)
     assert path.read_bytes() == make_file(GROUPED, 1).data
 
 

@@ -189,6 +189,62 @@ def test_a_server_that_is_down(
         assert err.startswith(f"llama2py: {name}: cannot be downloaded from http://127.0.0.1:9 (")
 
 
+def test_a_whole_repository_without_the_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was got of it is enough, and is checked all the same."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    hub.repos["a/b"] = {name: name.encode() for name in names}
+    folder = download("a/b")
+    hub.gated.add("a/b")  # since then
+    assert download("a/b") == folder
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    assert download("a/b") == folder
+    (folder / "model.safetensors").write_bytes(b"model,safetensors")
+    with pytest.raises(DownloadError, match=r"a/b:model\.safetensors: it came damaged"):
+        download("a/b")
+    with pytest.raises(
+        DownloadError, match=r"a/b: cannot be downloaded from http://127\.0\.0\.1:9"
+    ):
+        download("a/b")
+
+
+def test_half_a_repository_is_not_enough_without_the_hub(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    hub.repos["a/b"] = {name: name.encode() for name in names}
+    download("a/b:tokenizer.json")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        DownloadError, match=r"a/b: cannot be downloaded from http://127\.0\.0\.1:9"
+    ):
+        download("a/b")
+
+
+def test_offline_by_the_environment(hub: FakeHub) -> None:
+    """Processes of their own, as huggingface_hub looks at HF_HUB_OFFLINE when it is imported."""
+    hub.repos["a/b"] = {name: name.encode() for name in ("config.json", "model.safetensors")}
+    there = {name: download(name) for name in ("a/b", "stories260K")}
+    hub.requests.clear()
+    root = str(Path(llama2py.__file__).parent.parent)
+
+    def command(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "llama2py", *args], capture_output=True, timeout=60, text=True,
+            env=os.environ | {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+
+    for name, path in there.items():
+        assert command("download", name).stdout == f"{path}\n"
+    assert command("run", "stories260K", "-i", "abc", "-n", "3").stdout.startswith("abc")
+    missing = command("download", "a/c")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("llama2py: a/c: cannot be downloaded from http://127.0.0.1:")
+    assert "HF_HUB_OFFLINE" in missing.stderr
+    assert hub.requests == []
+
+
 def test_without_the_extra(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(DownloadError, match=r'missing \(.*\): pip install "llama2py\[hub\]"$'):

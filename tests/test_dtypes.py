@@ -23,8 +23,8 @@ from llama2py.checkpoint import (
     StoredTensor,
     Tensor,
     open_checkpoint,
-    quantize_checkpoint,
     write_checkpoint,
+    write_llama2c,
 )
 from llama2py.checkpoint.converting import quantize_int4, round_to_bfloat16
 from llama2py.cli import main
@@ -179,8 +179,7 @@ def test_half_precision_files_pack_as_what_they_widen_to(dtype: Dtype, stored_as
 def test_int8_on_loading_is_the_v2_file(tmp_path: Path) -> None:
     for config, group_size in ((SHAPES["hd8-gqa"], 64), (SHAPES["hd6-gqa"], 8)):
         checkpoint = random_checkpoint(config)
-        tensors = quantize_checkpoint(checkpoint, group_size, threads=2)
-        write_checkpoint(tmp_path / "q80.bin", config, tensors, version=2)
+        write_llama2c(tmp_path / "q80.bin", checkpoint, 2, group_size, threads=2)
         with open_checkpoint(tmp_path / "q80.bin") as stored:
             want = logits(Engine(stored))
         assert np.array_equal(logits(Engine(checkpoint, 1, "int8")), want)

@@ -23,7 +23,7 @@ from .mapped_file import MappedFile
 from .sniffing import HEAD, is_description, kind_of
 from .stored import JoinedTensor, StoredTensor
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
-from .writer import quantize_checkpoint, write_checkpoint
+from .writer import write_checkpoint, write_llama2c
 
 __all__ = [
     "Checkpoint",
@@ -39,10 +39,10 @@ __all__ = [
     "open_checkpoint",
     "own_dtype",
     "quantize",
-    "quantize_checkpoint",
     "round_to_bfloat16",
     "tensor_shapes",
     "write_checkpoint",
+    "write_llama2c",
 ]
 
 

@@ -13,7 +13,7 @@ from .torch_file import read_torch_file
 
 # Best first. In a directory of Hugging Face's, tokenizer.json alone has the tokens that were added
 # after sentencepiece had made its model.
-_OF_HUGGINGFACE = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")
+OF_HUGGINGFACE = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")
 _OF_META = ("tokenizer.bin", "tokenizer.model", "tokenizer.json")
 
 
@@ -34,11 +34,9 @@ def read_directory(folder: Path, weights_file: Path | None = None) -> Checkpoint
     """
     is_shard = weights_file is not None and weights_file.name.startswith("consolidated.")
     if (folder / "config.json").is_file() and not is_shard:
-        return read_huggingface_directory(
-            folder, _first_there(folder, _OF_HUGGINGFACE), weights_file
-        )
+        return read_huggingface_directory(folder, first_there(folder, OF_HUGGINGFACE), weights_file)
     if (folder / "params.json").is_file() and (weights_file is None or is_shard):
-        return read_meta_directory(folder, _first_there(folder, _OF_META))
+        return read_meta_directory(folder, first_there(folder, _OF_META))
     expected = "expected one of config.json (Hugging Face) and params.json (Meta)"
     if weights_file is None:
         raise CheckpointError(f"{folder}: this is a directory without a model, {expected} in it")
@@ -84,6 +82,6 @@ def read_safetensors_file(file: MappedFile) -> Checkpoint:
     return read_directory(file.path.parent, file.path)
 
 
-def _first_there(folder: Path, names: tuple[str, ...]) -> Path | None:
+def first_there(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first of these files that lies in a directory, if one does."""
     return next((folder / name for name in names if (folder / name).is_file()), None)

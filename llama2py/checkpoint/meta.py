@@ -162,7 +162,6 @@ def _meta_config(params: JsonFile, shards: list[dict[str, Weight]]) -> ModelConf
     if vocab_size == -1:  # the tokenizer's, Meta says; output is split by rows
         vocab_size = _first_size(path, first, NAMES["wcls"]) * len(shards)
     theta = params.number("rope_theta", 10000.0)
-    scaled = params.flag("use_scaled_rope")
     try:
         return ModelConfig(
             dim=dim,
@@ -176,12 +175,22 @@ def _meta_config(params: JsonFile, shards: list[dict[str, Weight]]) -> ModelConf
             norm_eps=params.number("norm_eps", 1e-5),
             rope_theta=theta,
             head_size=params.integer("head_dim") if "head_dim" in params.values else None,
-            rope_scaling=RopeScaling("llama3", params.number("rope_scaling_factor", 8.0))
-            if scaled
-            else None,
+            rope_scaling=_rope_scaling(params),
         )
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _rope_scaling(params: JsonFile) -> RopeScaling | None:
+    """What Meta's code makes of these parameters, which may name two numbers of it.
+
+    Those of Llama 3.1 and 3.2 name none, and that code takes 8 and 4 for all of them.
+    """
+    factor = params.number("rope_scaling_factor", 8.0)
+    high = params.number("rope_high_freq_factor", 4.0)
+    if not params.flag("use_scaled_rope"):
+        return None
+    return RopeScaling("llama3", factor, high_freq_factor=high)
 
 
 def _hidden_dim(params: JsonFile, dim: int, first: dict[str, Weight], n_shards: int) -> int:

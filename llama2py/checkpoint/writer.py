@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,113 +20,36 @@ from ..errors import CheckpointError, ParameterError
 from ..files import replacing
 from .base import Checkpoint
 from .llama2c_layout import Section, header_config, header_numbers, lay_out, pack_header
-from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
+from .tensors import QuantizedTensor, Tensor, quantize, tensor_shapes
 
 _Place: TypeAlias = tuple[Section, int]  # and a layer
 
 
-def quantize_checkpoint(
-    checkpoint: Checkpoint,
-    group_size: int,
-    threads: int = 1,
-    progress: Callable[[int], object] = lambda weights: None,
-) -> dict[str, tuple[Tensor, ...]]:
-    """Quantize every matrix of a checkpoint, for a v2 file.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-        An open one, of any format. Each tensor's pages are released once it is done.
-    group_size : int
-        Values per scale, a divisor of ``dim``.
-
-    threads : int
-        Matrices are quantized by so many threads at once: NumPy's work runs beside itself.
-    progress : callable, optional
-        Told the number of weights of each matrix that is done, from any of the threads.
-
-    Returns
-    -------
-    dict of str to tuple of DenseTensor (norms) or QuantizedTensor (matrices)
-        In memory, independent of the checkpoint: about ``1 + 4 / group_size`` bytes a weight.
-
-    Raises
-    ------
-    ParameterError
-        If ``group_size`` does not divide ``dim``, or a weight is not finite.
-    """
-    _check_group_size(checkpoint.config, group_size)
-
-    def convert(tensor: Tensor) -> Tensor:
-        if len(tensor.shape) == 1:
-            return DenseTensor(tensor.dequantize().copy())
-        quantized = quantize(tensor.dequantize(), group_size)
-        checkpoint.release(tensor)
-        progress(quantized.values.size)
-        return quantized
-
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = {
-            name: [pool.submit(convert, tensor) for tensor in layers]
-            for name, layers in checkpoint.tensors.items()
-        }
-        try:
-            return {name: tuple(job.result() for job in layers) for name, layers in jobs.items()}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def write_checkpoint(
-    path: str | os.PathLike[str],
-    config: ModelConfig,
-    tensors: Mapping[str, tuple[Tensor, ...]],
-    version: Literal[0, 1, 2] = 0,
-    group_size: int | None = None,
+    path: str | os.PathLike[str], config: ModelConfig, tensors: Mapping[str, tuple[Tensor, ...]]
 ) -> None:
-    """Write a llama2.c checkpoint.
-
-    The file appears, or takes an older one's place, only once it is complete and on disk; where
-    anything goes wrong the older one stays. Writing over the very file the tensors are views of is
-    fine.
+    """Write tensors as a llama2.c checkpoint of version 0; see `write_llama2c`.
 
     Parameters
     ----------
     path : str or path-like
-        Where to. A symbolic link is followed.
+        Where to.
     config : ModelConfig
         The numbers of the model.
-    tensors : mapping of str to tuple of DenseTensor or QuantizedTensor
-        Names, counts and shapes as `tensor_shapes` has them. For v0 and v1 quantized tensors are
-        written as the float32 they stand for; for v2 matrices must be quantized already, and norms
-        dense.
-    version : {0, 1, 2}
-        Of the file. v0's two unused RoPE tables are written as zeros.
-    group_size : int, optional
-        For v2: values per scale, a divisor of ``dim``. By default, the tensors'.
+    tensors : mapping of str to tuple of Tensor
+        Names, counts and shapes as `tensor_shapes` has them. Of any kind: what is written is the
+        float32 that they stand for.
 
     Raises
     ------
     ParameterError
-        If the tensors are not those of the model or not what the version holds.
+        If the tensors are not those of the model.
     CheckpointError
         If the format has no place for one of the model's numbers, or the file cannot be written.
     """
     path = Path(path)
-    check_config(path, config)
     _check_tensors(config, tensors)
-    if version == 2:
-        group_size = _check_quantized(config, tensors, group_size)
-    elif version not in (0, 1) or group_size is not None:
-        raise ParameterError(
-            f"version {version} with group_size {group_size},"
-            " expected version 0 or 1 without one, or version 2"
-        )
-
-    def in_order(places: list[_Place]) -> Iterator[Tensor]:
-        return (tensors[section.name][layer] for section, layer in places)
-
-    _write(path, config, version, group_size, in_order)
+    write_llama2c(path, Checkpoint(path, "in memory", config, tensors, ()), version=0)
 
 
 def write_llama2c(
@@ -139,17 +62,20 @@ def write_llama2c(
 ) -> None:
     """Write any checkpoint as llama2.c's, holding as many tensors at a time as there are threads.
 
+    The file appears, or takes an older one's place, only once it is complete and on disk; where
+    anything goes wrong the older one stays. Writing over the checkpoint's very own file is fine.
+
     Parameters
     ----------
     path : Path
-        Where to.
+        Where to. A symbolic link is followed.
     checkpoint : Checkpoint
         The model, of any format.
     version : {0, 1, 2}
-        Of the file.
+        Of the file. v0's two unused RoPE tables are written as zeros.
     group_size : int, optional
-        For v2: values per scale. int8 matrices with groups of this size are kept as they are, all
-        others are quantized.
+        For v2, and only for it: values per scale. int8 matrices with groups of this size are kept
+        as they are, all others are quantized.
     threads : int
         How many matrices are quantized at once: NumPy's work runs beside itself.
     progress : callable
@@ -160,12 +86,15 @@ def write_llama2c(
     ParameterError
         If ``group_size`` does not divide ``dim``.
     CheckpointError
-        As `write_checkpoint`; or if a weight that is to be quantized is not finite.
+        If the format has no place for one of the model's numbers, a weight that is to be quantized
+        is not finite, or the file cannot be written.
     """
     config = checkpoint.config
     check_config(path, config)
-    if group_size is not None:
-        _check_group_size(config, group_size)
+    if group_size is not None and (group_size < 1 or config.dim % group_size):
+        raise ParameterError(
+            f"group_size is {group_size}, expected a positive divisor of dim {config.dim}"
+        )
 
     def prepare(place: _Place) -> Tensor:
         section, layer = place
@@ -190,17 +119,6 @@ def write_llama2c(
                 checkpoint.release(checkpoint.tensors[section.name][layer])
                 progress(math.prod(section.shape))
 
-    _write(path, config, version, group_size, in_order)
-
-
-def _write(
-    path: Path,
-    config: ModelConfig,
-    version: int,
-    group_size: int | None,
-    in_order: Callable[[list[_Place]], Iterator[Tensor]],
-) -> None:
-    """Write the file; ``in_order`` yields the tensors of these sections and layers."""
     sections, file_size = lay_out(config, version, group_size)
     places = [(section, layer) for section in sections for layer in range(section.count)]
     with replacing(path, CheckpointError) as out:
@@ -246,26 +164,3 @@ def _check_tensors(config: ModelConfig, tensors: Mapping[str, tuple[Tensor, ...]
         found = [tensor.shape for tensor in tensors[name]]
         if found != [shape] * count:
             raise ParameterError(f"{name} has shapes {found}, expected {count} of {shape}")
-
-
-def _check_group_size(config: ModelConfig, group_size: int) -> None:
-    if group_size < 1 or config.dim % group_size:
-        raise ParameterError(
-            f"group_size is {group_size}, expected a positive divisor of dim {config.dim}"
-        )
-
-
-def _check_quantized(
-    config: ModelConfig, tensors: Mapping[str, tuple[Tensor, ...]], group_size: int | None
-) -> int:
-    """Check that norms are dense and matrices in groups of one size, and return that size."""
-    if group_size is None:
-        group_size = getattr(tensors["token_embedding_table"][0], "group_size", 0)
-    _check_group_size(config, group_size)
-    for name, layers in tensors.items():
-        for tensor in layers:
-            found = tensor.group_size if isinstance(tensor, QuantizedTensor) else None
-            expected = group_size if len(tensor.shape) == 2 else None
-            if found != expected:
-                raise ParameterError(f"{name} has group size {found}, expected {expected}")
-    return group_size

@@ -13,8 +13,8 @@ from ..checkpoint import (
     Tensor,
     default_group_size,
     open_checkpoint,
-    quantize_checkpoint,
     write_checkpoint,
+    write_llama2c,
 )
 from ..config import ModelConfig
 from ..corpus import SEPARATOR
@@ -85,10 +85,8 @@ class Output:
             write_checkpoint(self.path, config, tensors)
             return
         with open_checkpoint(self.best) as checkpoint:
-            quantized = quantize_checkpoint(
-                checkpoint, self.group_size or default_group_size(config)
-            )
-        write_checkpoint(self.path, config, quantized, version=2)
+            group_size = self.group_size or default_group_size(config)
+            write_llama2c(self.path, checkpoint, self.version, group_size)
 
     def write_history(self, records: Sequence[Record]) -> None:
         """Write the measurements, and draw them."""
