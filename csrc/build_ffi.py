@@ -25,6 +25,7 @@ SOURCES = [
     "isa_avxvnni.c",
     "isa_avx512.c",
     "isa_avx512vnni.c",
+    "isa_amx.c",
     "isa_neon.c",
     "isa_neondot.c",
 ]

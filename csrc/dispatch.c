@@ -12,6 +12,7 @@ static int has_avx512(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+static int has_amx(void) { return has_avx512vnni() && amx_may_be_used(); }
 #endif
 
 #if defined(__aarch64__)
@@ -34,6 +35,7 @@ static const struct {
     int (*supported)(void);
 } sets[] = {
 #if defined(__x86_64__)
+    {&kernels_amx, has_amx},
     {&kernels_avx512vnni, has_avx512vnni},
     {&kernels_avx512, has_avx512},
     {&kernels_avxvnni, has_avxvnni},

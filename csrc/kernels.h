@@ -67,6 +67,10 @@ typedef struct Kernels {
 
 enum { PROBE_CHAINS = 12 };
 
+/* isa_amx.c: has the CPU its tiles, and does the system save them? Asked before kernels_amx, which then has its kernels. */
+int amx_may_be_used(void);
+extern Kernels kernels_amx;
+
 extern const Kernels kernels_portable, kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_avx512vnni, kernels_neon,
     kernels_neondot;
 

@@ -129,8 +129,10 @@ def test_an_instruction_set_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPa
 def test_no_instruction_set_is_overlooked() -> None:
     """Or every test that goes through `isa_names` would leave its kernels out, silently."""
     flags = set(re.findall(r"\S+", CPUINFO.read_text("ascii").split("flags", 1)[1].split("\n")[0]))
+    vnni = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
     needs = {
-        "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+        "amx": {*vnni, "amx_tile", "amx_int8"},
+        "avx512vnni": vnni,
         "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
         "avxvnni": {"avx2", "fma", "f16c", "avx_vnni"},
         "avx2": {"avx2", "fma", "f16c"},

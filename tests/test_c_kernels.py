@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 CHECKS = ROOT / "tests" / "c"
 SETTINGS = runpy.run_path(str(CSRC / "build_ffi.py"))  # the one list of sources and flags
-SIMD = {"avx2", "avx512", "avx512vnni", "neon"}
+SIMD = {"avx2", "avx512", "avx512vnni", "amx", "neon"}
 # Instruction set and weight type -> hash of the logits.
 Hashes = dict[tuple[str, str], str]
 

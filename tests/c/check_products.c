@@ -161,12 +161,12 @@ static void check_product(const Kernels *kernels, const TestMatrix *t, int begin
 
 void check_matmul(const Kernels *kernels) {
     static const int rows[] = {1, 15, 16, 17, 239}; /* 239: more than a panel of blocks */
-    static const int counts[] = {1, 2, 3, 5, 7, 12, 23}; /* each size of tile, alone and in sums */
+    static const int counts[] = {1, 2, 3, 5, 7, 12, 23, 27}; /* each size of tile, alone and in sums */
     static const struct {
         int type, cols, group;
     } kinds[] = {{L2P_FLOAT32, 1, 0}, {L2P_FLOAT32, 15, 0}, {L2P_FLOAT32, 16, 0}, {L2P_FLOAT32, 33, 0},
                  {L2P_INT8, 5, 1},    {L2P_INT8, 6, 3},     {L2P_INT8, 12, 4},    {L2P_INT8, 15, 5},
-                 {L2P_INT8, 96, 32},  {L2P_INT8, 130, 65},  {L2P_BFLOAT16, 1, 0}, {L2P_BFLOAT16, 33, 0},
+                 {L2P_INT8, 96, 32},  {L2P_INT8, 128, 64},  {L2P_INT8, 130, 65},  {L2P_BFLOAT16, 1, 0}, {L2P_BFLOAT16, 33, 0},
                  {L2P_INT4, 1, 0},    {L2P_INT4, 32, 0},    {L2P_INT4, 100, 0}};
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++)
         for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
