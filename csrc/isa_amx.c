@@ -115,6 +115,32 @@ static int multiply_tiles(const Matrix *w, int begin, int end, const Vectors *x,
     return many + some * SOME;
 }
 
+/* As in probe.inc: rounds * PROBE_CHAINS * LANES * 4 products, here of whole tiles that wait for nothing */
+static float dot_chains(int64_t rounds, const unsigned char *weights, const int8_t *x) {
+    const int64_t products = rounds * PROBE_CHAINS * LANES * 4, of_a_tile = MANY * LANES * MAX_QUADS * 4;
+    TileConfig config = {.palette = 1};
+    for (int t = 0; t < 6; t++) {
+        config.rows[t] = MANY;
+        config.row_bytes[t] = MAX_QUADS * 4;
+    }
+    int8_t vector[MAX_QUADS * 4];
+    int32_t sums[MANY][LANES];
+    for (int k = 0; k < MAX_QUADS * 4; k++) vector[k] = x[k % 4];
+    __asm__ volatile("" ::: "memory");
+    _tile_loadconfig(&config);
+    _tile_loadd(4, vector, 0);
+    _tile_loadd(5, weights, 0);
+    for (int64_t done = 0; done < products; done += 4 * of_a_tile) {
+        _tile_dpbsud(0, 4, 5);
+        _tile_dpbsud(1, 4, 5);
+        _tile_dpbsud(2, 4, 5);
+        _tile_dpbsud(3, 4, 5);
+    }
+    _tile_stored(0, sums, sizeof sums[0]);
+    _tile_release();
+    return (float)sums[0][0];
+}
+
 TARGET_END
 
 static void matmul(const Matrix *w, int begin, int end, const Vectors *x, int n, float *out, size_t ld_out, int mode) {
@@ -148,6 +174,7 @@ static void look(void) {
     Kernels made = kernels_avx512vnni;
     made.name = kernels_amx.name; /* others may be reading it */
     made.matmul = matmul;
+    made.dot_chains = dot_chains;
     kernels_amx = made;
 }
 
