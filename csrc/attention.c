@@ -26,12 +26,22 @@ void find_chunks(Forward *f) {
 }
 
 /* turn the pairs of one head, x (head_dim,) */
-static void rotate(float *x, const float *rope, int head_dim) {
+static void rotate(float *restrict x, const float *restrict rope, int head_dim) {
     for (int i = 0; i < head_dim; i += 2) {
         const float a = x[i], b = x[i + 1];
         x[i] = a * rope[i] - b * rope[i + 1];
         x[i + 1] = a * rope[i + 1] + b * rope[i];
     }
+}
+
+/* One position's key and value (head_dim,) to where attention reads them: a column of the keys' block, a row of each block of
+ * the values', `channels` numbers apart. The type is known when compiled. */
+static inline __attribute__((always_inline)) void put(const int type, unsigned char *keys, unsigned char *values,
+                                                      size_t channels, const float *restrict k, const float *restrict v,
+                                                      int head_dim) {
+    for (int d = 0; d < head_dim; d++) cache_put(type, keys, (size_t)d * LANES, k[d]);
+    for (int first = 0; first < head_dim; first += LANES, values += channels * bytes_of(type))
+        for (int d = first; d < head_dim && d < first + LANES; d++) cache_put(type, values, (size_t)(d - first), v[d]);
 }
 
 /* Rotate one token's queries and key of one key/value head, and put key and value where attention reads them. */
@@ -50,13 +60,14 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
     rotate(k, rope, head_dim);
 
     const size_t head = (size_t)layer * (size_t)c->n_kv_heads + (size_t)kv_head;
-    unsigned char *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
     const size_t key = (size_t)(position / LANES) * (size_t)head_dim * LANES + (size_t)(position % LANES);
-    const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES;
-    for (int d = 0; d < head_dim; d++) {
-        cache_put(c->cache_type, keys, key + (size_t)d * LANES, k[d]);
-        cache_put(c->cache_type, values, value + (size_t)(d / LANES) * channels + (size_t)(d % LANES), v[d]);
-    }
+    const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES, width = bytes_of(c->cache_type);
+    unsigned char *keys = s->keys + head * s->key_stride + key * width;
+    unsigned char *values = s->values + head * s->value_stride + value * width;
+    if (c->cache_type == L2P_BFLOAT16)
+        put(L2P_BFLOAT16, keys, values, channels, k, v, head_dim);
+    else
+        put(L2P_FLOAT32, keys, values, channels, k, v, head_dim);
 }
 
 /* `n` queries against one head's cache: query j (head_dim,) at q + j * ld_q sees the positions up to last + j * step.
@@ -75,8 +86,7 @@ static void attend(const Forward *f, int layer, const l2p_session *s, int kv_hea
     /* Scores of all positions that the last query sees; an earlier query leaves those after it unread. */
     kernels->matmul_bare(type, keys, (size_t)head_dim * column, (last + (n - 1) * step) / LANES + 1, head_dim, q, ld_q, n,
                          scores, ld, MATMUL_STORE);
-    for (int j = 0; j < n; j++)
-        kernels->softmax(scores + (size_t)j * ld, last + j * step + 1, sqrtf((float)head_dim));
+    kernels->softmax(scores, ld, n, last + 1, step, sqrtf((float)head_dim));
     /* Weighted values: the positions that all queries see together, then what each sees beyond. */
     const size_t channels = (size_t)s->seq_len * column;
     kernels->matmul_bare(type, values, channels, padded_dim / LANES, last + 1, scores, ld, n, head_out,

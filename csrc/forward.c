@@ -152,14 +152,16 @@ static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t l
     v.q = f->staged.q + (size_t)thread * f->q_stride;
     v.scale = f->staged.scale + (size_t)thread * f->scale_stride;
     v.bias = f->staged.bias + (size_t)thread * f->scale_stride;
-    for (int i = begin; i < end; i++) {
-        const float *row = x + (size_t)(rows ? rows[i] : i) * ld;
+    for (int first = begin; first < end; first += ROWS) {
+        const int some = end - first < ROWS ? end - first : ROWS;
+        const float *row[ROWS];
+        for (int i = 0; i < some; i++) row[i] = x + (size_t)(rows ? rows[first + i] : first + i) * ld;
         if (norm) {
-            float *to = normed + (size_t)i * (size_t)w->cols;
-            f->model->floats->rmsnorm(to, row, norm, w->cols, f->model->config.norm_eps);
-            row = to;
+            float *to = normed + (size_t)first * (size_t)w->cols;
+            f->model->floats->rmsnorm(to, row, some, norm, w->cols, f->model->config.norm_eps);
+            for (int i = 0; i < some; i++) row[i] = to + (size_t)i * (size_t)w->cols;
         }
-        if (is_quantized(w)) kernels->quantize(&v, i, row, w);
+        for (int i = 0; i < some && is_quantized(w); i++) kernels->quantize(&v, first + i, row[i], w);
     }
     if (norm) {
         v.f = normed;

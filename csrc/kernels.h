@@ -15,6 +15,9 @@
  *   16 partial sums and one tree; one polynomial for exp. The same bits in all of these sets. */
 enum { EXACT, FUSED };
 
+/* So many vectors are summed up at once: a sum from left to right waits for itself at each addition, not for the others. */
+enum { ROWS = 8 };
+
 /* What matmul does with the old content of its output. */
 enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 
@@ -28,14 +31,14 @@ typedef struct FloatKernels {
     void (*matmul_bare)(int type, const unsigned char *w, size_t block_stride, int blocks, int cols, const float *x, size_t ld_x, int n,
                        float *out, size_t ld_out, int mode);
 
-    /* out = weight * x / sqrt(mean(x^2) + eps), all (n,) */
-    void (*rmsnorm)(float *out, const float *x, const float *weight, int n, float eps);
+    /* out[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps), all (n,), i in [0, rows), rows <= ROWS */
+    void (*rmsnorm)(float *out, const float *const *x, int rows, const float *weight, int n, float eps);
 
     /* x = exp(x / divisor - max(x / divisor)), in place, x (n,); returns their sum */
     float (*exps)(float *x, int n, float divisor);
 
-    /* x = softmax(x / divisor), in place, x (n,) */
-    void (*softmax)(float *x, int n, float divisor);
+    /* x = softmax(x / divisor), in place, of `rows` rows, ld floats from one to the next: row j is of n + j * step */
+    void (*softmax)(float *x, size_t ld, int rows, int n, int step, float divisor);
 
     /* out = silu(gate) * up; gate and up are blocks of LANES in turn: gate_up[blocks][2][LANES] */
     void (*swiglu)(float *out, const float *gate_up, int blocks);

@@ -7,29 +7,40 @@ static const int SIZES[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 100, 255, 
 enum { N_SIZES = sizeof SIZES / sizeof SIZES[0] };
 
 static void check_rmsnorm(const FloatKernels *kernels) {
-    for (int s = 0; s < N_SIZES; s++) {
-        const int n = SIZES[s];
-        Guarded x = guarded_floats((size_t)n), weight = guarded_floats((size_t)n), out = guarded_floats((size_t)n);
-        fill(floats(x), (size_t)n);
-        fill(floats(weight), (size_t)n);
-        now("rmsnorm of %d", n);
-        /* left to right, or 16 partial sums and a tree that adds halves: the numerics contract, bit by bit */
-        float partial[LANES] = {0}, sum = 0.0f;
-        for (int i = 0; i < n; i++) {
-            const float v = floats(x)[i];
-            if (kernels->numerics == EXACT)
-                sum += v * v;
-            else
-                partial[i % LANES] = fmaf(v, v, partial[i % LANES]);
+    for (int s = 0; s < N_SIZES; s++)
+        for (int rows = 1; rows <= ROWS; rows++) {
+            const int n = SIZES[s];
+            const size_t size = (size_t)n;
+            Guarded weight = guarded_floats(size), out = guarded_floats(size * (size_t)rows), x[ROWS];
+            const float *row[ROWS];
+            fill(floats(weight), size);
+            for (int r = 0; r < rows; r++) {
+                x[r] = guarded_floats(size);
+                row[r] = floats(x[r]);
+                fill(floats(x[r]), size);
+            }
+            now("rmsnorm of %d rows of %d", rows, n);
+            kernels->rmsnorm(floats(out), row, rows, floats(weight), n, 1e-5f);
+            for (int r = 0; r < rows; r++) {
+                /* left to right, or 16 partial sums and a tree that adds halves: the numerics contract, bit by bit */
+                float partial[LANES] = {0}, sum = 0.0f;
+                for (int i = 0; i < n; i++) {
+                    const float v = row[r][i];
+                    if (kernels->numerics == EXACT)
+                        sum += v * v;
+                    else
+                        partial[i % LANES] = fmaf(v, v, partial[i % LANES]);
+                }
+                for (int half = LANES / 2; half; half /= 2)
+                    for (int i = 0; i < half; i++) partial[i] += partial[i + half];
+                if (kernels->numerics == FUSED) sum = partial[0];
+                const float scale = 1.0f / sqrtf(sum / (float)n + 1e-5f);
+                for (int i = 0; i < n; i++)
+                    CHECK(same(floats(out)[(size_t)r * size + (size_t)i], floats(weight)[i] * (scale * row[r][i])));
+                unguard(x[r]);
+            }
+            unguard(weight), unguard(out);
         }
-        for (int half = LANES / 2; half; half /= 2)
-            for (int i = 0; i < half; i++) partial[i] += partial[i + half];
-        if (kernels->numerics == FUSED) sum = partial[0];
-        const float scale = 1.0f / sqrtf(sum / (float)n + 1e-5f);
-        kernels->rmsnorm(floats(out), floats(x), floats(weight), n, 1e-5f);
-        for (int i = 0; i < n; i++) CHECK(same(floats(out)[i], floats(weight)[i] * (scale * floats(x)[i])));
-        unguard(x), unguard(weight), unguard(out);
-    }
 }
 
 /* How far `got` is from `want`, in units of the last place of a float near `want` */
@@ -39,36 +50,54 @@ static double ulps(double got, double want) {
     return fabs(got - want) / ldexp(1.0, (exponent < -125 ? -125 : exponent) - 24);
 }
 
-static void check_softmax(const FloatKernels *kernels) {
+/* Rows of n, n + step, ... numbers, `gap` canaries behind the longest of them */
+static void check_softmax_rows(const FloatKernels *kernels, int rows, int n, int step, int gap) {
+    enum { MOST = 300 };
     const float divisor = 2.5f;
-    for (int s = 0; s < N_SIZES; s++) {
-        const int n = SIZES[s];
-        float in[257], want[257], max = -INFINITY, sum = 0.0f;
-        double exact[257], exact_sum = 0.0;
-        Guarded x = guarded_floats((size_t)n);
-        fill(in, (size_t)n);
-        for (int i = 0; i < n; i++) in[i] *= 20.0f;
-        in[random_u32() % (uint32_t)n] = 21.0f; /* the maximum, at any place */
-        memcpy(floats(x), in, (size_t)n * sizeof(float));
-        for (int i = 0; i < n; i++) max = fmaxf(max, in[i] / divisor);
-        for (int i = 0; i < n; i++) {
-            sum += want[i] = expf(in[i] / divisor - max);
-            exact_sum += exact[i] = exp((double)(in[i] / divisor - max));
+    const int longest = n + (rows - 1) * step;
+    const size_t ld = (size_t)(longest + gap);
+    Guarded x = guarded_floats(ld * (size_t)rows - (size_t)gap), in = guarded_floats(ld * (size_t)rows);
+    for (int r = 0; r < rows; r++) {
+        const int length = n + r * step;
+        float *from = floats(in) + (size_t)r * ld;
+        fill(from, (size_t)length);
+        for (int i = 0; i < length; i++) from[i] *= 20.0f;
+        from[random_u32() % (uint32_t)length] = 21.0f; /* the maximum, at any place */
+        memcpy(floats(x) + (size_t)r * ld, from, (size_t)length * sizeof(float));
+    }
+    now("softmax of %d rows of %d and %d more each", rows, n, step);
+    kernels->softmax(floats(x), ld, rows, n, step, divisor);
+    for (int r = 0; r < rows; r++) {
+        const int length = n + r * step;
+        const float *from = floats(in) + (size_t)r * ld, *got = floats(x) + (size_t)r * ld;
+        float want[MOST], max = -INFINITY, sum = 0.0f;
+        double exact[MOST], exact_sum = 0.0;
+        for (int i = 0; i < length; i++) max = fmaxf(max, from[i] / divisor);
+        for (int i = 0; i < length; i++) {
+            sum += want[i] = expf(from[i] / divisor - max);
+            exact_sum += exact[i] = exp((double)(from[i] / divisor - max));
         }
-        now("softmax of %d", n);
-        kernels->softmax(floats(x), n, divisor);
-        for (int i = 0; i < n; i++)
+        for (int i = 0; i < length; i++)
             if (kernels->numerics == EXACT)
-                CHECK(same(floats(x)[i], want[i] / sum));
+                CHECK(same(got[i], want[i] / sum));
             else
-                CHECK(ulps(floats(x)[i], exact[i] / exact_sum) < 8.0);
-        unguard(x);
+                CHECK(ulps(got[i], exact[i] / exact_sum) < 8.0);
+        if (r < rows - 1) CHECK(is_canary(got + length, (ld - (size_t)length) * sizeof(float)));
+    }
+    unguard(x), unguard(in);
+}
+
+static void check_softmax(const FloatKernels *kernels) {
+    for (int s = 0; s < N_SIZES; s++) {
+        check_softmax_rows(kernels, 1, SIZES[s], 0, 0);
+        for (int rows = 2; rows <= 2 * ROWS + 1; rows += 1 + rows / 3)
+            for (int step = 0; step <= 2; step++) check_softmax_rows(kernels, rows, SIZES[s], step, step);
     }
     now("softmax of what is not a number");
     float nan_first[] = {NAN, 1.0f, 2.0f}, nan_later[20] = {[18] = NAN}, infinite[] = {0.0f, -INFINITY};
-    kernels->softmax(nan_first, 3, 1.0f);
-    kernels->softmax(nan_later, 20, 1.0f);
-    kernels->softmax(infinite, 2, 1.0f);
+    kernels->softmax(nan_first, 0, 1, 3, 0, 1.0f);
+    kernels->softmax(nan_later, 0, 1, 20, 0, 1.0f);
+    kernels->softmax(infinite, 0, 1, 2, 0, 1.0f);
     for (int i = 0; i < 3; i++) CHECK(isnan(nan_first[i]));
     for (int i = 0; i < 20; i++) CHECK(isnan(nan_later[i]));
     CHECK(infinite[0] == 1.0f && infinite[1] == 0.0f);
@@ -86,7 +115,7 @@ static void check_exp(const FloatKernels *kernels) {
             x[0] = 0.0f;
             x[LANES + lane] = t[lane];
             now("exp of %.9g", (double)t[lane]);
-            kernels->softmax(x, 2 * LANES, 1.0f);
+            kernels->softmax(x, 0, 1, 2 * LANES, 0, 1.0f);
             CHECK(x[0] == 1.0f);
             worst = fmax(worst, ulps(x[LANES + lane], exp((double)t[lane])));
         }
@@ -96,13 +125,13 @@ static void check_exp(const FloatKernels *kernels) {
     now("exp near 0");
     for (float t = -17.5f; t < 0.0f; t += 0.0037f) { /* here the two divisions by the sum round, too */
         float x[] = {0.0f, t};
-        kernels->softmax(x, 2, 1.0f);
+        kernels->softmax(x, 0, 1, 2, 0, 1.0f);
         const double e = exp((double)t);
         CHECK(ulps(x[1], e / (1.0 + e)) < 3.5);
     }
     now("exp of what is far below");
     float far[] = {0.0f, -88.5f, -104.0f, -1e30f, -INFINITY};
-    kernels->softmax(far, 5, 1.0f);
+    kernels->softmax(far, 0, 1, 5, 0, 1.0f);
     CHECK(far[0] == 1.0f && far[1] < 1.2e-38f && far[2] == 0.0f && far[3] == 0.0f && far[4] == 0.0f);
 }
 

@@ -103,10 +103,10 @@ static atomic_uint threads_seen;
 static int32_t cancel_flag;
 static pthread_t main_thread;
 
-static void counting_rmsnorm(float *out, const float *x, const float *weight, int n, float eps) {
+static void counting_rmsnorm(float *out, const float *const *x, int rows, const float *weight, int n, float eps) {
     if (atomic_fetch_add(&norms, 1) + 1 == cancel_at) __atomic_store_n(&cancel_flag, 1, __ATOMIC_RELAXED);
     atomic_fetch_or(&threads_seen, pthread_equal(pthread_self(), main_thread) ? 1u : 2u);
-    counted_kernels->rmsnorm(out, x, weight, n, eps);
+    counted_kernels->rmsnorm(out, x, rows, weight, n, eps);
 }
 
 static void *cancel_soon(void *argument) {
