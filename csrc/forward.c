@@ -8,7 +8,7 @@
 #include "forward.h"
 
 enum {
-    FEW_VECTORS = 4 /* up to so many each thread normalizes all for itself: cheaper than a barrier */
+    FEW_VECTORS = 6 /* up to so many each thread normalizes all for itself: cheaper than a barrier */
 };
 
 /* ---- workspace: one for the process, used by whoever has the turn; it only grows ---- */
