@@ -234,7 +234,7 @@ def _speeds(
     engine: Engine, prompt_tokens: int, generated_tokens: int, batches: Sequence[int]
 ) -> dict[str, float]:
     """One round: the machine's limits, and the speeds, in tokens per second."""
-    from .engine import products_per_second
+    from .isa import products_per_second
 
     prompt = _prompt_speed(engine, prompt_tokens)
     products = products_per_second(engine.threads, engine.dtype in ("int8", "int4"))

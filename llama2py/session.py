@@ -290,11 +290,7 @@ class Session(Closing):
         config = self._backend.config
         if not ids:
             raise PromptError("there is no token to run, expected at least one")
-        if min(ids) < 0 or max(ids) >= config.vocab_size:
-            wrong = next(token for token in ids if not 0 <= token < config.vocab_size)
-            raise PromptError(
-                f"token {wrong} is out of the vocabulary, expected 0 to {config.vocab_size - 1}"
-            )
+        config.check_tokens(ids)
         if self.position + len(ids) > config.seq_len:
             raise ContextError(
                 f"{len(ids)} tokens at position {self.position} do not fit:"

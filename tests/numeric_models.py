@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from llama2py.backend import Backend, Cache, Logits
 from llama2py.checkpoint import Checkpoint
 from llama2py.config import ModelConfig
-from llama2py.engine import Engine, isa_names
+from llama2py.engine import Engine
+from llama2py.isa import isa_names
 
 SIMD = [isa for isa in isa_names() if isa != "portable"]
 BEST = isa_names()[0]

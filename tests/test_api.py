@@ -18,7 +18,8 @@ from conftest import TINY, random_checkpoint, tiny_tokenizer
 import llama2py
 from llama2py import CheckpointError, EngineError, Llama2pyError, ParameterError, TokenizerError
 from llama2py.checkpoint import write_checkpoint
-from llama2py.engine import Engine, isa_names
+from llama2py.engine import Engine
+from llama2py.isa import isa_names
 from llama2py.tokenizer_files import write_tokenizer_bin
 
 PACKAGE = Path(llama2py.__file__).parent
@@ -166,7 +167,7 @@ def test_an_unknown_one_is_an_error(
 def test_one_that_the_cpu_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this CPU has: pretend that it lacks the best."""
     isas = [("best", False), ("portable", True)]
-    monkeypatch.setattr("llama2py.engine._all_isas", lambda: isas)
+    monkeypatch.setattr("llama2py.isa._all_isas", lambda: isas)
     monkeypatch.setenv("LLAMA2PY_ISA", "best")
     with pytest.raises(EngineError, match=r"^LLAMA2PY_ISA=best: this CPU lacks it, .* portable$"):
         Engine(random_checkpoint(TINY))
@@ -222,7 +223,7 @@ def test_the_graph_is_read_right(graph: dict[str, set[str]]) -> None:
 
 
 def test_only_engine_imports_the_extension(graph: dict[str, set[str]]) -> None:
-    assert [name for name, needs in graph.items() if "_engine" in needs] == ["engine"]
+    assert [name for name, needs in graph.items() if "_engine" in needs] == ["engine", "isa"]
     users = {name.split(".")[0] for name, needs in graph.items() if "engine" in needs}
     assert users <= {"model", "bench", "cli"}
 
@@ -325,7 +326,8 @@ MAY_IMPORT = {
         "tokenizer",
     },
     "memory": {"amount", "checkpoint", "config", "errors"},
-    "engine": {*BASE, "_engine", "amount", "backend", "checkpoint", "cpu", "memory"},
+    "isa": {"_engine", "errors"},
+    "engine": {*BASE, "_engine", "amount", "backend", "checkpoint", "cpu", "isa", "memory"},
     "reference_linear": {"checkpoint"},
     "reference": {*BASE, "backend", "checkpoint", "reference_linear", "rope", "sampling"},
     "builtin": {"errors"},

@@ -18,8 +18,8 @@ from llama2py.checkpoint.write_numbers import FileDtype
 from llama2py.cli import build_parser
 from llama2py.config import Dtype
 from llama2py.conversion import _HOLDS
-from llama2py.engine import isa_names
 from llama2py.hub import STORIES
+from llama2py.isa import isa_names
 from llama2py.job import Overflow
 from llama2py.request import Options
 from llama2py.session import SessionOverflow

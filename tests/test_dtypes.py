@@ -29,7 +29,8 @@ from llama2py.checkpoint import (
 from llama2py.checkpoint.converting import quantize_int4, round_to_bfloat16
 from llama2py.cli import main
 from llama2py.config import Dtype, ModelConfig
-from llama2py.engine import Engine, isa_names
+from llama2py.engine import Engine
+from llama2py.isa import isa_names
 from llama2py.reference import Reference
 from llama2py.session import Session
 from llama2py.tokenizer_files import write_tokenizer_bin

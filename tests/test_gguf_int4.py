@@ -48,7 +48,8 @@ from llama2py.checkpoint.gguf_tensors import Q4Tensor
 from llama2py.cli import main
 from llama2py.config import Dtype
 from llama2py.conversion import convert
-from llama2py.engine import Engine, isa_names
+from llama2py.engine import Engine
+from llama2py.isa import isa_names
 from llama2py.memory import packed_bytes
 from llama2py.reference import Reference
 

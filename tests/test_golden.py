@@ -16,7 +16,7 @@ from conftest import ModelFiles
 from numpy.typing import NDArray
 
 import llama2py
-from llama2py.engine import isa_names
+from llama2py.isa import isa_names
 from llama2py.sampling import Sampler, SamplingParams
 from llama2py.tokenizer import Tokenizer
 

@@ -35,7 +35,7 @@ from numeric_models import (
 from llama2py._engine import lib
 from llama2py.checkpoint import QuantizedTensor
 from llama2py.config import ModelConfig
-from llama2py.engine import isa_names
+from llama2py.isa import isa_names
 from llama2py.reference import Reference
 
 # ---- instruction sets ----

@@ -20,7 +20,7 @@ from numeric_models import (
 )
 
 from llama2py.checkpoint import Checkpoint, DenseTensor, QuantizedTensor, Tensor
-from llama2py.engine import isa_names
+from llama2py.isa import isa_names
 from llama2py.reference import Reference
 
 Spoil = Callable[[dict[str, tuple[Tensor, ...]]], None]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama2py.backend import Backend
-from llama2py.engine import Engine, isa_names
+from llama2py.engine import Engine
 from llama2py.errors import ParameterError
+from llama2py.isa import isa_names
 from llama2py.reference import Reference, softmax
 from llama2py.sampling import Coin, Sampler, SamplingParams, random_seed
 

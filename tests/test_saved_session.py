@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from llama2py import ClosedError, Model, ModelConfig, SessionError
 from llama2py.checkpoint import DenseTensor
-from llama2py.engine import Engine, isa_names
+from llama2py.engine import Engine
+from llama2py.isa import isa_names
 from llama2py.reference import Reference
 
 TOKENS = [1, 270, 33, 259, 5, 299, 0, 271, *range(3, 43)]
