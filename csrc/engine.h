@@ -109,8 +109,9 @@ static inline float cache_get(int type, const unsigned char *cache, size_t at) {
                                 : ((const float *)(const void *)cache)[at];
 }
 
-/* Memory of whole pages, zeroed, on huge pages where asked for and possible. NULL: none left. */
-void *pages_alloc(size_t bytes, int huge);
+/* Memory of whole pages, zeroed. HUGE where possible; SMALL: never huge ones, for what is used bit by bit. NULL: none left. */
+enum { SMALL_PAGES, HUGE_PAGES };
+void *pages_alloc(size_t bytes, int pages);
 void pages_free(void *memory, size_t bytes);
 
 /* threads.c. One caller at a time has the turn: it may use the pool and the workspace, the others wait. */

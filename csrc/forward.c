@@ -86,7 +86,7 @@ static int prepare_workspace(Forward *f, int n_threads) {
     if (needed > workspace.bytes) {
         pages_free(workspace.memory, workspace.bytes);
         workspace.bytes = 0;
-        workspace.memory = pages_alloc(needed, 0);
+        workspace.memory = pages_alloc(needed, SMALL_PAGES);
         if (!workspace.memory) return L2P_NO_MEMORY;
         workspace.bytes = needed;
     }

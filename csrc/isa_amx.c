@@ -54,7 +54,7 @@ static void configure(int quads, int offset) {
 }
 
 /* NT vectors (MANY or SOME, known when compiled) times a block of rows. This is number `pass` of n_passes over the panel, each
- * of which asks memory for its share of the next one. */
+ * of which asks memory for its share of the next one; -1: there is none. */
 static inline __attribute__((always_inline)) void tile(const int NT, const Matrix *w, int block, const Vectors *x, int i0,
                                                        float *out, size_t ld_out, int mode, int pass, int n_passes) {
     const int groups = w->groups, quads = w->group_quads, rows = w->rows - block * LANES;
@@ -104,12 +104,12 @@ static int multiply_tiles(const Matrix *w, int begin, int end, const Vectors *x,
     const int many = n / MANY * MANY, some = n - many >= SOME, n_passes = many / MANY + some;
     configure(w->group_quads, kernels_avx512vnni.int8_offset);
     for (int p = begin; p < end; p += PANEL_BLOCKS) {
-        const int panel_end = end - p < PANEL_BLOCKS ? end : p + PANEL_BLOCKS;
+        const int panel_end = end - p < PANEL_BLOCKS ? end : p + PANEL_BLOCKS, is_last = panel_end == end;
         for (int i = 0; i < many; i += MANY)
             for (int b = p; b < panel_end; b++)
-                tile(MANY, w, b, x, i, out + (size_t)i * ld_out, ld_out, mode, i / MANY, n_passes);
+                tile(MANY, w, b, x, i, out + (size_t)i * ld_out, ld_out, mode, is_last ? -1 : i / MANY, n_passes);
         for (int b = p; some && b < panel_end; b++)
-            tile(SOME, w, b, x, many, out + (size_t)many * ld_out, ld_out, mode, n_passes - 1, n_passes);
+            tile(SOME, w, b, x, many, out + (size_t)many * ld_out, ld_out, mode, is_last ? -1 : n_passes - 1, n_passes);
     }
     _tile_release();
     return many + some * SOME;

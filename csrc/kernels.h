@@ -66,6 +66,7 @@ typedef struct Kernels {
     float (*read_all)(const unsigned char *memory, size_t bytes);
     float (*multiply_add_chains)(int64_t rounds);
     float (*dot_chains)(int64_t rounds, const unsigned char *weights, const int8_t *x);
+    float (*int4_chains)(int64_t rounds, const unsigned char *weights, const int8_t *x);
 } Kernels;
 
 enum { PROBE_CHAINS = 12 };

@@ -11,12 +11,18 @@
 
 enum { HUGE_PAGE = 2 << 20 };
 
-void *pages_alloc(size_t bytes, int huge) {
+void *pages_alloc(size_t bytes, int pages) {
+    const int huge = pages == HUGE_PAGES;
     size_t slack = huge ? HUGE_PAGE : 0;
     unsigned char *memory =
         mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
-    if (!huge) return memory;
+    if (!huge) {
+#if defined(MADV_NOHUGEPAGE)
+        madvise(memory, bytes, MADV_NOHUGEPAGE); /* a system that uses them by itself would fill each with one number */
+#endif
+        return memory;
+    }
     /* A huge page starts at a multiple of its size: give back what stands before and behind. */
     size_t head = (size_t)(-(uintptr_t)memory) & (HUGE_PAGE - 1);
     if (head) munmap(memory, head);
@@ -121,7 +127,7 @@ l2p_model *l2p_model_new(const l2p_config *config, int isa) {
     if (model->layers) {
         model->packed_bytes = lay_out_model(model);
         model->arena_bytes = (size_t)round_up((int64_t)model->packed_bytes, HUGE_PAGE);
-        model->arena = pages_alloc(model->arena_bytes, 1);
+        model->arena = pages_alloc(model->arena_bytes, HUGE_PAGES);
     }
     if (!model->arena) {
         l2p_model_free(model);

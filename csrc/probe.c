@@ -45,8 +45,10 @@ static void products_share(void *context, int thread, int n_threads) {
     Probe *probe = context;
     static const unsigned char weights[LANES * 4] = {1, 2, 3};
     static const int8_t x[4] = {1, -1, 1, -1};
-    probe->sums[thread] = probe->kind == L2P_INT8 ? probe->kernels->dot_chains(probe->rounds, weights, x)
-                                                  : probe->kernels->multiply_add_chains(probe->rounds);
+    const Kernels *kernels = probe->kernels;
+    probe->sums[thread] = probe->kind == L2P_INT8   ? kernels->dot_chains(probe->rounds, weights, x)
+                          : probe->kind == L2P_INT4 ? kernels->int4_chains(probe->rounds, weights, x)
+                                                    : kernels->multiply_add_chains(probe->rounds);
 }
 
 double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads) {
@@ -55,5 +57,5 @@ double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads
 }
 
 int64_t l2p_products_a_round(int weight_type) {
-    return (int64_t)PROBE_CHAINS * LANES * (weight_type == L2P_INT8 ? 4 : 1);
+    return (int64_t)PROBE_CHAINS * LANES * (weight_type == L2P_INT8 || weight_type == L2P_INT4 ? 4 : 1);
 }

@@ -14,7 +14,7 @@ l2p_session *l2p_session_new(const l2p_model *model) {
     session->value_stride = (size_t)session->seq_len * (size_t)round_up(c->head_dim, LANES) * bytes_of(c->cache_type);
     const size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads;
     session->bytes = heads * (session->key_stride + session->value_stride);
-    session->keys = pages_alloc(session->bytes, 0);
+    session->keys = pages_alloc(session->bytes, SMALL_PAGES);
     if (!session->keys) {
         free(session);
         return NULL;

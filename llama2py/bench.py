@@ -237,7 +237,7 @@ def _speeds(
     from .isa import products_per_second
 
     prompt = _prompt_speed(engine, prompt_tokens)
-    products = products_per_second(engine.threads, engine.dtype in ("int8", "int4"))
+    products = products_per_second(engine.threads, engine.dtype)
     # The machine's pace changes: what could be read is asked right before and after.
     before = engine.read_seconds()
     greedy = _generation_speed(engine, GREEDY, generated_tokens)

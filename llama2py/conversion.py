@@ -97,8 +97,8 @@ def convert(
         The vocabulary to go with it. Default: the model's own. False: none. A llama2.c file's goes
         beside it, as ``NAME.tokenizer.bin``, unless it is Llama 2's, which needs no file.
     group_size : int, optional
-        For v2: weights that share a scale, a divisor of ``dim``. Default: the source's if it is
-        int8 or int4, else 64, halved until it divides ``dim``.
+        For v2: weights that share a scale, a divisor of ``dim``. Default: the source's
+        where it has groups, else 64, halved until it divides ``dim``.
     shard_size : int
         For hf: bytes of tensors in one file. Default: 5 GB.
     threads : int

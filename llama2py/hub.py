@@ -32,6 +32,7 @@ _TOKENIZERS = re.compile(
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|chat_template|generation_config)"
     r"\.(bin|model|json|jinja)"
 )
+_NUMBERED = re.compile(r"-\d+-of-(\d+)\.\w+$")
 # What a directory must have, and what its weights are called; the first that is there is taken.
 _KINDS = (
     ("config.json", re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")),
@@ -229,9 +230,17 @@ def _needed_or_cached(wanted: HubModel, endpoint: str | None) -> tuple[list[str]
             there = (path for path in snapshot.rglob("*") if path.is_file())
             names = sorted(path.relative_to(snapshot).as_posix() for path in there)
             with suppress(DownloadError):  # without its weights it is not enough
-                return _needed(wanted.repo, names), True
+                needed = _needed(wanted.repo, names)
+                if _are_whole(needed):
+                    return needed, True
         raise
     return _needed(wanted.repo, listing), False
+
+
+def _are_whole(files: Sequence[str]) -> bool:
+    """Whether of files that are numbered ``-00001-of-00003`` all are there."""
+    numbered = [match for file in files if (match := _NUMBERED.search(file))]
+    return all(len(numbered) == int(match[1]) for match in numbered)
 
 
 def _needed(repo: str, listing: Sequence[str]) -> list[str]:

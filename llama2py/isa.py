@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 
 from ._engine import ffi, lib
+from .config import Dtype
 from .errors import EngineError
 
 
 def isa_names() -> list[str]:
     """The instruction sets of this build that this CPU has, best first."""
-    return [name for name, supported in _all_isas() if supported]
+    return [name for index, name in enumerate(_all_isas()) if _is_here(index)]
 
 
-def _all_isas() -> list[tuple[str, bool]]:
-    isas: list[tuple[str, bool]] = []
-    while (name := lib.l2p_isa_name(len(isas))) != ffi.NULL:
-        supported = bool(lib.l2p_isa_supported(len(isas)))
-        isas.append((ffi.string(name).decode("ascii"), supported))
-    return isas
+def _all_isas() -> list[str]:
+    names: list[str] = []
+    while (name := lib.l2p_isa_name(len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode("ascii"))
+    return names
+
+
+def _is_here(index: int) -> bool:
+    """Whether it can be used. Asking for AMX asks the system for it, which stays so."""
+    return bool(lib.l2p_isa_supported(index))
 
 
 def choose_isa() -> int:
@@ -30,37 +35,38 @@ def choose_isa() -> int:
         If the one asked for is unknown, not in this build, or not in this CPU.
     """
     isas = _all_isas()
-    here = [name for name, supported in isas if supported]
-    wanted = os.environ.get("LLAMA2PY_ISA") or here[0]
-    for index, (name, supported) in enumerate(isas):
-        if name == wanted:
-            if supported:
-                return index
-            raise EngineError(
-                f"LLAMA2PY_ISA={wanted}: this CPU lacks it, expected one of {', '.join(here)}"
-            )
-    raise EngineError(
-        f"LLAMA2PY_ISA={wanted}: no such instruction set in this build,"
-        f" expected one of {', '.join(here)}"
-    )
+    wanted = os.environ.get("LLAMA2PY_ISA")
+    if not wanted:
+        return next(index for index in range(len(isas)) if _is_here(index))
+    if wanted not in isas:
+        raise EngineError(
+            f"LLAMA2PY_ISA={wanted}: no such instruction set in this build,"
+            f" expected one of {', '.join(isa_names())}"
+        )
+    if not _is_here(isas.index(wanted)):
+        raise EngineError(
+            f"LLAMA2PY_ISA={wanted}: this CPU lacks it, expected one of {', '.join(isa_names())}"
+        )
+    return isas.index(wanted)
 
 
-def products_per_second(threads: int, int8: bool = False) -> float:
-    """Multiply-adds a second when nothing else is done, float32 or int8; for `bench`.
+def products_per_second(threads: int, dtype: Dtype = "float32") -> float:
+    """Multiply-adds a second when nothing else is done; for `bench`.
 
     Parameters
     ----------
     threads : int
         So many do it at once.
-    int8 : bool
-        Integer dot products as int8 matrices have them.
+    dtype : {'float32', 'bfloat16', 'int8', 'int4'}
+        As matrices of it have them: in float32, or as integer dot products.
 
     Returns
     -------
     float
         Products a second, all threads together.
     """
-    kind, isa = (lib.L2P_INT8 if int8 else lib.L2P_FLOAT32), choose_isa()
+    kind = {"int8": lib.L2P_INT8, "int4": lib.L2P_INT4}.get(dtype, lib.L2P_FLOAT32)
+    isa = choose_isa()
     rounds, seconds = 1000, 0.0
     while seconds < 0.01:  # seconds; the wake-up of the threads must not count
         rounds *= 4

@@ -265,6 +265,11 @@ class Model(Asking):
             Of keys and values, of at most 8 sessions. 0: nothing is kept. Default: 64 MiB, or an
             eighth of the weights where that is more.
 
+        Raises
+        ------
+        ParameterError
+            If ``max_bytes`` is below 0.
+
         Examples
         --------
         >>> model = load()
@@ -273,6 +278,8 @@ class Model(Asking):
         self._prefixes.close()
         if max_bytes is None:
             max_bytes = max(PREFIX_BYTES, self.backend.nbytes // 8)
+        if max_bytes < 0:
+            raise ParameterError(f"max_bytes is {max_bytes}, expected 0 or more")
         self._prefixes = Prefixes(0 if self.backend.isa == "numpy" else max_bytes)
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ from .saved_session import read_session, write_session
 # heard between the blocks of a long prompt.
 _BLOCK_WORK = 4_000_000_000
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
+# Positions in a page of memory where keys and values are bfloat16; of float32 it is half of them.
+_PAGE = 128
 
 SessionOverflow = Literal["error", "shift"]
 
@@ -68,8 +70,10 @@ class Session(Closing):
 
     @property
     def nbytes(self) -> int:
-        """About the memory of its keys and values, in bytes: what has been written so far."""
-        return self._furthest * self._backend.cache_bytes // self._backend.config.seq_len
+        """The memory of its keys and values in bytes, in whole pages: what was written so far."""
+        seq_len = self._backend.config.seq_len
+        positions = min(seq_len, -(-self._furthest // _PAGE) * _PAGE)
+        return positions * self._backend.cache_bytes // seq_len
 
     def forward(
         self,

@@ -19,7 +19,7 @@ import llama2py
 from llama2py import CheckpointError, EngineError, Llama2pyError, ParameterError, TokenizerError
 from llama2py.checkpoint import write_checkpoint
 from llama2py.engine import Engine
-from llama2py.isa import isa_names
+from llama2py.isa import choose_isa, isa_names
 from llama2py.tokenizer_files import write_tokenizer_bin
 
 PACKAGE = Path(llama2py.__file__).parent
@@ -166,13 +166,27 @@ def test_an_unknown_one_is_an_error(
 
 def test_one_that_the_cpu_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this CPU has: pretend that it lacks the best."""
-    isas = [("best", False), ("portable", True)]
-    monkeypatch.setattr("llama2py.isa._all_isas", lambda: isas)
+    monkeypatch.setattr("llama2py.isa._all_isas", lambda: ["best", "portable"])
+    monkeypatch.setattr("llama2py.isa._is_here", bool)  # but the first
     monkeypatch.setenv("LLAMA2PY_ISA", "best")
     with pytest.raises(EngineError, match=r"^LLAMA2PY_ISA=best: this CPU lacks it, .* portable$"):
         Engine(random_checkpoint(TINY))
     monkeypatch.delenv("LLAMA2PY_ISA")
     assert isa_names() == ["portable"]
+
+
+def test_a_forced_one_alone_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system gives AMX for good, and other libraries may suffer from it: there is a way out."""
+    asked: list[int] = []
+
+    def is_here(index: int) -> bool:
+        asked.append(index)
+        return True
+
+    monkeypatch.setattr("llama2py.isa._all_isas", lambda: ["amx", "avx2", "portable"])
+    monkeypatch.setattr("llama2py.isa._is_here", is_here)
+    monkeypatch.setenv("LLAMA2PY_ISA", "portable")
+    assert (choose_isa(), asked) == (2, [2])
 
 
 # ---- the import graph ----
@@ -326,7 +340,7 @@ MAY_IMPORT = {
         "tokenizer",
     },
     "memory": {"amount", "checkpoint", "config", "errors"},
-    "isa": {"_engine", "errors"},
+    "isa": {"_engine", "config", "errors"},
     "engine": {*BASE, "_engine", "amount", "backend", "checkpoint", "cpu", "isa", "memory"},
     "reference_linear": {"checkpoint"},
     "reference": {*BASE, "backend", "checkpoint", "reference_linear", "rope", "sampling"},

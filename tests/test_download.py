@@ -208,12 +208,20 @@ def test_a_whole_repository_without_the_hub(hub: FakeHub, monkeypatch: pytest.Mo
         download("a/b")
 
 
+@pytest.mark.parametrize(
+    "there",
+    [["tokenizer.json"], ["model-00001-of-00002.safetensors", "config.json"]],
+    ids=["no weights", "a shard is missing"],
+)
 def test_half_a_repository_is_not_enough_without_the_hub(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+    there: list[str], hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("config.json", "model.safetensors", "tokenizer.json")
+    """Which another program may have left."""
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names = ("config.json", *shards, "model.safetensors.index.json", "tokenizer.json")
     hub.repos["a/b"] = {name: name.encode() for name in names}
-    download("a/b:tokenizer.json")
+    for name in there:
+        download(f"a/b:{name}")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(

@@ -10,7 +10,7 @@ import pytest
 from conftest import random_checkpoint, tiny_model, tiny_tokenizer
 from scripted import ScriptedBackend
 
-from llama2py import ClosedError, Model, ModelConfig, PromptError
+from llama2py import ClosedError, Model, ModelConfig, ParameterError, PromptError
 from llama2py.backend import Logits
 from llama2py.batch import run_jobs
 from llama2py.engine import Engine
@@ -123,7 +123,7 @@ def test_memory_is_bounded_and_freed() -> None:
         assert len(made) == 30
         assert [closed(session) for session in made] == [True] * 22 + [False] * 8
         per_token = model.config.cache_bytes // model.config.seq_len
-        model.reuse_prefixes(2 * 42 * per_token)  # the last token drawn is not run
+        model.reuse_prefixes(2 * 128 * per_token)  # each takes whole pages
         assert all(map(closed, made))
         for i in range(5):
             model.generate([BOS, *[i + 3] * 40], max_tokens=2, seed=1)
@@ -186,14 +186,21 @@ def test_what_a_session_takes() -> None:
     with medium() as model, model.session() as session:
         per_token = model.backend.cache_bytes // model.config.seq_len
         assert session.nbytes == 0
-        session.forward([5] * 20)
+        session.forward([5] * 129)
         session.rewind(3)
-        assert session.nbytes == 20 * per_token
+        assert session.nbytes == 256 * per_token
         with session.fork(2) as branch:
-            assert (branch.tokens, branch.nbytes) == ([5] * 2, 2 * per_token)
+            assert (branch.tokens, branch.nbytes) == ([5] * 2, 128 * per_token)
         for position in (-1, 4):
             with pytest.raises(PromptError, match="expected 0 to 3"):
                 session.fork(position)
+
+
+def test_no_bound_below_zero() -> None:
+    with medium() as model:
+        with pytest.raises(ParameterError, match="max_bytes is -1, expected 0 or more"):
+            model.reuse_prefixes(-1)
+        assert model.generate([BOS, *[5] * 40], max_tokens=2, seed=1).tokens
 
 
 def test_nothing_is_kept_behind_close() -> None:
