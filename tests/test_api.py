@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import platform
 import re
 import subprocess
 import sys
@@ -16,10 +15,8 @@ import pytest
 from conftest import TINY, random_checkpoint, tiny_tokenizer
 
 import llama2py
-from llama2py import CheckpointError, EngineError, Llama2pyError, ParameterError, TokenizerError
+from llama2py import CheckpointError, Llama2pyError, ParameterError, TokenizerError
 from llama2py.checkpoint import write_checkpoint
-from llama2py.engine import Engine
-from llama2py.isa import choose_isa, isa_names
 from llama2py.tokenizer_files import write_tokenizer_bin
 
 PACKAGE = Path(llama2py.__file__).parent
@@ -115,78 +112,6 @@ def test_weights_that_are_no_numbers_are_told(
         model = llama2py.load(tmp_path / "nan.bin", files[1], backend=backend)
         assert model.backend.non_finite == 2
         assert "nan.bin: 2 weights are NaN or infinite" in caplog.text
-
-
-# ---- instruction sets ----
-
-
-@pytest.mark.parametrize("isa", isa_names())
-def test_an_instruction_set_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAMA2PY_ISA", isa)
-    assert Engine(random_checkpoint(TINY)).isa == isa
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.exists(), reason="reads cpuinfo")
-def test_no_instruction_set_is_overlooked() -> None:
-    """Or every test that goes through `isa_names` would leave its kernels out, silently."""
-    flags = set(re.findall(r"\S+", CPUINFO.read_text("ascii").split("flags", 1)[1].split("\n")[0]))
-    vnni = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
-    needs = {
-        "amx": {*vnni, "amx_tile", "amx_int8"},
-        "avx512vnni": vnni,
-        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-        "avxvnni": {"avx2", "fma", "f16c", "avx_vnni"},
-        "avx2": {"avx2", "fma", "f16c"},
-        "portable": set[str](),
-    }
-    assert isa_names() == [isa for isa, wanted in needs.items() if wanted <= flags]
-
-
-@pytest.mark.parametrize("unset", [True, False])
-def test_the_best_one_is_the_default(unset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if unset:
-        monkeypatch.delenv("LLAMA2PY_ISA", raising=False)
-    else:
-        monkeypatch.setenv("LLAMA2PY_ISA", "")
-    assert Engine(random_checkpoint(TINY)).isa == isa_names()[0]
-    assert isa_names()[-1] == "portable"
-
-
-def test_an_unknown_one_is_an_error(
-    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LLAMA2PY_ISA", "sse9")
-    with pytest.raises(EngineError) as raised:
-        llama2py.load(*files)
-    assert str(raised.value) == (
-        "LLAMA2PY_ISA=sse9: no such instruction set in this build,"
-        f" expected one of {', '.join(isa_names())}"
-    )
-
-
-def test_one_that_the_cpu_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this CPU has: pretend that it lacks the best."""
-    monkeypatch.setattr("llama2py.isa._all_isas", lambda: ["best", "portable"])
-    monkeypatch.setattr("llama2py.isa._is_here", bool)  # but the first
-    monkeypatch.setenv("LLAMA2PY_ISA", "best")
-    with pytest.raises(EngineError, match=r"^LLAMA2PY_ISA=best: this CPU lacks it, .* portable$"):
-        Engine(random_checkpoint(TINY))
-    monkeypatch.delenv("LLAMA2PY_ISA")
-    assert isa_names() == ["portable"]
-
-
-def test_a_forced_one_alone_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system gives AMX for good, and other libraries may suffer from it: there is a way out."""
-    asked: list[int] = []
-
-    def is_here(index: int) -> bool:
-        asked.append(index)
-        return True
-
-    monkeypatch.setattr("llama2py.isa._all_isas", lambda: ["amx", "avx2", "portable"])
-    monkeypatch.setattr("llama2py.isa._is_here", is_here)
-    monkeypatch.setenv("LLAMA2PY_ISA", "portable")
-    assert (choose_isa(), asked) == (2, [2])
 
 
 # ---- the import graph ----
