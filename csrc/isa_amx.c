@@ -18,9 +18,6 @@
 /* Vectors of a tile, of a smaller one for what is left, and quads: a tile has 16 rows of 64 bytes. */
 enum { MANY = 16, SOME = 8, MAX_QUADS = 16 };
 
-/* As in products.inc: row blocks that stay in the second-level cache while all vectors pass */
-enum { PANEL_BLOCKS = 9 };
-
 /* The tile registers, by number, as the compilers' macros want them: sums (vectors, LANES) and a group of the vectors, for
  * MANY and for SOME; the weights, a row being a quad; minus the offset that these are stored with. */
 #define SUMS 0

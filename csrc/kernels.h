@@ -18,6 +18,10 @@ enum { EXACT, FUSED };
 /* So many vectors are summed up at once: a sum from left to right waits for itself at each addition, not for the others. */
 enum { ROWS = 8 };
 
+/* Row blocks that all vectors pass over before the next ones: few enough to stay in the second-level cache (9 * 64 bytes *
+ * cols), a multiple of the large tiles'. */
+enum { PANEL_BLOCKS = 9 };
+
 /* What matmul does with the old content of its output. */
 enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 

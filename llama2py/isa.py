@@ -43,11 +43,12 @@ def choose_isa() -> int:
             f"LLAMA2PY_ISA={wanted}: no such instruction set in this build,"
             f" expected one of {', '.join(isa_names())}"
         )
-    if not _is_here(isas.index(wanted)):
+    index = isas.index(wanted)
+    if not _is_here(index):
         raise EngineError(
             f"LLAMA2PY_ISA={wanted}: this CPU lacks it, expected one of {', '.join(isa_names())}"
         )
-    return isas.index(wanted)
+    return index
 
 
 def products_per_second(threads: int, dtype: Dtype = "float32") -> float:

@@ -275,11 +275,11 @@ class Model(Asking):
         >>> model = load()
         >>> model.reuse_prefixes(0)  # every prompt is run whole
         """
-        self._prefixes.close()
         if max_bytes is None:
             max_bytes = max(PREFIX_BYTES, self.backend.nbytes // 8)
         if max_bytes < 0:
             raise ParameterError(f"max_bytes is {max_bytes}, expected 0 or more")
+        self._prefixes.close()
         self._prefixes = Prefixes(0 if self.backend.isa == "numpy" else max_bytes)
 
     def close(self) -> None:

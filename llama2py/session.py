@@ -241,10 +241,8 @@ class Session(Closing):
         EngineError
             If there is no memory for it.
         """
-        cache, n = (
-            self._open_cache(),
-            self._reached(self.position if position is None else position),
-        )
+        cache = self._open_cache()
+        n = self._reached(self.position if position is None else position)
         made = Session(self._backend, cache.copy(n), self.overflow)
         made._append(self._tokens[:n])
         made.kept = self.kept

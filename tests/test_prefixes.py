@@ -198,9 +198,10 @@ def test_what_a_session_takes() -> None:
 
 def test_no_bound_below_zero() -> None:
     with medium() as model:
+        assert model.generate([BOS, *[5] * 40], max_tokens=2, seed=1).tokens
         with pytest.raises(ParameterError, match="max_bytes is -1, expected 0 or more"):
             model.reuse_prefixes(-1)
-        assert model.generate([BOS, *[5] * 40], max_tokens=2, seed=1).tokens
+        assert len(model._prefixes._kept) == 1  # all is as before
 
 
 def test_nothing_is_kept_behind_close() -> None:
