@@ -75,6 +75,10 @@ static size_t lay_out_workspace(Forward *f, int n_threads) {
     f->scores = take(&used, (size_t)n_threads * f->scores_stride * word);
     f->head_out_stride = score_rows * (size_t)round_up(c->head_dim, LANES);
     f->head_out = take(&used, (size_t)n_threads * f->head_out_stride * word);
+    if (f->draws) {
+        f->out = take(&used, (size_t)f->n_logits * (size_t)c->vocab_size * word);
+        f->candidates = take(&used, (size_t)n_threads * (size_t)c->vocab_size * sizeof(int32_t));
+    }
     return used;
 }
 
@@ -243,6 +247,17 @@ static void forward_share(void *context, int thread, int n_threads) {
     in = stage(f, &model->classifier, x, dim, f->n_logits, rows, model->final_norm, thread, n_threads);
     multiply(f, &model->classifier, &in, f->n_logits, f->out, (size_t)c->vocab_size, MATMUL_STORE, 1, thread,
              n_threads);
+    if (!f->draws) return;
+    threads_barrier(n_threads);
+    threads_share(f->n_logits, 1, thread, n_threads, &begin, &end);
+    for (int i = begin; i < end; i++) {
+        const l2p_draw *draw = &f->draws[i];
+        float *logits = f->out + (size_t)i * (size_t)c->vocab_size;
+        f->drawn[i] = draw->temperature == 0.0f
+                          ? l2p_argmax(model, logits, draw->n)
+                          : l2p_sample(model, logits, draw->n, draw->temperature, draw->top_p, draw->coin,
+                                       f->candidates + (size_t)thread * (size_t)c->vocab_size);
+    }
 }
 
 static int check_arguments(const Forward *f) {
@@ -255,7 +270,28 @@ static int check_arguments(const Forward *f) {
     }
     for (int i = 0; i < f->n_logits; i++)
         if (f->logits_rows[i] < 0 || f->logits_rows[i] >= f->n) return L2P_BAD_ARGUMENT;
+    for (int i = 0; f->draws && i < f->n_logits; i++)
+        if (f->draws[i].n < 1 || f->draws[i].n > c->vocab_size) return L2P_BAD_ARGUMENT;
     return L2P_OK;
+}
+
+static int run(Forward *f, int n_threads) {
+    int error = check_arguments(f);
+    if (error) return error;
+    for (int i = 0; i < f->n; i++) f->max_scores = max_int(f->max_scores, (int)round_up(f->positions[i] + 1, LANES));
+
+    n_threads = threads_worth_it(f->model, f->n, n_threads);
+
+    threads_take_turn();
+    n_threads = threads_that_help(n_threads);
+    error = prepare_workspace(f, n_threads);
+    if (!error) {
+        find_chunks(f);
+        threads_run(n_threads, forward_share, f);
+        if (f->cancelled) error = L2P_CANCELLED;
+    }
+    threads_end_turn();
+    return error;
 }
 
 int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
@@ -270,20 +306,21 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
                  .logits_rows = logits_rows,
                  .out = out,
                  .cancel = cancel};
-    int error = check_arguments(&f);
-    if (error) return error;
-    for (int i = 0; i < n; i++) f.max_scores = max_int(f.max_scores, (int)round_up(positions[i] + 1, LANES));
+    return run(&f, n_threads);
+}
 
-    n_threads = threads_worth_it(model, n, n_threads);
-
-    threads_take_turn();
-    n_threads = threads_that_help(n_threads);
-    error = prepare_workspace(&f, n_threads);
-    if (!error) {
-        find_chunks(&f);
-        threads_run(n_threads, forward_share, &f);
-        if (f.cancelled) error = L2P_CANCELLED;
-    }
-    threads_end_turn();
-    return error;
+int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
+             const int32_t *positions, int n_draws, const int32_t *draw_rows, const l2p_draw *draws, int32_t *drawn,
+             int n_threads, const int32_t *cancel) {
+    Forward f = {.model = model,
+                 .n = n,
+                 .tokens = tokens,
+                 .positions = positions,
+                 .sessions = sessions,
+                 .n_logits = n_draws,
+                 .logits_rows = draw_rows,
+                 .draws = draws,
+                 .drawn = drawn,
+                 .cancel = cancel};
+    return run(&f, n_threads);
 }

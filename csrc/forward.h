@@ -19,7 +19,9 @@ typedef struct {
     l2p_session *const *sessions;
     int n_logits;
     const int32_t *logits_rows;
-    float *out; /* (n_logits, vocab_size) */
+    float *out;            /* (n_logits, vocab_size); of the workspace, if there are draws */
+    const l2p_draw *draws; /* (n_logits,) or NULL: logits are what is asked for */
+    int32_t *drawn;        /* (n_logits,) */
     const int32_t *cancel;
     atomic_int cancelled;
 
@@ -42,6 +44,7 @@ typedef struct {
     float *scores;                                /* (n_threads, score rows, max_scores) */
     float *head_out;                              /* (n_threads, score rows, head_dim rounded up) */
     size_t scores_stride, head_out_stride;
+    int32_t *candidates; /* (n_threads, vocab_size) for sampling */
 } Forward;
 
 /* Nobody asks for some of the tokens' logits: in the last layer these need keys and values, and nothing else. */

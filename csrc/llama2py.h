@@ -89,6 +89,17 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
                 const int32_t *positions, int n_logits, const int32_t *logits_rows, float *out, int n_threads,
                 const int32_t *cancel);
 
+/* How a token is drawn: from the first n logits; l2p_argmax where temperature is 0, else l2p_sample. */
+typedef struct {
+    float temperature, top_p, coin;
+    int32_t n;
+} l2p_draw;
+
+/* The same, but drawn[i] receives a token drawn from the logits of the token draw_rows[i] as draws[i] says. */
+int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
+             const int32_t *positions, int n_draws, const int32_t *draw_rows, const l2p_draw *draws, int32_t *drawn,
+             int n_threads, const int32_t *cancel);
+
 /* The first index of the largest of n logits. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,23 @@ from .config import CacheDtype, Dtype, ModelConfig
 
 Logits: TypeAlias = NDArray[np.float32]
 Floats: TypeAlias = NDArray[np.float32]
+
+
+class Draw(NamedTuple):
+    """How a backend is to draw one token.
+
+    Attributes
+    ----------
+    temperature, top_p, coin : float
+        As in `Backend.sample`; with a temperature of 0, as in `Backend.argmax`.
+    n_tokens : int
+        From the first so many logits.
+    """
+
+    temperature: float
+    top_p: float
+    coin: float
+    n_tokens: int
 
 
 class Cache(Protocol):
@@ -83,6 +100,22 @@ class Backend(Protocol):
             The logits behind those tokens of the batch.
         """
 
+    def next_tokens(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[Any],
+        positions: Sequence[int],
+        logits_rows: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> list[int]:
+        """Run a batch, and draw a token from each row of its logits: `forward` and `pick` in one.
+
+        Raises
+        ------
+        EngineError
+            If there is no row or draw for each other, or a draw from no or too many tokens.
+        """
+
     def digest(self) -> bytes:
         """Tells these weights from others, as far as no few tokens' logits do: the embeddings."""
 
@@ -98,3 +131,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the weights. Twice does no harm; caches must not be used after."""
+
+
+def pick(backend: Backend, logits: Logits, draw: Draw) -> int:
+    """Draw a token from logits (vocab_size,), which may be overwritten."""
+    logits = logits[: draw.n_tokens]
+    if draw.temperature == 0:
+        return backend.argmax(logits)
+    return backend.sample(logits, draw.temperature, draw.top_p, draw.coin)

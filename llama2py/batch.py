@@ -8,7 +8,8 @@ from typing import Protocol
 
 from .errors import ParameterError
 from .job import Guide, Job
-from .session import Session, forward_many
+from .session import Session
+from .session_many import forward_many, next_tokens_many
 from .tokenizer import Tokenizer
 
 __all__ = ["Guide", "Job", "run_jobs"]
@@ -94,14 +95,9 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
                     finished[number] = lane.leave()
             if lanes:
                 blocks = [lane.job.next_block(_PROMPT_BLOCK) for lane in lanes]
-                logits = forward_many([lane.session for lane in lanes], blocks)
-                for lane, row in zip(lanes, logits, strict=True):
-                    job = lane.job
-                    if not job.waiting:
-                        job.take(row)
-                    elif job.interrupted():
-                        job.end()
-                    if job.finish_reason:
+                _step([lane.job for lane in lanes], [lane.session for lane in lanes], blocks)
+                for lane in lanes:
+                    if lane.job.finish_reason:
                         finished[lane.number] = lane.leave()
                 lanes = [lane for lane in lanes if not lane.job.finish_reason]
             while next_out in finished:
@@ -112,3 +108,19 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
     finally:
         for lane in lanes:
             lane.close()
+
+
+def _step(jobs: list[Job], sessions: list[Session], blocks: list[list[int]]) -> None:
+    """One pass: each job gets its next token, or comes further in its prompt."""
+    if all(job.waiting or job.plain for job in jobs):
+        draws = [None if job.waiting else job.plain_draw() for job in jobs]
+        for job, token in zip(jobs, next_tokens_many(sessions, blocks, draws), strict=True):
+            if token is not None:
+                job.take_token(token)
+    else:
+        for job, row in zip(jobs, forward_many(sessions, blocks), strict=True):
+            if not job.waiting:
+                job.take(row)
+    for job in jobs:
+        if job.waiting and job.interrupted():
+            job.end()

@@ -18,7 +18,8 @@ from .cpu import default_threads
 from .errors import ParameterError
 from .hub import find_model
 from .sampling import Sampler, SamplingParams
-from .session import Session, forward_many
+from .session import Session
+from .session_many import next_tokens_many
 
 if TYPE_CHECKING:  # who only reads reports needs no C extension
     from .engine import Engine
@@ -170,7 +171,7 @@ def benchmark(
             engine = _load(path, n, dtype, cache_dtype)
             measured = {"load_seconds": perf_counter() - start}
             with Session(engine) as session:
-                Sampler(engine, GREEDY, seed=1).sample(session.forward([1]))
+                session.next_token([1], Sampler(engine, GREEDY).plain_draw())
             measured["first_token_seconds"] = perf_counter() - start
             facts[dtype, n] = engine.nbytes, engine.isa
             session_bytes = engine.cache_bytes
@@ -298,7 +299,7 @@ def _generation_speed(backend: Backend, params: SamplingParams, n: int) -> float
         _warm_up(session, n)
         start = perf_counter()
         for _ in range(n):
-            token = sampler.sample(session.forward([token]))
+            token = session.next_token([token], sampler.plain_draw())
         return n / (perf_counter() - start)
 
 
@@ -309,10 +310,11 @@ def _batch_speed(backend: Backend, batch: int) -> float:
     for session in sessions:
         _warm_up(session, steps)
     tokens = _some_tokens(backend.config, batch)
+    draws = [Sampler(backend, GREEDY).plain_draw() for _ in sessions]
     start = perf_counter()
     for _ in range(steps):
-        logits = forward_many(sessions, [[token] for token in tokens])
-        tokens = [backend.argmax(row) for row in logits]
+        drawn = next_tokens_many(sessions, [[token] for token in tokens], draws)
+        tokens = [token for token in drawn if token is not None]
     seconds = perf_counter() - start
     for session in sessions:
         session.close()

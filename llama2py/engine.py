@@ -12,7 +12,7 @@ import numpy as np
 
 from ._engine import ffi, lib
 from .amount import amount
-from .backend import Floats, Logits
+from .backend import Draw, Floats, Logits
 from .checkpoint import (
     Checkpoint,
     QuantizedTensor,
@@ -61,6 +61,20 @@ _STORED = {
 atexit.register(lib.l2p_release)  # no thread is left to the interpreter's exit
 
 
+class _Arrays:
+    """What `l2p_next` reads and writes for a batch of n tokens."""
+
+    __slots__ = ("drawn", "draws", "positions", "rows", "sessions", "tokens")
+
+    def __init__(self, n: int) -> None:
+        self.tokens: Any = ffi.new("int32_t[]", n)
+        self.sessions: Any = ffi.new("l2p_session *[]", n)
+        self.positions: Any = ffi.new("int32_t[]", n)
+        self.rows: Any = ffi.new("int32_t[]", n)
+        self.draws: Any = ffi.new("l2p_draw[]", n)
+        self.drawn: Any = ffi.new("int32_t[]", n)
+
+
 class EngineCache:
     """A session's keys and values in the engine's memory."""
 
@@ -75,6 +89,7 @@ class EngineCache:
             )
         self._session: Any = ffi.gc(session, lib.l2p_session_free)
         self.cancel: Any = ffi.new("int32_t *")  # the engine looks at it once a layer
+        self.step = _Arrays(1)
 
     @property
     def handle(self) -> Any:
@@ -238,12 +253,44 @@ class Engine:
             self.threads,
             cancel,
         )
-        if self._n_params * len(tokens) < LONG_WORK or current_thread() is not main_thread():
-            error = lib.l2p_forward(*arguments)
-        else:
-            error = _forward_aside(arguments, sessions, cancel)
-        _check(error, "a forward pass")
+        self._run(lib.l2p_forward, arguments, sessions, cancel)
         return out
+
+    def next_tokens(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[EngineCache],
+        positions: Sequence[int],
+        logits_rows: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> list[int]:
+        n, n_draws = len(tokens), len(draws)
+        if len(logits_rows) != n_draws:
+            raise EngineError(f"{n_draws} draws from {len(logits_rows)} rows, expected as many")
+        model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
+        # A step of one session is what a text is made of: nothing new is allocated for it.
+        a = caches[0].step if n == n_draws == 1 else _Arrays(max(n, n_draws))
+        for i in range(n):
+            a.tokens[i], a.sessions[i], a.positions[i] = tokens[i], sessions[i], positions[i]
+        for i in range(n_draws):
+            a.rows[i], a.draws[i] = logits_rows[i], draws[i]
+        cancel = caches[0].cancel if n == 1 or len(set(caches)) == 1 else ffi.new("int32_t *")
+        arguments = (
+            model, n, a.tokens, a.sessions, a.positions,
+            n_draws, a.rows, a.draws, a.drawn, self.threads, cancel,
+        )  # fmt: skip
+        self._run(lib.l2p_next, arguments, sessions, cancel)
+        return [a.drawn[0]] if n_draws == 1 else ffi.unpack(a.drawn, n_draws)
+
+    def _run(
+        self, call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
+    ) -> None:
+        """One forward pass, which Ctrl-C can interrupt if it may take long."""
+        if self._n_params * len(sessions) < LONG_WORK or current_thread() is not main_thread():
+            error = call(*arguments)
+        else:
+            error = _run_aside(call, arguments, sessions, cancel)
+        _check(error, "a forward pass")
 
     def digest(self) -> bytes:
         out = ffi.new("uint64_t[4]")
@@ -269,8 +316,10 @@ class Engine:
         self._model = None  # freed here, or when a call that runs in another thread is done
 
 
-def _forward_aside(arguments: tuple[Any, ...], sessions: list[Any], cancel: Any) -> int:
-    """The forward pass in a thread of its own, while the main one, which gets the signals, waits.
+def _run_aside(
+    call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
+) -> int:
+    """A forward pass in a thread of its own, while the main one, which gets the signals, waits.
 
     An exception that a signal handler raises, such as Ctrl-C's, ends the pass within a layer.
     """
@@ -279,7 +328,7 @@ def _forward_aside(arguments: tuple[Any, ...], sessions: list[Any], cancel: Any)
 
     def run() -> None:
         try:
-            errors.append(lib.l2p_forward(*arguments))
+            errors.append(call(*arguments))
         finally:
             done.set()
             sessions.clear()  # alive until here, whatever becomes of the caller
@@ -287,7 +336,7 @@ def _forward_aside(arguments: tuple[Any, ...], sessions: list[Any], cancel: Any)
     try:
         Thread(target=run, daemon=True).start()
     except RuntimeError:  # the system gives no thread
-        return int(lib.l2p_forward(*arguments))
+        return call(*arguments)
     try:
         done.wait()
     except BaseException:

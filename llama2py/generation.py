@@ -126,16 +126,19 @@ class Stream(Closing, Iterator[str]):
         job.start(session, self._tokenizer)
         interrupted = job.interrupted if job.watched else None
         while job.finish_reason is None:
-            block = job.next_block()
+            block, draw = job.next_block(), job.plain_draw()
             try:
-                logits = session.forward(block, interrupted=interrupted)
+                if draw:
+                    piece = job.take_token(session.next_token(block, draw, interrupted))
+                else:
+                    piece = job.take(session.forward(block, interrupted=interrupted))
             except Cancelled:
                 if job.finish_reason is None:  # the session was closed
                     raise
                 if rest := job.end():
                     yield rest
                 return
-            if piece := job.take(logits):
+            if piece:
                 yield piece
 
     def __next__(self) -> str:

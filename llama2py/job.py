@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal, Protocol
 
-from .backend import Logits
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Draw, Logits
 from .logprobs import TokenLogprob, log_softmax, token_logprob
 from .sampling import Sampler
 from .session import Session, SessionOverflow
@@ -103,8 +106,6 @@ class Job:
     overflow : {'stop', 'error', 'shift'}
         What the end of the context does: end the text, raise ContextError, or make the session
         shift.
-    text : str
-        What was generated, without the prompt.
     tokens : list of int
         Its tokens, without the one that ended it; those of a stop text are among them.
     logprobs : list of TokenLogprob
@@ -128,12 +129,12 @@ class Job:
     top_logprobs: int | None = None
     reused: int = 0
     overflow: Overflow = "stop"
-    text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stopped_by: int | str | None = None
     timings: Timings = field(default_factory=Timings)
+    _pieces: list[str] = field(default_factory=list, repr=False)  # of the text
     _block: list[int] = field(default_factory=list, repr=False)  # to be run next
     _budget: int = 0
     _started_at: float = 0.0
@@ -166,6 +167,11 @@ class Job:
             # What the metadata names as an end is a token, also of a tokenizer.model without it.
             self._n_tokens = max(tokenizer.n_tokens, max(self._ends, default=0) + 1)
         self.timings.prompt_tokens = len(self.prompt_tokens)
+
+    @property
+    def text(self) -> str:
+        """What was generated, without the prompt."""
+        return "".join(self._pieces)
 
     @property
     def has_budget(self) -> bool:
@@ -211,19 +217,48 @@ class Job:
             The text that is certain now, perhaps none; all that is left, if ``finish_reason`` is
             set.
         """
-        timings = self.timings
-        if not timings.generated_tokens:
-            timings.prompt_seconds = perf_counter() - self._started_at
-            if not self.has_budget:
-                self.finish_reason = "length"
-                return self.end()
+        self._see_prompt_end()
+        if not self.has_budget:
+            self.finish_reason = "length"
+            return self.end()
         if self.watched and self.interrupted():
             return self.end()
         logprobs = None if self.top_logprobs is None else log_softmax(logits)
         if self.guide:
             self.guide.adjust(logits)
         token = self.sampler.sample(logits, self.prompt_tokens, self.tokens, self._n_tokens)
-        now = perf_counter()
+        return self._accept(token, logprobs)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nobody but the backend has to see the logits behind `next_block`."""
+        return (
+            self.sampler.plain
+            and self.guide is None
+            and self.top_logprobs is None
+            and self.has_budget
+        )
+
+    def plain_draw(self) -> Draw | None:
+        """How the backend is to draw the token behind `next_block`, which is for `take_token` then.
+
+        None: it is not `plain`, and the logits are for `take`.
+        """
+        return self.sampler.plain_draw(self._n_tokens) if self.plain else None
+
+    def take_token(self, token: int) -> str:
+        """Take a token that was drawn as `plain_draw` says; what comes back is as of `take`."""
+        self._see_prompt_end()
+        if self.watched and self.interrupted():
+            return self.end()
+        return self._accept(token)
+
+    def _see_prompt_end(self) -> None:
+        if not self.timings.generated_tokens:
+            self.timings.prompt_seconds = perf_counter() - self._started_at
+
+    def _accept(self, token: int, logprobs: NDArray[np.float64] | None = None) -> str:
+        timings, now = self.timings, perf_counter()
         timings.generated_tokens += 1
         if timings.generated_tokens == 1:
             self._first_at = now
@@ -255,17 +290,17 @@ class Job:
             return ""
         rest = self._show(self._decoder.flush())
         held = self._stop_texts.flush() if self._stop_texts else ""
-        self.text += held
+        self._pieces.append(held)
         return rest + held
 
     def _show(self, completed: str) -> str:
         """Add to the text what no stop text can begin with."""
         stops = self._stop_texts
         if stops is None:
-            self.text += completed
+            self._pieces.append(completed)
             return completed
         piece = stops.feed(completed)
-        self.text += piece
+        self._pieces.append(piece)
         if stops.found is not None:
             self.finish_reason, self.stopped_by = "stop", stops.found
         return piece

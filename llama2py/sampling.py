@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adjusting import LogitsProcessor, add_bias, cut, penalize, process, softmax
-from .backend import Backend, Logits
+from .backend import Backend, Draw, Logits, pick
 from .errors import ParameterError
 
 # Logits over a smaller temperature leave float32: it counts as 0.
@@ -208,6 +208,11 @@ class Sampler:
         How.
     seed : int, optional
         See `Coin`; None draws a fresh one.
+
+    Attributes
+    ----------
+    plain : bool
+        Of its parameters: temperature and top-p are all there is.
     """
 
     def __init__(self, backend: Backend, params: SamplingParams, seed: int | None = None) -> None:
@@ -223,7 +228,7 @@ class Sampler:
 
     @params.setter
     def params(self, params: SamplingParams) -> None:
-        self._params, self._plain = params, params.plain
+        self._params, self.plain = params, params.plain
         bias = params.logit_bias
         self._biased = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
@@ -254,21 +259,32 @@ class Sampler:
         ParameterError
             If bans and processors leave no token, or a token of theirs is not in the vocabulary.
         """
+        if self.plain:
+            return pick(self._backend, logits, self.plain_draw(n_tokens))
         params = self._params
-        if not self._plain:
-            logits = self._adjusted(logits, prompt, generated, n_tokens)
-        elif n_tokens is not None:
-            logits = logits[:n_tokens]
+        logits = self._adjusted(logits, prompt, generated, n_tokens)
         if params.temperature < _SMALLEST_TEMPERATURE:
             return self._backend.argmax(logits)
         coin = self._coin.flip()
-        if self._plain:
-            return self._backend.sample(logits, params.temperature, params.top_p, coin)
         p = softmax(logits, params.temperature)
         tokens = cut(p, params.top_k, params.typical_p, params.top_p, params.min_p)
         sums = np.cumsum(p[tokens])
         drawn = int(np.searchsorted(sums, coin * sums[-1], side="right"))
         return int(tokens[min(drawn, len(tokens) - 1)])
+
+    def plain_draw(self, n_tokens: int | None = None) -> Draw:
+        """The next draw, coin included, which the backend can do by itself where it is `plain`.
+
+        Parameters
+        ----------
+        n_tokens : int, optional
+            As in `sample`.
+        """
+        params = self._params
+        n = self._backend.config.vocab_size if n_tokens is None else n_tokens
+        if params.temperature < _SMALLEST_TEMPERATURE:
+            return Draw(0.0, 1.0, 0.0, n)
+        return Draw(params.temperature, params.top_p, self._coin.flip(), n)
 
     def _adjusted(
         self,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import index
 from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
 
-from .backend import Backend, Cache, Logits
+from .backend import Backend, Cache, Draw, Logits
 from .closing import Closing
 from .errors import Cancelled, ClosedError, ContextError, ParameterError, PromptError
 from .saved_session import read_session, write_session
@@ -111,27 +111,56 @@ class Session(Closing):
             If another thread closes the session meanwhile, or ``interrupted`` says so; the blocks
             run until then stay.
         """
+        logits: list[Logits] = []
+        for block, caches, positions, is_last in self._blocks(tokens, interrupted):
+            rows: Sequence[int] = range(len(block))
+            if not all_logits:
+                rows = rows[-1:] if is_last else ()
+            logits.append(self._backend.forward(block, caches, positions, rows))
+        if all_logits:
+            return logits[0] if len(logits) == 1 else np.concatenate(logits)
+        last_row: Logits = logits[-1][0]
+        return last_row
+
+    def next_token(
+        self, tokens: Sequence[int], draw: Draw, interrupted: Callable[[], bool] | None = None
+    ) -> int:
+        """Run tokens at the next positions, and draw the one behind them; that one is not run.
+
+        What `forward` and a `Sampler` do together, with less of Python between two tokens.
+
+        Parameters
+        ----------
+        tokens, interrupted
+            As in `forward`.
+        draw : Draw
+            How, as from `Sampler.plain_draw`.
+
+        Raises
+        ------
+        PromptError, ContextError, ClosedError, Cancelled
+            As `forward` does.
+        """
+        drawn: list[int] = []
+        for block, caches, positions, is_last in self._blocks(tokens, interrupted):
+            rows, draws = ((len(block) - 1,), (draw,)) if is_last else ((), ())
+            drawn = self._backend.next_tokens(block, caches, positions, rows, draws)
+        return drawn[0]
+
+    def _blocks(
+        self, tokens: Sequence[int], interrupted: Callable[[], bool] | None
+    ) -> Iterator[tuple[list[int], list[Cache], range, bool]]:
+        """Cut tokens into what one call of the backend runs: a block, its caches, its positions,
+        and whether it is the last one. It counts as run when the next one is asked for."""
         cache = self._open_cache()
         ids = self._with_room(tokens, interrupted)
-        last = len(ids) - 1
-        logits: list[Logits] = []
         for start in range(0, len(ids), self._block):
             block = ids[start : start + self._block]
             n, position = len(block), len(self._tokens)
             if interrupted is not None and interrupted():
                 raise Cancelled("a forward pass was interrupted by its caller")
-            if all_logits:
-                rows: Sequence[int] = range(n)
-            else:
-                rows = [n - 1] if start + n > last else []
-            logits.append(
-                self._backend.forward(block, [cache] * n, range(position, position + n), rows)
-            )
+            yield block, [cache] * n, range(position, position + n), start + n == len(ids)
             self._append(block)
-        if all_logits:
-            return logits[0] if len(logits) == 1 else np.concatenate(logits)
-        last_row: Logits = logits[-1][0]
-        return last_row
 
     def rewind(self, position: int) -> None:
         """Forget the tokens from ``position`` on.
@@ -311,41 +340,3 @@ class Session(Closing):
                 raise
         self.shift(len(tokens), interrupted)
         return self.checked(tokens)
-
-
-def forward_many(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -> Logits:
-    """Run tokens of several sessions of one model in one pass.
-
-    Parameters
-    ----------
-    sessions : sequence of Session, length n
-        All different. One without room is shifted before, in a pass of its own, where its
-        ``overflow`` is 'shift'.
-    blocks : sequence of sequence of int, length n
-        Each session's next tokens, at least one.
-
-    Returns
-    -------
-    ndarray, float32, shape (n, vocab_size)
-        The logits behind each block, with the bits that a pass of its own would give them (of the C
-        engine).
-
-    Raises
-    ------
-    PromptError, ClosedError, Cancelled
-        As `Session.forward` does; nothing has been run then, but some may have been shifted.
-    """
-    checked = [session._with_room(block) for session, block in zip(sessions, blocks, strict=True)]
-    tokens: list[int] = []
-    caches: list[Cache] = []
-    positions: list[int] = []
-    rows: list[int] = []
-    for session, ids in zip(sessions, checked, strict=True):
-        tokens += ids
-        caches += [session._open_cache()] * len(ids)
-        positions += range(session.position, session.position + len(ids))
-        rows.append(len(tokens) - 1)
-    logits = sessions[0]._backend.forward(tokens, caches, positions, rows)
-    for session, ids in zip(sessions, checked, strict=True):
-        session._append(ids)
-    return logits

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_model
 
 from llama2py import ClosedError, Model, PromptError
-from llama2py.session import forward_many
+from llama2py.session_many import forward_many
 from llama2py.tokenizer import BOS
 
 

@@ -13,7 +13,7 @@ from conftest import random_checkpoint, tiny_tokenizer
 from llama2py import Model, ModelConfig, engine
 from llama2py._engine import lib
 from llama2py.engine import Engine
-from llama2py.session import forward_many
+from llama2py.session_many import forward_many
 
 # A forward pass of 120 tokens takes some tenths of a second with one thread.
 SLOW = ModelConfig(384, 1024, 16, 6, 6, 300, 256)
