@@ -70,36 +70,44 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
         put(L2P_FLOAT32, keys, values, channels, k, v, head_dim);
 }
 
-/* `n` queries against one head's cache: query j (head_dim,) at q + j * ld_q sees the positions up to last + j * step.
- * out + j * ld_out (head_dim,) */
-static void attend(const Forward *f, int layer, const l2p_session *s, int kv_head, const float *q, size_t ld_q, int n,
-                   int last, int step, float *out, size_t ld_out, int thread) {
+/* `n` queries against each of `heads` heads' caches, a head's queries and outputs behind those of the one before: query j
+ * (head_dim,) at q + j * ld_q sees the positions up to last + j * step. out + j * ld_out (head_dim,) */
+static void attend(const Forward *f, int layer, const l2p_session *s, int kv_head, int heads, const float *q, size_t ld_q,
+                   int n, int last, int step, float *out, size_t ld_out, int thread) {
     const FloatKernels *kernels = f->model->floats;
     const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
     const int type = f->model->config.cache_type;
     const size_t head = (size_t)layer * (size_t)f->model->config.n_kv_heads + (size_t)kv_head;
     const size_t column = LANES * bytes_of(type), ld = (size_t)f->max_scores;
     const unsigned char *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
-    float *scores = f->scores + (size_t)thread * f->scores_stride;         /* (n, max_scores) */
-    float *head_out = f->head_out + (size_t)thread * f->head_out_stride;   /* (n, padded_dim) */
+    float *scores = f->scores + (size_t)thread * f->scores_stride;       /* (heads * n, max_scores) */
+    float *head_out = f->head_out + (size_t)thread * f->head_out_stride; /* (n, padded_dim) */
+    float *sums = f->sums + (size_t)thread * f->sums_stride;             /* (heads * n,) */
 
     /* Scores of all positions that the last query sees; an earlier query leaves those after it unread. */
-    kernels->matmul_bare(type, keys, (size_t)head_dim * column, (last + (n - 1) * step) / LANES + 1, head_dim, q, ld_q, n,
-                         scores, ld, MATMUL_STORE);
-    kernels->softmax(scores, ld, n, last + 1, step, sqrtf((float)head_dim));
+    for (int h = 0; h < heads; h++)
+        kernels->matmul_bare(type, keys + (size_t)h * s->key_stride, (size_t)head_dim * column,
+                             (last + (n - 1) * step) / LANES + 1, head_dim, q + (size_t)(h * n) * ld_q, ld_q, n,
+                             scores + (size_t)(h * n) * ld, ld, MATMUL_STORE);
+    kernels->weigh(scores, ld, heads * n, last + 1, step, sqrtf((float)head_dim), sums);
     /* Weighted values: the positions that all queries see together, then what each sees beyond. */
     const size_t channels = (size_t)s->seq_len * column;
-    kernels->matmul_bare(type, values, channels, padded_dim / LANES, last + 1, scores, ld, n, head_out,
-                         (size_t)padded_dim, MATMUL_STORE);
-    for (int j = 1; j < n && step > 0; j++)
-        kernels->matmul_bare(type, values + (size_t)(last + 1) * column, channels, padded_dim / LANES, j * step,
-                             scores + (size_t)j * ld + last + 1, ld, 1, head_out + (size_t)(j * padded_dim),
-                             (size_t)padded_dim, MATMUL_CONTINUE);
-    for (int j = 0; j < n; j++)
-        memcpy(out + (size_t)j * ld_out, head_out + (size_t)(j * padded_dim), (size_t)head_dim * sizeof(float));
+    for (int h = 0; h < heads; h++, values += s->value_stride, scores += (size_t)n * ld, sums += n) {
+        kernels->matmul_bare(type, values, channels, padded_dim / LANES, last + 1, scores, ld, n, head_out,
+                             (size_t)padded_dim, MATMUL_STORE);
+        for (int j = 1; j < n && step > 0; j++)
+            kernels->matmul_bare(type, values + (size_t)(last + 1) * column, channels, padded_dim / LANES, j * step,
+                                 scores + (size_t)j * ld + last + 1, ld, 1, head_out + (size_t)(j * padded_dim),
+                                 (size_t)padded_dim, MATMUL_CONTINUE);
+        for (int j = 0; j < n; j++, out += ld_out) {
+            const float by = 1.0f / sums[j], *from = head_out + (size_t)(j * padded_dim);
+            for (int d = 0; d < head_dim; d++) out[d] = from[d] * by;
+        }
+    }
 }
 
-static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, int thread) {
+/* A chunk's attention in `heads` key/value heads from kv_head on, which are one where the chunk is of several tokens. */
+static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, int heads, int thread) {
     const l2p_config *c = &f->model->config;
     const l2p_session *s = f->sessions[chunk.first];
     const int group = c->n_heads / c->n_kv_heads, first_head = kv_head * group, position = f->positions[chunk.first];
@@ -108,22 +116,36 @@ static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, 
     float *out = f->att + (size_t)chunk.out * ld_att + (size_t)(first_head * c->head_dim);
     const size_t head_dim = (size_t)c->head_dim;
 
-    if (chunk.n == 1) /* the heads that share this key/value head, together */
-        attend(f, layer, s, kv_head, q, head_dim, group, position, 0, out, head_dim, thread);
+    if (chunk.n == 1) /* the heads that share a key/value head, together */
+        attend(f, layer, s, kv_head, heads, q, head_dim, group, position, 0, out, head_dim, thread);
     else /* the tokens of the chunk, head by head */
         for (int h = 0; h < group; h++)
-            attend(f, layer, s, kv_head, q + (size_t)h * head_dim, ld_qkv, chunk.n, position, 1,
+            attend(f, layer, s, kv_head, 1, q + (size_t)h * head_dim, ld_qkv, chunk.n, position, 1,
                    out + (size_t)h * head_dim, ld_att, thread);
+}
+
+/* So many key/value heads of one token go together, where sums run from left to right: eight rows wait for themselves in
+ * the time of one. Elsewhere one after the other, with fewer scores at once, which stay in the nearest cache. */
+static int heads_together(const Forward *f) {
+    const l2p_config *c = &f->model->config;
+    const int group = c->n_heads / c->n_kv_heads;
+    return f->model->floats->numerics == EXACT && group < ROWS ? ROWS / group : 1;
 }
 
 void attention(const Forward *f, int layer, int thread, int n_threads) {
     const int kv_heads = f->model->config.n_kv_heads, last = layer == f->model->config.n_layers - 1;
+    const int most_heads = heads_together(f);
     const Chunk *chunks = last ? f->last_chunks : f->chunks;
     int begin, end;
     threads_share(f->n * kv_heads, 1, thread, n_threads, &begin, &end);
     for (int unit = begin; unit < end; unit++) store_kv(f, layer, unit / kv_heads, unit % kv_heads);
     if (f->n > 1) threads_barrier(n_threads); /* with one token, each thread reads just the heads it has stored */
     threads_share((last ? f->n_last_chunks : f->n_chunks) * kv_heads, 1, thread, n_threads, &begin, &end);
-    for (int unit = begin; unit < end; unit++)
-        attend_chunk(f, layer, chunks[unit / kv_heads], unit % kv_heads, thread);
+    for (int unit = begin, heads; unit < end; unit += heads) {
+        const Chunk chunk = chunks[unit / kv_heads];
+        const int kv_head = unit % kv_heads, most = chunk.n == 1 ? most_heads : 1;
+        heads = kv_heads - kv_head < end - unit ? kv_heads - kv_head : end - unit;
+        if (heads > most) heads = most;
+        attend_chunk(f, layer, chunk, kv_head, heads, thread);
+    }
 }

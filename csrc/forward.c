@@ -75,6 +75,8 @@ static size_t lay_out_workspace(Forward *f, int n_threads) {
     f->scores = take(&used, (size_t)n_threads * f->scores_stride * word);
     f->head_out_stride = score_rows * (size_t)round_up(c->head_dim, LANES);
     f->head_out = take(&used, (size_t)n_threads * f->head_out_stride * word);
+    f->sums_stride = (size_t)round_up((int64_t)score_rows, LANES);
+    f->sums = take(&used, (size_t)n_threads * f->sums_stride * word);
     if (f->draws) {
         f->out = take(&used, (size_t)f->n_logits * (size_t)c->vocab_size * word);
         f->candidates = take(&used, (size_t)n_threads * (size_t)c->vocab_size * sizeof(int32_t));

@@ -12,6 +12,8 @@ typedef struct {
     int first, n, out;
 } Chunk;
 
+_Static_assert((int)CHUNK >= (int)ROWS, "the workspace has a row of scores for each of the rows that are summed up together");
+
 typedef struct {
     const l2p_model *model;
     int n; /* tokens */
@@ -43,7 +45,8 @@ typedef struct {
     size_t normed_stride, q_stride, scale_stride; /* from one thread's to the next; 0: shared */
     float *scores;                                /* (n_threads, score rows, max_scores) */
     float *head_out;                              /* (n_threads, score rows, head_dim rounded up) */
-    size_t scores_stride, head_out_stride;
+    float *sums;                                  /* (n_threads, score rows) */
+    size_t scores_stride, head_out_stride, sums_stride;
     int32_t *candidates; /* (n_threads, vocab_size) for sampling */
 } Forward;
 

@@ -41,8 +41,13 @@ typedef struct FloatKernels {
     /* x = exp(x / divisor - max(x / divisor)), in place, x (n,); returns their sum */
     float (*exps)(float *x, int n, float divisor);
 
-    /* x = softmax(x / divisor), in place, of `rows` rows, ld floats from one to the next: row j is of n + j * step */
-    void (*softmax)(float *x, size_t ld, int rows, int n, int step, float divisor);
+    /* x = softmax(x / divisor), in place, x (n,) */
+    void (*softmax)(float *x, int n, float divisor);
+
+    /* Attention's weights, sums[j] x[j] = sums[j] softmax(x[j] / divisor), in place, of `rows` rows, ld floats from one to
+     * the next: row j is of n + j * step, and may be written to up to a multiple of LANES. EXACT: the sums are 1. FUSED:
+     * they are what is to be divided by later, where there is less to divide. */
+    void (*weigh)(float *x, size_t ld, int rows, int n, int step, float divisor, float *sums);
 
     /* out = silu(gate) * up; gate and up are blocks of LANES in turn: gate_up[blocks][2][LANES] */
     void (*swiglu)(float *out, const float *gate_up, int blocks);

@@ -77,7 +77,7 @@ int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperatu
                    int32_t *scratch) {
     const FloatKernels *floats = model->kernels->for_the_rest;
     if (top_p <= 0.0f || top_p >= 1.0f || n == 1) {
-        floats->softmax(logits, 0, 1, n, 0, temperature);
+        floats->softmax(logits, n, temperature);
         return draw(logits, n, coin);
     }
     const float sum = floats->exps(logits, n, temperature);

@@ -50,57 +50,94 @@ static double ulps(double got, double want) {
     return fabs(got - want) / ldexp(1.0, (exponent < -125 ? -125 : exponent) - 24);
 }
 
-/* Rows of n, n + step, ... numbers, `gap` canaries behind the longest of them */
-static void check_softmax_rows(const FloatKernels *kernels, int rows, int n, int step, int gap) {
-    enum { MOST = 300 };
-    const float divisor = 2.5f;
-    const int longest = n + (rows - 1) * step;
-    const size_t ld = (size_t)(longest + gap);
-    Guarded x = guarded_floats(ld * (size_t)rows - (size_t)gap), in = guarded_floats(ld * (size_t)rows);
-    for (int r = 0; r < rows; r++) {
-        const int length = n + r * step;
-        float *from = floats(in) + (size_t)r * ld;
-        fill(from, (size_t)length);
-        for (int i = 0; i < length; i++) from[i] *= 20.0f;
-        from[random_u32() % (uint32_t)length] = 21.0f; /* the maximum, at any place */
-        memcpy(floats(x) + (size_t)r * ld, from, (size_t)length * sizeof(float));
+/* Is got, over sum, softmax(from / divisor)? EXACT: in llama2.c's order, to the bit. Else near the result in doubles: what is
+ * exponentiated has been rounded three times. */
+static int is_softmax(const FloatKernels *kernels, const float *got, float sum, const float *from, int n, float divisor) {
+    float largest = -INFINITY, left_to_right = 0.0f;
+    double exact_sum = 0.0;
+    for (int i = 0; i < n; i++) largest = fmaxf(largest, from[i]);
+    for (int i = 0; i < n; i++) left_to_right += expf(from[i] / divisor - largest / divisor);
+    for (int i = 0; i < n; i++) exact_sum += exp(((double)from[i] - (double)largest) / (double)divisor);
+    for (int i = 0; i < n; i++) {
+        const double below = ((double)from[i] - (double)largest) / (double)divisor, is = (double)got[i] / (double)sum;
+        if (kernels->numerics == EXACT ? !same(got[i], expf(from[i] / divisor - largest / divisor) / left_to_right)
+                                       : ulps(is, exp(below) / exact_sum) > 8.0 - 3.0 * below)
+            return 0;
     }
-    now("softmax of %d rows of %d and %d more each", rows, n, step);
-    kernels->softmax(floats(x), ld, rows, n, step, divisor);
-    for (int r = 0; r < rows; r++) {
-        const int length = n + r * step;
-        const float *from = floats(in) + (size_t)r * ld, *got = floats(x) + (size_t)r * ld;
-        float want[MOST], max = -INFINITY, sum = 0.0f;
-        double exact[MOST], exact_sum = 0.0;
-        for (int i = 0; i < length; i++) max = fmaxf(max, from[i] / divisor);
-        for (int i = 0; i < length; i++) {
-            sum += want[i] = expf(from[i] / divisor - max);
-            exact_sum += exact[i] = exp((double)(from[i] / divisor - max));
-        }
-        for (int i = 0; i < length; i++)
-            if (kernels->numerics == EXACT)
-                CHECK(same(got[i], want[i] / sum));
-            else
-                CHECK(ulps(got[i], exact[i] / exact_sum) < 8.0);
-        if (r < rows - 1) CHECK(is_canary(got + length, (ld - (size_t)length) * sizeof(float)));
-    }
-    unguard(x), unguard(in);
+    return 1;
+}
+
+enum { MOST = 300 };
+
+static void fill_scores(float *scores, int n) {
+    fill(scores, (size_t)n);
+    for (int i = 0; i < n; i++) scores[i] *= 20.0f;
+    scores[random_u32() % (uint32_t)n] = 21.0f; /* the maximum, at any place */
 }
 
 static void check_softmax(const FloatKernels *kernels) {
+    const float divisor = 2.5f;
     for (int s = 0; s < N_SIZES; s++) {
-        check_softmax_rows(kernels, 1, SIZES[s], 0, 0);
-        for (int rows = 2; rows <= 2 * ROWS + 1; rows += 1 + rows / 3)
-            for (int step = 0; step <= 2; step++) check_softmax_rows(kernels, rows, SIZES[s], step, step);
+        const int n = SIZES[s];
+        float from[MOST];
+        Guarded x = guarded_floats((size_t)n);
+        fill_scores(from, n);
+        memcpy(floats(x), from, (size_t)n * sizeof(float));
+        now("softmax of %d", n);
+        kernels->softmax(floats(x), n, divisor);
+        CHECK(is_softmax(kernels, floats(x), 1.0f, from, n, divisor));
+        unguard(x);
     }
     now("softmax of what is not a number");
     float nan_first[] = {NAN, 1.0f, 2.0f}, nan_later[20] = {[18] = NAN}, infinite[] = {0.0f, -INFINITY};
-    kernels->softmax(nan_first, 0, 1, 3, 0, 1.0f);
-    kernels->softmax(nan_later, 0, 1, 20, 0, 1.0f);
-    kernels->softmax(infinite, 0, 1, 2, 0, 1.0f);
+    kernels->softmax(nan_first, 3, 1.0f);
+    kernels->softmax(nan_later, 20, 1.0f);
+    kernels->softmax(infinite, 2, 1.0f);
     for (int i = 0; i < 3; i++) CHECK(isnan(nan_first[i]));
     for (int i = 0; i < 20; i++) CHECK(isnan(nan_later[i]));
     CHECK(infinite[0] == 1.0f && infinite[1] == 0.0f);
+}
+
+/* Rows of n, n + step, ... scores, each in whole vectors with `gap` canaries behind, but the last; behind a row's scores is
+ * what must not count. */
+static void check_weigh_rows(const FloatKernels *kernels, int rows, int n, int step, int gap) {
+    const float divisor = 2.5f;
+    const int longest = (int)round_up(n + (rows - 1) * step, LANES);
+    const size_t ld = (size_t)(longest + gap);
+    Guarded x = guarded_floats(ld * (size_t)rows - (size_t)gap), in = guarded_floats(ld * (size_t)rows);
+    Guarded sums = guarded_floats((size_t)rows);
+    for (int r = 0; r < rows; r++) {
+        const int length = n + r * step, padded = (int)round_up(length, LANES);
+        float *from = floats(in) + (size_t)r * ld, *scores = floats(x) + (size_t)r * ld;
+        fill_scores(from, length);
+        memcpy(scores, from, (size_t)length * sizeof(float));
+        for (int i = length; i < padded; i++) scores[i] = i % 2 ? 1e30f : NAN;
+    }
+    now("weights of %d rows of %d and %d more each", rows, n, step);
+    kernels->weigh(floats(x), ld, rows, n, step, divisor, floats(sums));
+    for (int r = 0; r < rows; r++) {
+        const int length = n + r * step, padded = (int)round_up(length, LANES);
+        const float *got = floats(x) + (size_t)r * ld, sum = floats(sums)[r];
+        if (kernels->numerics == EXACT) CHECK(sum == 1.0f);
+        CHECK(is_softmax(kernels, got, sum, floats(in) + (size_t)r * ld, length, divisor));
+        if (r < rows - 1) CHECK(is_canary(got + padded, (ld - (size_t)padded) * sizeof(float)));
+    }
+    unguard(x), unguard(in), unguard(sums);
+}
+
+static void check_weigh(const FloatKernels *kernels) {
+    for (int s = 0; s < N_SIZES; s++)
+        for (int rows = 1; rows <= 2 * ROWS + 1; rows += 1 + rows / 3)
+            for (int step = 0; step <= 2; step++) check_weigh_rows(kernels, rows, SIZES[s], step, step);
+    now("weights of what is not a number, of a row beside a good one");
+    float x[3][2 * LANES] = {[0] = {NAN, 1.0f}, [2] = {[18] = NAN}}, sums[3];
+    kernels->weigh(x[0], 2 * LANES, 3, 20, 0, 1.0f, sums);
+    for (int i = 0; i < 20; i++) CHECK(isnan(x[0][i] / sums[0]) && isnan(x[2][i] / sums[2]));
+    for (int i = 0; i < 20; i++) CHECK(same(x[1][i] / sums[1], 1.0f / 20.0f));
+    now("weights beside scores that are far below");
+    float far[LANES] = {0.0f, -INFINITY, -1e38f, 0.0f}, two;
+    kernels->weigh(far, LANES, 1, 4, 0, 1e-3f, &two);
+    CHECK(far[0] / two == 0.5f && far[1] == 0.0f && far[2] == 0.0f && far[3] / two == 0.5f);
 }
 
 /* exp(t) bare: beside a 0 the sum of softmax is 1 + exp(t), which is 1 below -17.4 */
@@ -115,7 +152,7 @@ static void check_exp(const FloatKernels *kernels) {
             x[0] = 0.0f;
             x[LANES + lane] = t[lane];
             now("exp of %.9g", (double)t[lane]);
-            kernels->softmax(x, 0, 1, 2 * LANES, 0, 1.0f);
+            kernels->softmax(x, 2 * LANES, 1.0f);
             CHECK(x[0] == 1.0f);
             worst = fmax(worst, ulps(x[LANES + lane], exp((double)t[lane])));
         }
@@ -125,13 +162,13 @@ static void check_exp(const FloatKernels *kernels) {
     now("exp near 0");
     for (float t = -17.5f; t < 0.0f; t += 0.0037f) { /* here the two divisions by the sum round, too */
         float x[] = {0.0f, t};
-        kernels->softmax(x, 0, 1, 2, 0, 1.0f);
+        kernels->softmax(x, 2, 1.0f);
         const double e = exp((double)t);
         CHECK(ulps(x[1], e / (1.0 + e)) < 3.5);
     }
     now("exp of what is far below");
     float far[] = {0.0f, -88.5f, -104.0f, -1e30f, -INFINITY};
-    kernels->softmax(far, 0, 1, 5, 0, 1.0f);
+    kernels->softmax(far, 5, 1.0f);
     CHECK(far[0] == 1.0f && far[1] < 1.2e-38f && far[2] == 0.0f && far[3] == 0.0f && far[4] == 0.0f);
 }
 
@@ -223,6 +260,7 @@ void check_kernels(void) {
             if ((i && sets[1] == sets[0]) || sets[0] == checked) break;
             check_rmsnorm(sets[i]);
             check_softmax(sets[i]);
+            check_weigh(sets[i]);
             check_exp(sets[i]);
             if (sets[i]->numerics == EXACT) check_exact_exp(sets[i]);
             check_swiglu(sets[i]);
