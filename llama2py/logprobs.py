@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Logits
-from .errors import PromptError
 from .session import Session
 
 _ROWS = 128  # tokens scored at once: their logits take memory
@@ -66,7 +65,7 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
     session : Session
         Used from position 0, whatever it held.
     tokens : sequence of int, length n
-        The first is only context: BOS, as a rule.
+        At least one. The first is only context: BOS, as a rule.
 
     Returns
     -------
@@ -78,6 +77,7 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
     PromptError
         If a token is out of the vocabulary.
     """
+    session.config.check_tokens(tokens)  # the last one is never run
     session.rewind(0)
     window = session.room
     inputs, targets = tokens[:-1], np.asarray(tokens[1:])
@@ -91,10 +91,6 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
             session.forward(block[: done - start])
         for at in range(done - start, len(block), _ROWS):
             logits = session.forward(block[at : at + _ROWS], all_logits=True)  # (rows, vocab_size)
-            if not 0 <= (last := int(targets[-1])) < logits.shape[1]:  # the one that is never run
-                raise PromptError(
-                    f"token {last} is out of the vocabulary, expected 0 to {logits.shape[1] - 1}"
-                )
             chosen = targets[done : done + len(logits)]
             scored[done : done + len(logits)] = log_softmax(logits)[np.arange(len(logits)), chosen]
             done += len(logits)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .backend import Backend, Cache, Draw, Logits
 from .closing import Closing
+from .config import ModelConfig
 from .errors import Cancelled, ClosedError, ContextError, ParameterError, PromptError
 from .saved_session import read_session, write_session
 
@@ -54,6 +55,11 @@ class Session(Closing):
         self._block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
 
     @property
+    def config(self) -> ModelConfig:
+        """The numbers of the model."""
+        return self._backend.config
+
+    @property
     def position(self) -> int:
         """How many tokens have been run; the next one gets this position."""
         return len(self._tokens)
@@ -66,12 +72,12 @@ class Session(Closing):
     @property
     def room(self) -> int:
         """How many more tokens the context holds."""
-        return self._backend.config.seq_len - len(self._tokens)
+        return self.config.seq_len - len(self._tokens)
 
     @property
     def nbytes(self) -> int:
         """The memory of its keys and values in bytes, in whole pages: what was written so far."""
-        seq_len = self._backend.config.seq_len
+        seq_len = self.config.seq_len
         positions = min(seq_len, -(-self._furthest // _PAGE) * _PAGE)
         return positions * self._backend.cache_bytes // seq_len
 
@@ -206,7 +212,7 @@ class Session(Closing):
         """
         self._open_cache()
         kept = min(self.kept, len(self._tokens))
-        context = self._backend.config.seq_len
+        context = self.config.seq_len
         if kept + n_tokens > context:
             raise ContextError(
                 f"{n_tokens} tokens behind the {kept} that stay do not fit:"
@@ -318,7 +324,7 @@ class Session(Closing):
             As `forward` does.
         """
         ids = [index(token) for token in tokens]
-        config = self._backend.config
+        config = self.config
         if not ids:
             raise PromptError("there is no token to run, expected at least one")
         config.check_tokens(ids)
