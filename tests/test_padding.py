@@ -154,3 +154,15 @@ def test_what_the_metadata_names_as_an_end_is_a_token() -> None:
     with Model(ScriptedBackend([40, 282], 300), tokenizer, conventions) as model:
         text = model.generate("a", temperature=0, max_tokens=2)
     assert text.tokens == [40, 0]
+
+
+def test_an_end_beyond_the_models_ids_changes_nothing(padded: Model) -> None:
+    """Whether or not the backend draws by itself."""
+    for options in OPTIONS["plain"], OPTIONS["cuts"]:
+        expected, other = (
+            ASK["batch"](padded, {"max_tokens": 9, "stop_tokens": ends, **options})
+            for ends in ([299], [300, 10**6, 10**12])
+        )
+        assert len(other) == 27
+        assert other == expected
+        assert any(token in PADDING for token in other)  # all of the model's ids count as tokens
