@@ -193,7 +193,7 @@ def test_a_closed_session_draws_nothing(model: Model) -> None:
 
 def test_a_closed_model_draws_nothing() -> None:
     for backend in ("c", "numpy"):
-        model = tiny_model(backend)  # type: ignore[arg-type]
+        model = tiny_model(backend)
         session = model.session()
         model.backend.close()
         with pytest.raises(ClosedError, match="model is closed"):
@@ -298,7 +298,7 @@ def test_many_shift_where_they_are_to(fast: Model) -> None:
     for overflow in ("shift", "error"):
         one, other, short = fast.session("shift"), fast.session("shift"), fast.session()
         for session in (one, other):
-            session.overflow = overflow  # type: ignore[assignment]
+            session.overflow = overflow
             session.forward([BOS, *range(63)])
         if overflow == "error":
             with pytest.raises(ContextError):
