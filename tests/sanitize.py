@@ -25,6 +25,7 @@ ENGINE_TESTS = (
     "forward_many",
     "interrupt",
     "next_tokens",
+    "next_tokens_many",
     "numerics",
     "numerics_bite",
     "overflow",
