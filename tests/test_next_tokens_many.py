@@ -141,9 +141,9 @@ class Watched:
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(("n", "closed"), [(1, 0), (2, 0), (2, 1)])
 def test_closed_by_another_thread(
-    when: Literal["before", "while"], blocks: int, monkeypatch: pytest.MonkeyPatch
+    when: Literal["before", "while"], n: int, closed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass of this session alone ends soon; one that others take part in goes on for them."""
     with Model(Engine(random_checkpoint(SLOW), threads=1), tiny_tokenizer()) as model:
@@ -151,17 +151,17 @@ def test_closed_by_another_thread(
         draw, tokens = Draw(1.0, 0.9, 0.5, 300), [7 * i % 300 for i in range(60)]
         with model.session() as quiet:
             expected = quiet.next_token(tokens, draw)
-        sessions = [model.session() for _ in range(blocks)]
-        closers = [Thread(target=sessions[-1].close)]
+        sessions = [model.session() for _ in range(n)]
+        closer = Thread(target=sessions[closed].close)
 
         def close() -> None:
-            closers[0].start()
+            closer.start()
             if when == "before":  # after the arguments have been put together
-                closers[0].join()
+                closer.join()
 
         watched = Watched(close)
         monkeypatch.setattr(engine, "lib", watched)
-        if blocks == 1:
+        if n == 1:
             with pytest.raises(Cancelled, match="closed meanwhile"):
                 sessions[0].next_token(tokens, draw)
             assert watched.ends == [lib.L2P_CANCELLED]
@@ -171,7 +171,7 @@ def test_closed_by_another_thread(
         else:
             assert next_tokens_many(sessions, [tokens] * 2, [draw] * 2) == [expected] * 2
             assert watched.ends == [lib.L2P_OK]
-        closers[0].join()
+        closer.join()
 
 
 @pytest.mark.parametrize("steps", ["alone", "in pairs"])
