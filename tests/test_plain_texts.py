@@ -156,12 +156,14 @@ class Calls:
 
 
 @pytest.fixture
-def calls(fast: Model, monkeypatch: pytest.MonkeyPatch) -> Calls:
+def calls(fast: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     counted = Calls()
+    fast.reuse_prefixes(0)  # or some prompts would be shorter
     forward, next_tokens = fast.backend.forward, fast.backend.next_tokens
 
     def counted_forward(*arguments: Any) -> Logits:
         logits = forward(*arguments)
+        counted.tokens += len(arguments[0])
         counted.logits += len(logits)
         return logits
 
@@ -173,7 +175,8 @@ def calls(fast: Model, monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setattr(fast.backend, "forward", counted_forward)
     monkeypatch.setattr(fast.backend, "next_tokens", counted_next_tokens)
-    return counted
+    yield counted
+    fast.reuse_prefixes()
 
 
 def test_which_texts_leave_the_drawing_to_the_backend(fast: Model, calls: Calls) -> None:
@@ -245,7 +248,6 @@ def test_a_batch_of_plain_texts_is_left_to_the_backend(
 ) -> None:
     """Also while the prompt of one is long; one of another kind takes the logits of all."""
     monkeypatch.setattr(batch, "_PROMPT_BLOCK", 8)
-    fast.reuse_prefixes(0)  # or the second of these prompts would be short
     asked = [Wish(max_tokens=9), Wish((BOS, *[B] * 30), max_tokens=5), Wish(max_tokens=3, seed=4)]
     plain = [result(job) for job in run_jobs(fast, [w.job(fast, True) for w in asked], 3)]
     assert (calls.draws, calls.logits) == (17, 0)
@@ -255,17 +257,17 @@ def test_a_batch_of_plain_texts_is_left_to_the_backend(
     assert [result(job) for job in mixed] == plain
     assert calls.draws == 17 + 17 - 3 - 3  # its three passes gave one more text a token
     assert calls.logits == 9  # a row of each of three, in these passes
-    fast.reuse_prefixes()
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_cancelled_while_the_prompt_is_run(
-    fast: Model, plain: bool, monkeypatch: pytest.MonkeyPatch
+    fast: Model, plain: bool, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_PROMPT_BLOCK", 8)
     asked = [Wish((BOS, *[A] * 50), cancelled_after=0), Wish(max_tokens=4), Wish(max_time=0.0)]
     jobs = [wish.job(fast, plain) for wish in asked]
     first, second, third = run_jobs(fast, jobs, 3)
+    assert calls.tokens == 8 + (2 + 3) + 2  # no second block of the first
     assert (first.finish_reason, first.tokens, first.text) == ("cancelled", [], "")
     assert result(second) == result(asked[1].pieces(fast, plain)[1])
     assert (third.finish_reason, third.tokens) == ("time", [])
