@@ -298,6 +298,16 @@ def test_time_is_up_between_two_tokens(
 
 
 @pytest.mark.parametrize("plain", [True, False])
+def test_a_stream_that_is_over_runs_no_more_blocks(fast: Model, plain: bool, calls: Calls) -> None:
+    """It is asked before each pass, not only behind the prompt."""
+    for wish in (Wish(cancelled_after=0), Wish(max_time=0.0)):
+        pieces, job = wish.pieces(fast, plain)
+        assert (pieces, job.tokens, calls.tokens) == ([], [], 0)
+    Wish(cancelled_after=3).pieces(fast, plain)
+    assert calls.tokens == 2 + 2  # the third token is not run
+
+
+@pytest.mark.parametrize("plain", [True, False])
 def test_a_closed_session_ends_a_stream_with_an_error(model: Model, plain: bool) -> None:
     session = model.session()
     stream = Stream(session, model.tokenizer, Wish().job(model, plain), owns_session=False)
@@ -390,12 +400,3 @@ def test_the_text_of_a_job_never_shows_what_a_stop_text_may_begin_with(
                 assert job.finish_reason == ("length" if found is None else "stop")
     assert job.tokens == script[:fed]
     assert job.text == told  # a property: the same when it is read again
-
-
-def test_two_jobs_share_no_text(fast: Model) -> None:
-    wish = Wish(max_tokens=5)
-    first, second = (wish.job(fast, plain=True) for _ in range(2))
-    list(Stream(fast.session(), fast.tokenizer, first))
-    assert len(first.tokens) == 5
-    assert first.text
-    assert (second.text, second.tokens) == ("", [])
