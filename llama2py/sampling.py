@@ -281,7 +281,9 @@ class Sampler:
             As in `sample`.
         """
         params = self._params
-        n = self._backend.config.vocab_size if n_tokens is None else n_tokens
+        n = self._backend.config.vocab_size
+        if n_tokens is not None:
+            n = min(n, n_tokens)
         if params.temperature < _SMALLEST_TEMPERATURE:
             return Draw(0.0, 1.0, 0.0, n)
         return Draw(params.temperature, params.top_p, self._coin.flip(), n)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from conftest import random_checkpoint, tiny_tokenizer
 
 from llama2py import Model, ModelConfig, engine
 from llama2py._engine import lib
+from llama2py.backend import Draw
 from llama2py.engine import Engine
-from llama2py.session_many import forward_many
+from llama2py.session_many import forward_many, next_tokens_many
 
 # A forward pass of 120 tokens takes some tenths of a second with one thread.
 SLOW = ModelConfig(384, 1024, 16, 6, 6, 300, 256)
 TOKENS = [(7 * i) % 300 for i in range(120)]
+DRAW = Draw(1.0, 0.9, 0.5, 300)
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,17 @@ class Watched:
         return getattr(lib, name)
 
     def l2p_forward(self, *arguments: Any) -> int:
+        return self._interrupted(lib.l2p_forward, arguments)
+
+    def l2p_next(self, *arguments: Any) -> int:
+        return self._interrupted(lib.l2p_next, arguments)
+
+    def _interrupted(self, call: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         main = threading.main_thread().ident
         assert main is not None
         timer = threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGINT))
         timer.start()
-        self.ends.append(lib.l2p_forward(*arguments))
+        self.ends.append(call(*arguments))
         timer.join()
         return self.ends[-1]
 
@@ -53,17 +62,21 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("drawing", [False, True])
 def test_a_long_pass_hears_ctrl_c(
-    model: Model, together: bool, monkeypatch: pytest.MonkeyPatch
+    model: Model, together: bool, drawing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert SLOW.n_params * len(TOKENS) > engine.LONG_WORK
     with model.session() as one, model.session() as other:
 
         def work() -> Any:
             sessions = [one, other] if together else [one]
-            return forward_many(sessions, [TOKENS] * len(sessions))
+            blocks = [TOKENS] * len(sessions)
+            if drawing:
+                return next_tokens_many(sessions, blocks, [DRAW] * len(sessions))
+            return forward_many(sessions, blocks).tobytes()
 
-        expected = work()[0].tobytes()
+        expected = work()
         one.rewind(0)
         other.rewind(0)
         watched = Watched()
@@ -73,11 +86,41 @@ def test_a_long_pass_hears_ctrl_c(
                 work()
         assert watched.ends == [lib.L2P_CANCELLED]  # it did not run to its end
         assert (one.position, other.position) == (0, 0)
-        assert work()[0].tobytes() == expected  # as if nothing had been
+        assert work() == expected  # as if nothing had been
+
+
+def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single token's arrays are the session's own, and the next step's as well."""
+    monkeypatch.setattr(engine, "LONG_WORK", 1)
+    with model.session() as one, model.session() as other:
+        expected = [other.next_token([token], DRAW) for token in TOKENS[:4]]
+        assert one.next_token(TOKENS[:1], DRAW) == expected[0]
+        signals: list[int] = []
+
+        class Stuck(Watched):
+            def l2p_next(self, *arguments: Any) -> int:
+                time.sleep(0.05)  # until the main thread waits
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                while not arguments[-1][0]:  # until it is told to end
+                    time.sleep(0.001)
+                signals.append(lib.l2p_next(*arguments))
+                return signals[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "lib", Stuck())
+            with pytest.raises(KeyboardInterrupt):
+                one.next_token(TOKENS[1:2], DRAW)
+        assert signals == [lib.L2P_CANCELLED]
+        assert one.tokens == TOKENS[:1]
+        assert [one.next_token([token], DRAW) for token in TOKENS[1:4]] == expected[1:]
 
 
 def test_a_thread_of_its_own_changes_no_bit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with model.session() as one, model.session() as other:
         aside = one.forward(TOKENS, all_logits=True).tobytes()
+        drawn = one.next_token([1], DRAW)
         monkeypatch.setattr(engine, "LONG_WORK", 1 << 60)
         assert other.forward(TOKENS, all_logits=True).tobytes() == aside
+        assert other.next_token([1], DRAW) == drawn

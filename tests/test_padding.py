@@ -154,3 +154,17 @@ def test_what_the_metadata_names_as_an_end_is_a_token() -> None:
     with Model(ScriptedBackend([40, 282], 300), tokenizer, conventions) as model:
         text = model.generate("a", temperature=0, max_tokens=2)
     assert text.tokens == [40, 0]
+
+
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["cuts"]], ids=["plain", "cuts"])
+def test_an_end_beyond_the_models_ids_makes_tokens_of_all(
+    padded: Model, options: dict[str, Any]
+) -> None:
+    """Whether or not the backend draws by itself."""
+    options = {"max_tokens": 60, "stop_tokens": (300, 10**6, 10**12), "seed": 7, **options}
+    backend: Any = "numpy" if padded.backend.isa == "numpy" else "c"
+    with random_model(tiny_tokenizer(), backend) as unpadded:
+        expected = unpadded.generate([1, 40], **options).tokens
+    assert len(expected) == 60
+    assert any(token in PADDING for token in expected)
+    assert padded.generate([1, 40], **options).tokens == expected

@@ -64,6 +64,50 @@ void check_errors(void) {
         REFUSED(1, &token, &mine, &position, 1, &minus);
         REFUSED(1, &token, &mine, &position, 1, &beyond);
 #undef REFUSED
+        now("l2p_next's arguments");
+        const l2p_draw fine = {.temperature = 1.0f, .top_p = 0.9f, .coin = 0.5f, .n = 3};
+        int32_t drawn[2] = {-7, -7};
+        Batch ran = {0};
+        add(&ran, 0, 0, LENGTHS[0]);
+        feed(&run, &ran, ran.n, "before what is refused");
+#define REFUSED(n, token, session, position, n_draws, row, draw) \
+    CHECK(l2p_next(run.model, n, token, session, position, n_draws, row, draw, drawn, 1, NULL) == L2P_BAD_ARGUMENT)
+        REFUSED(0, &token, &run.sessions[0], &position, 0, &row, &fine);
+        REFUSED(1, &minus, &run.sessions[0], &position, 1, &row, &fine);
+        REFUSED(1, &vocab, &run.sessions[0], &position, 1, &row, &fine);
+        REFUSED(1, &token, &foreign, &position, 1, &row, &fine);
+        REFUSED(1, &token, &run.sessions[0], &seq_len, 1, &row, &fine);
+        REFUSED(1, &token, &run.sessions[0], &position, -1, &row, &fine);
+        REFUSED(1, &token, &run.sessions[0], &position, 1, &minus, &fine);
+        REFUSED(1, &token, &run.sessions[0], &position, 1, &beyond, &fine);
+        const int32_t bad_numbers[] = {0, -1, INT32_MIN, vocab + 1, INT32_MAX}, rows[] = {0, 0};
+        const int32_t unlike = (s.tokens[0][0] + 1) % vocab;
+        for (size_t i = 0; i < sizeof bad_numbers / sizeof bad_numbers[0]; i++)
+            for (int greedy = 0; greedy <= 1; greedy++) {
+                l2p_draw wrong = fine;
+                wrong.n = bad_numbers[i];
+                if (greedy) wrong.temperature = 0.0f;
+                const l2p_draw last[] = {fine, wrong}, first[] = {wrong, fine};
+                REFUSED(1, &unlike, &run.sessions[0], &position, 1, &row, &wrong);
+                REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows, last);
+                REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows, first);
+            }
+        const int32_t rows_beyond[] = {0, 1}, rows_before[] = {0, -1};
+        const l2p_draw both[] = {fine, fine};
+        REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_beyond, both);
+        REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_before, both);
+#undef REFUSED
+        CHECK(drawn[0] == -7 && drawn[1] == -7);
+        Batch end = {0};
+        add(&end, 0, LENGTHS[0] - 1, LENGTHS[0]);
+        feed(&run, &end, 0, "behind what was refused");
+        l2p_draw all = fine; /* the bounds themselves are fine */
+        all.n = vocab;
+        CHECK(l2p_next(run.model, 1, &token, &run.sessions[0], &position, 1, &row, &all, drawn, 1, NULL) == L2P_OK);
+        CHECK(drawn[0] >= 0 && drawn[0] < vocab);
+        all.n = 1;
+        CHECK(l2p_next(run.model, 1, &token, &run.sessions[0], &position, 1, &row, &all, drawn, 1, NULL) == L2P_OK);
+        CHECK(drawn[0] == 0 && drawn[1] == -7);
         static const int odd_threads[] = {0, -1, INT32_MIN, 300, INT32_MAX};
         for (size_t i = 0; i < sizeof odd_threads / sizeof odd_threads[0]; i++) {
             now("l2p_forward with n_threads = %d", odd_threads[i]);

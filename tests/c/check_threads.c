@@ -128,9 +128,11 @@ static void check_cancel(void) {
     const int32_t row = 0;
     float *out = malloc((size_t)config.vocab_size * sizeof(float));
     fresh_sessions(&run);
-    for (int n_threads = 1; n_threads <= 2; n_threads++)
+    for (int kind = 0; kind < 4; kind++)
         for (int layer = -1; layer < config.n_layers; layer++) {
-            now("cancelled in layer %d, %d threads", layer, n_threads); /* -1: before the call */
+            const int n_threads = 1 + kind % 2, draws = kind / 2;
+            now("%s cancelled in layer %d, %d threads", draws ? "l2p_next" : "l2p_forward", layer,
+                n_threads); /* -1: before the call */
             l2p_release(); /* forgets that an earlier run may have had no use for a second thread */
             norms = cancel_flag = 0;
             threads_seen = 0;
@@ -138,9 +140,14 @@ static void check_cancel(void) {
             if (layer < 0) cancel_flag = 1;
             if (n_threads == 2) cancel_at = 0; /* the threads' norms come in any order: just count them */
             const int cancelled = cancel_flag || (cancel_at > 0 && layer < config.n_layers - 1);
-            const int error = l2p_forward(run.model, 1, &s.tokens[0][0], run.sessions, &row, 1, &row, out, n_threads,
-                                          &cancel_flag);
+            const l2p_draw draw = {.n = config.vocab_size};
+            int32_t drawn = -7;
+            const int error = draws ? l2p_next(run.model, 1, &s.tokens[0][0], run.sessions, &row, 1, &row, &draw,
+                                               &drawn, n_threads, &cancel_flag)
+                                    : l2p_forward(run.model, 1, &s.tokens[0][0], run.sessions, &row, 1, &row, out,
+                                                  n_threads, &cancel_flag);
             CHECK(error == (cancelled ? L2P_CANCELLED : L2P_OK));
+            CHECK((drawn == -7) == (cancelled || !draws)); /* a token that is not there is none */
             /* each thread norms for itself; a cancelled call ends after the first products of its layer */
             const int want = !cancelled ? 2 * config.n_layers + 1 : 2 * (layer + 1) + 1;
             CHECK(norms == n_threads * want);

@@ -4,6 +4,7 @@
  *   errors   wrong arguments come back as error codes, and leave everything usable
  *   kernels  each kernel alone against plain scalar loops, at sizes around the vector's width; packing int4
  *   models   l2p_forward against a naive transformer; the same bits for any batch, thread count and instruction set
+ *   next     l2p_next draws what l2p_forward and l2p_argmax or l2p_sample draw, and leaves the same sessions behind
  *   threads  pool, turns, cancelling and l2p_release, several callers at once
  *   stories  eight threads tell stories with one model, each what a thread alone tells
  *
@@ -24,6 +25,7 @@ int main(int argc, char **argv) {
                  {"errors", check_errors},
                  {"kernels", check_kernels},
                  {"models", check_models},
+                 {"next", check_next},
                  {"threads", check_threads},
                  {"stories", check_stories}};
     enum { N_PARTS = sizeof parts / sizeof parts[0] };

@@ -7,6 +7,7 @@ void check_fork(void);
 void check_errors(void);
 void check_kernels(void);
 void check_models(void);
+void check_next(void);
 void check_threads(void);
 void check_stories(void);
 
