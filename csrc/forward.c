@@ -1,4 +1,4 @@
-/* The transformer: a batch of tokens in, logits out. Read forward_share() from top to bottom; all else is staging.
+/* The transformer: a batch of tokens in, logits or next tokens out. Read forward_share() from top to bottom; all else is staging.
  *
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
  * by (tokens, key/value head), the rest by token: no split changes a result. */
@@ -325,4 +325,13 @@ int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *
                  .drawn = drawn,
                  .cancel = cancel};
     return run(&f, n_threads);
+}
+
+int32_t l2p_step(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, float temperature,
+                 float top_p, float coin, int32_t n, int n_threads, const int32_t *cancel) {
+    const l2p_draw draw = {temperature, top_p, coin, n};
+    const int32_t row = 0;
+    int32_t drawn;
+    const int error = l2p_next(model, 1, &token, &session, &position, 1, &row, &draw, &drawn, n_threads, cancel);
+    return error ? -error : drawn;
 }

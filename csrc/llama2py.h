@@ -95,10 +95,15 @@ typedef struct {
     int32_t n;
 } l2p_draw;
 
-/* The same, but drawn[i] receives a token drawn from the logits of the token draw_rows[i] as draws[i] says. */
+/* As l2p_forward, but drawn[i] receives a token drawn from the logits of the token draw_rows[i] as draws[i] says. */
 int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
              const int32_t *positions, int n_draws, const int32_t *draw_rows, const l2p_draw *draws, int32_t *drawn,
              int n_threads, const int32_t *cancel);
+
+/* l2p_next of one token of one session: the token drawn, or an error code times -1. What a text is made of, so everything
+ * is passed by value. */
+int32_t l2p_step(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, float temperature,
+                 float top_p, float coin, int32_t n, int n_threads, const int32_t *cancel);
 
 /* The first index of the largest of n logits. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);

@@ -15,7 +15,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 
 class Draw(NamedTuple):
-    """How a backend is to draw one token.
+    """How a backend is to draw one token; the C engine takes the fields in this order.
 
     Attributes
     ----------
@@ -110,10 +110,10 @@ class Backend(Protocol):
     ) -> list[int]:
         """Run a batch, and draw a token from each row of its logits: `forward` and `pick` in one.
 
-        Raises
-        ------
-        EngineError
-            If there is no row or draw for each other, or a draw from no or too many tokens.
+        Parameters
+        ----------
+        draws : sequence of Draw
+            One for each of ``logits_rows``.
         """
 
     def digest(self) -> bytes:

@@ -117,10 +117,11 @@ def _step(jobs: list[Job], sessions: list[Session], blocks: list[list[int]]) -> 
         for job, token in zip(jobs, next_tokens_many(sessions, blocks, draws), strict=True):
             if token is not None:
                 job.take_token(token)
+            elif job.interrupted():
+                job.end()
     else:
         for job, row in zip(jobs, forward_many(sessions, blocks), strict=True):
             if not job.waiting:
                 job.take(row)
-    for job in jobs:
-        if job.waiting and job.interrupted():
-            job.end()
+            elif job.interrupted():
+                job.end()

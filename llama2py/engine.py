@@ -61,20 +61,6 @@ _STORED = {
 atexit.register(lib.l2p_release)  # no thread is left to the interpreter's exit
 
 
-class _Arrays:
-    """What `l2p_next` reads and writes for a batch of n tokens."""
-
-    __slots__ = ("drawn", "draws", "positions", "rows", "sessions", "tokens")
-
-    def __init__(self, n: int) -> None:
-        self.tokens: Any = ffi.new("int32_t[]", n)
-        self.sessions: Any = ffi.new("l2p_session *[]", n)
-        self.positions: Any = ffi.new("int32_t[]", n)
-        self.rows: Any = ffi.new("int32_t[]", n)
-        self.draws: Any = ffi.new("l2p_draw[]", n)
-        self.drawn: Any = ffi.new("int32_t[]", n)
-
-
 class EngineCache:
     """A session's keys and values in the engine's memory."""
 
@@ -89,7 +75,6 @@ class EngineCache:
             )
         self._session: Any = ffi.gc(session, lib.l2p_session_free)
         self.cancel: Any = ffi.new("int32_t *")  # the engine looks at it once a layer
-        self.step = _Arrays(1)
 
     @property
     def handle(self) -> Any:
@@ -238,22 +223,9 @@ class Engine:
         logits_rows: Sequence[int],
     ) -> Logits:
         out = np.empty((len(logits_rows), self.config.vocab_size), np.float32)
-        model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
-        # A mixed batch runs on when one of its sessions is closed.
-        cancel = caches[0].cancel if len(set(caches)) == 1 else ffi.new("int32_t *")
-        arguments = (
-            model,
-            len(tokens),
-            ffi.new("int32_t[]", list(tokens)),
-            ffi.new("l2p_session *[]", sessions),
-            ffi.new("int32_t[]", list(positions)),
-            len(logits_rows),
-            ffi.new("int32_t[]", list(logits_rows)),
-            ffi.from_buffer("float[]", out, require_writable=True),
-            self.threads,
-            cancel,
-        )
-        self._run(lib.l2p_forward, arguments, sessions, cancel)
+        rows = ffi.new("int32_t[]", list(logits_rows))
+        into = ffi.from_buffer("float[]", out, require_writable=True)
+        self._run_batch(lib.l2p_forward, tokens, caches, positions, (len(rows), rows, into))
         return out
 
     def next_tokens(
@@ -264,33 +236,54 @@ class Engine:
         logits_rows: Sequence[int],
         draws: Sequence[Draw],
     ) -> list[int]:
-        n, n_draws = len(tokens), len(draws)
-        if len(logits_rows) != n_draws:
-            raise EngineError(f"{n_draws} draws from {len(logits_rows)} rows, expected as many")
+        if len(logits_rows) != len(draws):
+            raise EngineError(f"{len(draws)} draws from {len(logits_rows)} rows, expected as many")
+        if len(tokens) == len(draws) == 1 and logits_rows[0] == 0:
+            return [self._step(tokens[0], caches[0], positions[0], draws[0])]
+        rows, drawn = (ffi.new("int32_t[]", start) for start in (list(logits_rows), len(draws)))
+        asked = (len(rows), rows, ffi.new("l2p_draw[]", list(draws)), drawn)
+        self._run_batch(lib.l2p_next, tokens, caches, positions, asked)
+        return list(drawn)
+
+    def _step(self, token: int, cache: EngineCache, position: int, draw: Draw) -> int:
+        """The token behind one: what a text is made of, so nothing is allocated for it."""
+        session, cancel = cache.handle, cache.cancel
+        arguments = (self.handle, session, token, position, *draw, self.threads, cancel)
+        drawn = self._run(lib.l2p_step, arguments, [session], cancel)
+        if drawn < 0:
+            _check(-drawn, "a forward pass")
+        return drawn
+
+    def _run_batch(
+        self,
+        call: Callable[..., int],
+        tokens: Sequence[int],
+        caches: Sequence[EngineCache],
+        positions: Sequence[int],
+        wanted: tuple[Any, ...],
+    ) -> None:
         model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
-        # A step of one session is what a text is made of: nothing new is allocated for it.
-        a = caches[0].step if n == n_draws == 1 else _Arrays(max(n, n_draws))
-        for i in range(n):
-            a.tokens[i], a.sessions[i], a.positions[i] = tokens[i], sessions[i], positions[i]
-        for i in range(n_draws):
-            a.rows[i], a.draws[i] = logits_rows[i], draws[i]
-        cancel = caches[0].cancel if n == 1 or len(set(caches)) == 1 else ffi.new("int32_t *")
+        # A mixed batch runs on when one of its sessions is closed.
+        cancel = caches[0].cancel if len(set(caches)) == 1 else ffi.new("int32_t *")
         arguments = (
-            model, n, a.tokens, a.sessions, a.positions,
-            n_draws, a.rows, a.draws, a.drawn, self.threads, cancel,
-        )  # fmt: skip
-        self._run(lib.l2p_next, arguments, sessions, cancel)
-        return [a.drawn[0]] if n_draws == 1 else ffi.unpack(a.drawn, n_draws)
+            model,
+            len(tokens),
+            ffi.new("int32_t[]", list(tokens)),
+            ffi.new("l2p_session *[]", sessions),
+            ffi.new("int32_t[]", list(positions)),
+            *wanted,
+            self.threads,
+            cancel,
+        )
+        _check(self._run(call, arguments, sessions, cancel), "a forward pass")
 
     def _run(
         self, call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
-    ) -> None:
+    ) -> int:
         """One forward pass, which Ctrl-C can interrupt if it may take long."""
         if self._n_params * len(sessions) < LONG_WORK or current_thread() is not main_thread():
-            error = call(*arguments)
-        else:
-            error = _run_aside(call, arguments, sessions, cancel)
-        _check(error, "a forward pass")
+            return call(*arguments)
+        return _run_aside(call, arguments, sessions, cancel)
 
     def digest(self) -> bytes:
         out = ffi.new("uint64_t[4]")

@@ -34,7 +34,7 @@ class Timings:
     prompt_tokens : int
         Tokens of the prompt, BOS included.
     prompt_seconds : float
-        From the start to the logits behind the prompt.
+        From the start to the logits behind the prompt, or to the first token drawn from them.
     first_token_seconds : float
         From the start to the first generated token; 0.0 if there is none.
     generated_tokens : int
@@ -297,7 +297,8 @@ class Job:
         """Add to the text what no stop text can begin with."""
         stops = self._stop_texts
         if stops is None:
-            self._pieces.append(completed)
+            if completed:
+                self._pieces.append(completed)
             return completed
         piece = stops.feed(completed)
         self._pieces.append(piece)

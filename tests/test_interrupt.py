@@ -43,6 +43,9 @@ class Watched:
     def l2p_next(self, *arguments: Any) -> int:
         return self._interrupted(lib.l2p_next, arguments)
 
+    def l2p_step(self, *arguments: Any) -> int:
+        return self._interrupted(lib.l2p_step, arguments)
+
     def _interrupted(self, call: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         main = threading.main_thread().ident
         assert main is not None
@@ -92,7 +95,7 @@ def test_a_long_pass_hears_ctrl_c(
 def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single token's arrays are the session's own, and the next step's as well."""
+    """A single token has a call of its own in C."""
     monkeypatch.setattr(engine, "LONG_WORK", 1)
     with model.session() as one, model.session() as other:
         expected = [other.next_token([token], DRAW) for token in TOKENS[:4]]
@@ -100,19 +103,19 @@ def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
         signals: list[int] = []
 
         class Stuck(Watched):
-            def l2p_next(self, *arguments: Any) -> int:
+            def l2p_step(self, *arguments: Any) -> int:
                 time.sleep(0.05)  # until the main thread waits
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 while not arguments[-1][0]:  # until it is told to end
                     time.sleep(0.001)
-                signals.append(lib.l2p_next(*arguments))
+                signals.append(lib.l2p_step(*arguments))
                 return signals[-1]
 
         with monkeypatch.context() as patch:
             patch.setattr(engine, "lib", Stuck())
             with pytest.raises(KeyboardInterrupt):
                 one.next_token(TOKENS[1:2], DRAW)
-        assert signals == [lib.L2P_CANCELLED]
+        assert signals == [-lib.L2P_CANCELLED]
         assert one.tokens == TOKENS[:1]
         assert [one.next_token([token], DRAW) for token in TOKENS[1:4]] == expected[1:]
 

@@ -97,6 +97,17 @@ void check_errors(void) {
         REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_beyond, both);
         REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_before, both);
 #undef REFUSED
+        now("l2p_step's arguments");
+#define REFUSED(session, token, position, n) \
+    CHECK(l2p_step(run.model, session, token, position, 1.0f, 0.9f, 0.5f, n, 1, NULL) == -L2P_BAD_ARGUMENT)
+        REFUSED(foreign, unlike, position, vocab);
+        REFUSED(run.sessions[0], minus, position, vocab);
+        REFUSED(run.sessions[0], vocab, position, vocab);
+        REFUSED(run.sessions[0], unlike, minus, vocab);
+        REFUSED(run.sessions[0], unlike, seq_len, vocab);
+        for (size_t i = 0; i < sizeof bad_numbers / sizeof bad_numbers[0]; i++)
+            REFUSED(run.sessions[0], unlike, position, bad_numbers[i]);
+#undef REFUSED
         CHECK(drawn[0] == -7 && drawn[1] == -7);
         Batch end = {0};
         add(&end, 0, LENGTHS[0] - 1, LENGTHS[0]);

@@ -1,4 +1,5 @@
-/* `next`: l2p_next draws what l2p_forward and then l2p_argmax or l2p_sample draw, and leaves the same sessions behind. */
+/* `next`: l2p_next and l2p_step draw what l2p_forward and then l2p_argmax or l2p_sample draw, and leave the same sessions
+ * behind. */
 #include "check.h"
 #include "feeding.h"
 #include "parts.h"
@@ -58,6 +59,9 @@ static void feed_next(Run *run, const Batch *batch, int first, int step, const c
                  how, run->n_threads, i, rows[i], n, got[i], want, (double)ways[i].temperature, (double)ways[i].top_p,
                  (double)ways[i].coin, ways[i].n);
         repeated += i > 0 && got[i] == got[i - 1];
+        if (n == 1)
+            CHECK(l2p_step(run->model, sessions[0], tokens[0], positions[0], ways[i].temperature, ways[i].top_p,
+                           ways[i].coin, ways[i].n, run->n_threads, NULL) == got[i]);
     }
     drawn_in_all += n_draws;
     unguard(draws), unguard(drawn);
