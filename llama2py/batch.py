@@ -95,9 +95,11 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
                     finished[number] = lane.leave()
             if lanes:
                 blocks = [lane.job.next_block(_PROMPT_BLOCK) for lane in lanes]
-                _step([lane.job for lane in lanes], [lane.session for lane in lanes], blocks)
-                for lane in lanes:
-                    if lane.job.finish_reason:
+                sessions = [lane.session for lane in lanes]
+                # Each leaves before the next one's turn, which may fail.
+                steps = _step([lane.job for lane in lanes], sessions, blocks)
+                for lane, job in zip(lanes, steps, strict=True):
+                    if job.finish_reason:
                         finished[lane.number] = lane.leave()
                 lanes = [lane for lane in lanes if not lane.job.finish_reason]
             while next_out in finished:
@@ -110,8 +112,8 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
             lane.close()
 
 
-def _step(jobs: list[Job], sessions: list[Session], blocks: list[list[int]]) -> None:
-    """One pass: each job gets its next token, or comes further in its prompt."""
+def _step(jobs: list[Job], sessions: list[Session], blocks: list[list[int]]) -> Iterator[Job]:
+    """One pass, then each job in turn, once it has its next token or has come further."""
     if all(job.waiting or job.plain for job in jobs):
         draws = [None if job.waiting else job.plain_draw() for job in jobs]
         for job, token in zip(jobs, next_tokens_many(sessions, blocks, draws), strict=True):
@@ -119,9 +121,11 @@ def _step(jobs: list[Job], sessions: list[Session], blocks: list[list[int]]) -> 
                 job.take_token(token)
             elif job.interrupted():
                 job.end()
+            yield job
     else:
         for job, row in zip(jobs, forward_many(sessions, blocks), strict=True):
             if not job.waiting:
                 job.take(row)
             elif job.interrupted():
                 job.end()
+            yield job
