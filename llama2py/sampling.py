@@ -260,7 +260,9 @@ class Sampler:
             If bans and processors leave no token, or a token of theirs is not in the vocabulary.
         """
         if self.plain:
-            return pick(self._backend, logits, self.plain_draw(n_tokens))
+            drawable = logits[:n_tokens]
+            draw = self.plain_draw()._replace(n_tokens=len(drawable))
+            return pick(self._backend, drawable, draw)
         params = self._params
         logits = self._adjusted(logits, prompt, generated, n_tokens)
         if params.temperature < _SMALLEST_TEMPERATURE:

@@ -246,7 +246,7 @@ def test_what_is_held_back_comes_when_cancelled() -> None:
         cancel = threading.Event()
         backend = ScriptedBackend([260, 260, 259, 260, 260], 300)
         stream = Model(backend, tiny_tokenizer()).stream([BOS], stop=" ab", cancel=cancel)
-        stream._session.forward = _setting(stream._session.forward, cancel, at)  # type: ignore[method-assign]
+        stream._session.next_token = _setting(stream._session.next_token, cancel, at)  # type: ignore[method-assign]
         texts.append("".join(stream))
         assert texts[-1] == stream._tokenizer.decode([BOS, *stream.tokens])
     assert len(set(texts)) > 2
