@@ -1,4 +1,5 @@
-/* The transformer: a batch of tokens in, logits or next tokens out. Read forward_share() from top to bottom; all else is staging.
+/* The transformer: a batch of tokens in, logits or next tokens out. Read forward_share() from top to bottom; all else is
+ * staging.
  *
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
  * by (tokens, key/value head), the rest by token: no split changes a result. */

@@ -108,13 +108,17 @@ class Backend(Protocol):
         logits_rows: Sequence[int],
         draws: Sequence[Draw],
     ) -> list[int]:
-        """Run a batch, and draw a token from each row of its logits: `forward` and `pick` in one.
+        """Run a batch, and draw a token from each row of its logits.
+
+        Here by `forward` and `pick`; a backend may have a shorter way to the same tokens.
 
         Parameters
         ----------
         draws : sequence of Draw
             One for each of ``logits_rows``.
         """
+        logits = self.forward(tokens, caches, positions, logits_rows)
+        return [pick(self, row, draw) for row, draw in zip(logits, draws, strict=True)]
 
     def digest(self) -> bytes:
         """Tells these weights from others, as far as no few tokens' logits do: the embeddings."""

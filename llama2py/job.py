@@ -165,7 +165,8 @@ class Job:
         self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens
         if tokenizer.n_tokens < len(tokenizer):
             # What the metadata names as an end is a token, also of a tokenizer.model without it.
-            self._n_tokens = max(tokenizer.n_tokens, max(self._ends, default=0) + 1)
+            n_tokens = max(tokenizer.n_tokens, max(self._ends, default=0) + 1)
+            self._n_tokens = min(n_tokens, session.config.vocab_size)
         self.timings.prompt_tokens = len(self.prompt_tokens)
 
     @property

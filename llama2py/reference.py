@@ -12,7 +12,7 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Draw, Logits, pick
+from .backend import Backend, Logits
 from .checkpoint import (
     Checkpoint,
     convert_matrix,
@@ -71,7 +71,7 @@ class ReferenceCache:
         self.keys = self.values = np.zeros(0, np.float32)
 
 
-class Reference:
+class Reference(Backend):
     """The transformer in NumPy. See `Backend` for the methods."""
 
     isa, threads = "numpy", 1
@@ -142,17 +142,6 @@ class Reference:
         groups = q.reshape(self.config.n_kv_heads, -1, q.shape[-1])  # heads that share keys
         scores = np.einsum("kgh,tkh->kgt", groups, keys) / np.sqrt(np.float32(q.shape[-1]))
         return np.einsum("kgt,tkh->kgh", softmax(scores), values)
-
-    def next_tokens(
-        self,
-        tokens: Sequence[int],
-        caches: Sequence[ReferenceCache],
-        positions: Sequence[int],
-        logits_rows: Sequence[int],
-        draws: Sequence[Draw],
-    ) -> list[int]:
-        logits = self.forward(tokens, caches, positions, logits_rows)
-        return [pick(self, row, draw) for row, draw in zip(logits, draws, strict=True)]
 
     def digest(self) -> bytes:
         return sha256(self.embedding.tobytes()).digest()

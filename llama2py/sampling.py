@@ -260,9 +260,7 @@ class Sampler:
             If bans and processors leave no token, or a token of theirs is not in the vocabulary.
         """
         if self.plain:
-            drawable = logits[:n_tokens]
-            draw = self.plain_draw()._replace(n_tokens=len(drawable))
-            return pick(self._backend, drawable, draw)
+            return pick(self._backend, logits, self.plain_draw(len(logits[:n_tokens])))
         params = self._params
         logits = self._adjusted(logits, prompt, generated, n_tokens)
         if params.temperature < _SMALLEST_TEMPERATURE:
@@ -280,12 +278,10 @@ class Sampler:
         Parameters
         ----------
         n_tokens : int, optional
-            As in `sample`.
+            As in `sample`, but no more than there are logits.
         """
         params = self._params
-        n = self._backend.config.vocab_size
-        if n_tokens is not None:
-            n = min(n, n_tokens)
+        n = self._backend.config.vocab_size if n_tokens is None else n_tokens
         if params.temperature < _SMALLEST_TEMPERATURE:
             return Draw(0.0, 1.0, 0.0, n)
         return Draw(params.temperature, params.top_p, self._coin.flip(), n)

@@ -159,6 +159,13 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture(scope="session")
+def story(test_data: Path) -> list[str]:
+    """The arguments of the command line that run the real 260K model."""
+    data = test_data / "data"
+    return ["run", str(data / "stories260K.bin"), "-z", str(data / "tok512.bin")]
+
+
 def run_python(*args: str) -> subprocess.CompletedProcess[str]:
     """Another interpreter, which finds the same llama2py and these tests."""
     places = [str(Path(llama2py.__file__).parents[1]), str(Path(__file__).parent)]

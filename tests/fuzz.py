@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("reader", choices=READERS, nargs="?")
     parser.add_argument("--list", action="store_true", help="name the readers")
     parser.add_argument("--seconds", type=int, default=3600)
-    parser.add_argument("--corpus", type=Path, help="a folder, made if it is not there")
+    parser.add_argument("--corpus", type=Path, help="a folder; default: one in the temporary one")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="read this one input")
     args = parser.parse_args()
     if args.list or args.reader is None:
@@ -117,7 +117,7 @@ def main() -> None:
             return
         if _atheris is None:
             sys.exit("fuzz.py: atheris is missing: pip install atheris")
-        corpus: Path = args.corpus or folder.parent / f"llama2py-fuzz-{args.reader}"
+        corpus: Path = args.corpus or Path(tempfile.gettempdir()) / f"llama2py-fuzz-{args.reader}"
         corpus.mkdir(parents=True, exist_ok=True)
         loaded = set(sys.modules)
         for i, seed in enumerate(seeds):

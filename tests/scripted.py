@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama2py.backend import Draw, Logits, pick
+from llama2py.backend import Backend, Logits
 from llama2py.config import CacheDtype, Dtype, ModelConfig
 
 
@@ -32,7 +32,7 @@ class ScriptedCache:
         self.tokens.clear()
 
 
-class ScriptedBackend:
+class ScriptedBackend(Backend):
     """Every forward pass ranks the script's next token first; ``runs`` holds what was run."""
 
     def __init__(self, script: Iterable[int], vocab_size: int, seq_len: int = 256) -> None:
@@ -70,17 +70,6 @@ class ScriptedBackend:
         for row in logits:
             row[next(self._script)] = 1
         return logits
-
-    def next_tokens(
-        self,
-        tokens: Sequence[int],
-        caches: Sequence[Any],
-        positions: Sequence[int],
-        logits_rows: Sequence[int],
-        draws: Sequence[Draw],
-    ) -> list[int]:
-        logits = self.forward(tokens, caches, positions, logits_rows)
-        return [pick(self, row, draw) for row, draw in zip(logits, draws, strict=True)]
 
     def digest(self) -> bytes:
         return b"script"

@@ -232,7 +232,7 @@ def test_seeds_that_run_out_are_an_error(model: Model) -> None:
         list(texts)
 
 
-def test_what_is_held_back_comes_when_cancelled() -> None:
+def test_what_is_held_back_comes_when_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The " a" may be the beginning of the stop text, until nothing more comes."""
     cancel = threading.Event()
     model = Model(ScriptedBackend([260, 260, 259, 260, 260], 300), tiny_tokenizer())
@@ -246,7 +246,8 @@ def test_what_is_held_back_comes_when_cancelled() -> None:
         cancel = threading.Event()
         backend = ScriptedBackend([260, 260, 259, 260, 260], 300)
         stream = Model(backend, tiny_tokenizer()).stream([BOS], stop=" ab", cancel=cancel)
-        stream._session.next_token = _setting(stream._session.next_token, cancel, at)  # type: ignore[method-assign]
+        setting = _setting(stream._session.next_token, cancel, at)
+        monkeypatch.setattr(stream._session, "next_token", setting)
         texts.append("".join(stream))
         assert texts[-1] == stream._tokenizer.decode([BOS, *stream.tokens])
     assert len(set(texts)) > 2

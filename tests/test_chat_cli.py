@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from llama2py import load
 from llama2py.chat import Chat
 from llama2py.cli import main
-
-
-@pytest.fixture(scope="module")
-def story(test_data: Path) -> list[str]:
-    """The arguments that run the real 260K model."""
-    data = test_data / "data"
-    return ["run", str(data / "stories260K.bin"), "-z", str(data / "tok512.bin")]
 
 
 @pytest.mark.parametrize("template", ["llama2", "zephyr", "plain"])

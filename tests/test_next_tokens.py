@@ -88,7 +88,7 @@ def test_a_coin_for_each_draw_that_needs_one() -> None:
         sampler.params = SamplingParams(0.0)
         assert [sampler.plain_draw(n)[::3] for n in (None, 9)] == [(0.0, 300), (0.0, 9)]
         sampler.params = SamplingParams(2.0, 1.0)
-        assert sampler.plain_draw(301) == Draw(2.0, 1.0, coin.flip(), 300)
+        assert sampler.plain_draw() == Draw(2.0, 1.0, coin.flip(), 300)
         assert sampler.plain_draw(1) == Draw(2.0, 1.0, coin.flip(), 1)
         assert sampler.sample(np.zeros(300, np.float32)) == int(coin.flip() * 300)
 

@@ -6,27 +6,22 @@ sampler of the backend's: nothing else may differ.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from conftest import tiny_model, tiny_tokenizer
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import ScriptedBackend
+from wishes import A, B, Wish
 
 from llama2py import Cancelled, Model, Stream, batch
 from llama2py import job as job_module
 from llama2py.backend import Logits
 from llama2py.batch import run_jobs
-from llama2py.job import Job, Overflow
-from llama2py.sampling import Sampler, SamplingParams
+from llama2py.job import Job
 from llama2py.tokenizer import BOS
-
-A, B, C = 260, 261, 288  # "a", "b" and " c", of conftest's tokenizer
-DOG = [3 + value for value in "🐶".encode()]
 
 
 @pytest.fixture(scope="module", params=["c", "numpy"])
@@ -40,58 +35,6 @@ def fast() -> Iterator[Model]:
     """Of the engine alone, whose bits are the same however tokens are gathered."""
     with tiny_model() as model:
         yield model
-
-
-class AfterTokens(threading.Event):
-    """Is set when a text has so many tokens, however often it is asked."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.job: Job | None = None
-        self._n = n
-
-    def is_set(self) -> bool:
-        assert self.job is not None
-        return len(self.job.tokens) >= self._n
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A text to generate."""
-
-    prompt: tuple[int, ...] = (BOS, A)
-    seed: int = 1
-    temperature: float = 1.0
-    top_p: float = 0.9
-    max_tokens: int = 64
-    stop: tuple[str, ...] = ()
-    stop_tokens: frozenset[int] | None = frozenset()
-    cancelled_after: int | None = None
-    max_time: float | None = None
-    overflow: Overflow = "stop"
-
-    def job(self, model: Model, plain: bool) -> Job:
-        cancel = None if self.cancelled_after is None else AfterTokens(self.cancelled_after)
-        job = Job(
-            list(self.prompt),
-            Sampler(model.backend, SamplingParams(self.temperature, self.top_p), self.seed),
-            self.max_tokens,
-            stop=self.stop,
-            stop_tokens=self.stop_tokens,
-            cancel=cancel,
-            max_time=self.max_time,
-            overflow=self.overflow,
-            top_logprobs=None if plain else 0,
-        )
-        if cancel is not None:
-            cancel.job = job
-        return job
-
-    def pieces(self, model: Model, plain: bool) -> tuple[list[str], Job]:
-        """Told alone."""
-        job = self.job(model, plain)
-        with Stream(model.session(), model.tokenizer, job) as stream:
-            return list(stream), job
 
 
 def result(job: Job) -> tuple[Any, ...]:
@@ -333,70 +276,3 @@ def test_cancelled_meanwhile_by_a_stream_of_the_same_job(
         with pytest.raises(Cancelled, match="closed meanwhile"):
             list(stream)
     assert job.finish_reason is None
-
-
-# ---- text ----
-
-
-def scripted(*script: int) -> Model:
-    return Model(ScriptedBackend(script, 300, seq_len=64), tiny_tokenizer())
-
-
-@pytest.mark.parametrize("plain", [True, False])
-@pytest.mark.parametrize("in_batch", [True, False])
-def test_a_character_cut_off_at_the_end(plain: bool, in_batch: bool) -> None:
-    """By a cancel between its bytes: what there is of it is shown once."""
-    model = scripted(A, *DOG)
-    wish = Wish((BOS, B), temperature=0.0, cancelled_after=3)
-    if in_batch:
-        (job,) = run_jobs(model, [wish.job(model, plain)], 1)
-    else:
-        pieces, job = wish.pieces(model, plain)
-        assert pieces == ["a", "\ufffd"]
-    assert (job.text, job.tokens, job.finish_reason) == ("a\ufffd", [A, *DOG[:2]], "cancelled")
-
-
-def text_before(whole: str, stops: list[str]) -> tuple[str, str | None]:
-    """A text up to the stop text that ends first, of those the longest; and that one."""
-    for end in range(len(whole) + 1):
-        if ended := [stop for stop in stops if whole[:end].endswith(stop)]:
-            longest = max(ended, key=len)
-            return whole[: end - len(longest)], longest
-    return whole, None
-
-
-letters = st.sampled_from([A, B, 262, C, 286, 287, 259])  # a, b, c, " c", " a", " b" and a space
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    script=st.lists(letters, min_size=1, max_size=12),
-    stops=st.lists(st.text("abc ", min_size=1, max_size=4), max_size=3),
-)
-def test_the_text_of_a_job_never_shows_what_a_stop_text_may_begin_with(
-    script: list[int], stops: list[str]
-) -> None:
-    model = scripted(*script)
-    params = SamplingParams(0.0)
-    job = Job([BOS, A], Sampler(model.backend, params, 1), len(script), stop=stops)
-    whole, told, fed = "", "", 0
-    with model.session() as session:
-        job.start(session, model.tokenizer)
-        assert job.text == ""
-        while job.finish_reason is None:
-            draw = job.plain_draw()
-            assert draw is not None
-            whole += model.tokenizer.piece(script[fed]).decode()
-            told += job.take_token(session.next_token(job.next_block(), draw))
-            fed += 1
-            assert job.text == told
-            expected, found = text_before(whole, stops)
-            if found is None and job.finish_reason is None:
-                held = whole[len(told) :]
-                assert told + held == whole
-                assert not held or any(stop.startswith(held) for stop in stops)
-            else:
-                assert (job.text, job.stopped_by) == (expected, found)
-                assert job.finish_reason == ("length" if found is None else "stop")
-    assert job.tokens == script[:fed]
-    assert job.text == told  # a property: the same when it is read again

@@ -31,13 +31,8 @@ static int32_t draw_apart(const Run *run, const float *logits, const l2p_draw *d
  * the end; none, if `first` is behind the batch. */
 static void feed_next(Run *run, const Batch *batch, int first, int step, const char *how) {
     const int vocab = run->s->config.vocab_size, n = batch->n;
-    int32_t tokens[TOKENS], positions[TOKENS], rows[TOKENS + 1];
-    l2p_session *sessions[TOKENS];
-    for (int i = 0; i < n; i++) {
-        tokens[i] = run->s->tokens[batch->session[i]][batch->position[i]];
-        positions[i] = batch->position[i];
-        sessions[i] = run->sessions[batch->session[i]];
-    }
+    int32_t rows[TOKENS + 1];
+    Inputs in = inputs_of(run, batch);
     int n_draws = 0;
     for (int row = n - 1; row >= first; row -= step) rows[n_draws++] = row;
     if (n_draws) rows[n_draws++] = n - 1;
@@ -46,7 +41,7 @@ static void feed_next(Run *run, const Batch *batch, int first, int step, const c
     l2p_draw *const ways = (l2p_draw *)(void *)draws.array, before[TOKENS + 1];
     const int32_t *const got = (int32_t *)(void *)drawn.array;
     for (int i = 0; i < n_draws; i++) before[i] = ways[i] = some_draw(drawn_in_all + i, vocab);
-    CHECK(l2p_next(run->model, n, tokens, sessions, positions, n_draws, n_draws ? rows : NULL, ways,
+    CHECK(l2p_next(run->model, n, in.tokens, in.sessions, in.positions, n_draws, n_draws ? rows : NULL, ways,
                    n_draws ? (int32_t *)(void *)drawn.array : NULL, run->n_threads, NULL) == L2P_OK);
     CHECK(memcmp(ways, before, count * sizeof(l2p_draw)) == 0);
     for (int i = 0; i < n_draws; i++) {
@@ -60,7 +55,7 @@ static void feed_next(Run *run, const Batch *batch, int first, int step, const c
                  (double)ways[i].coin, ways[i].n);
         repeated += i > 0 && got[i] == got[i - 1];
         if (n == 1)
-            CHECK(l2p_step(run->model, sessions[0], tokens[0], positions[0], ways[i].temperature, ways[i].top_p,
+            CHECK(l2p_step(run->model, in.sessions[0], in.tokens[0], in.positions[0], ways[i].temperature, ways[i].top_p,
                            ways[i].coin, ways[i].n, run->n_threads, NULL) == got[i]);
     }
     drawn_in_all += n_draws;

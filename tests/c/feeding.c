@@ -18,19 +18,24 @@ void fresh_sessions(Run *run) {
     }
 }
 
-void feed(Run *run, const Batch *batch, int first, const char *how) {
-    const int vocab = run->s->config.vocab_size, n = batch->n, n_logits = first < n ? n - first + 1 : 0;
-    int32_t tokens[TOKENS], positions[TOKENS], rows[TOKENS + 1];
-    l2p_session *sessions[TOKENS];
-    for (int i = 0; i < n; i++) {
-        tokens[i] = run->s->tokens[batch->session[i]][batch->position[i]];
-        positions[i] = batch->position[i];
-        sessions[i] = run->sessions[batch->session[i]];
+Inputs inputs_of(const Run *run, const Batch *batch) {
+    Inputs in = {0};
+    for (int i = 0; i < batch->n; i++) {
+        in.tokens[i] = run->s->tokens[batch->session[i]][batch->position[i]];
+        in.positions[i] = batch->position[i];
+        in.sessions[i] = run->sessions[batch->session[i]];
     }
+    return in;
+}
+
+void feed(Run *run, const Batch *batch, int first, const char *how) {
+    Inputs in = inputs_of(run, batch);
+    const int vocab = run->s->config.vocab_size, n = batch->n, n_logits = first < n ? n - first + 1 : 0;
+    int32_t rows[TOKENS + 1];
     for (int i = 0; i < n_logits; i++) rows[i] = i ? n - i : n - 1;
     Guarded out = guarded_floats((size_t)n_logits * (size_t)vocab);
-    CHECK(l2p_forward(run->model, n, tokens, sessions, positions, n_logits, rows, floats(out), run->n_threads, NULL) ==
-          L2P_OK);
+    CHECK(l2p_forward(run->model, n, in.tokens, in.sessions, in.positions, n_logits, rows, floats(out), run->n_threads,
+                      NULL) == L2P_OK);
     for (int i = 0; i < n_logits; i++) {
         const int row = rows[i];
         const float *want = run->want[batch->session[row]] + (size_t)batch->position[row] * (size_t)vocab;

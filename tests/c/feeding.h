@@ -22,6 +22,13 @@ Run start_run(const Synthetic *s, int isa, int pack_threads);
 void end_run(Run *run);
 void fresh_sessions(Run *run);
 
+typedef struct { /* a batch as the engine takes it */
+    int32_t tokens[TOKENS], positions[TOKENS];
+    l2p_session *sessions[TOKENS];
+} Inputs;
+
+Inputs inputs_of(const Run *run, const Batch *batch);
+
 /* Run a batch; its logits, of the rows from `first` on backwards and of one row twice, must be run->want */
 void feed(Run *run, const Batch *batch, int first, const char *how);
 
