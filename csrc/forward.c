@@ -207,13 +207,13 @@ static void forward_share(void *context, int thread, int n_threads) {
     for (int l = 0; l < c->n_layers; l++) {
         const Layer *layer = &model->layers[l];
         const size_t qkv_rows = (size_t)layer->qkv.rows, hidden_rows = (size_t)layer->w13.rows / 2;
-        if (thread == 0 && f->cancel && __atomic_load_n(f->cancel, __ATOMIC_RELAXED)) f->cancelled = 1;
+        if (thread == 0 && f->cancel && __atomic_load_n(f->cancel, __ATOMIC_RELAXED)) *f->cancelled = 1;
 
         /* q, k, v = wq, wk, wv @ rmsnorm(x) */
         in = stage(f, &layer->qkv, x, dim, n, NULL, layer->att_norm, thread, n_threads);
         multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);
         threads_barrier(n_threads);
-        if (f->cancelled) return; /* all threads see the same: it is written before this barrier only */
+        if (*f->cancelled) return; /* all threads see the same: it is written before this barrier only */
 
         /* x += wo @ attention(rope(q), rope(k), v) */
         if (l == c->n_layers - 1 && leaves_some(f)) { /* the rest is for those whose logits are asked for */
@@ -263,6 +263,8 @@ static void forward_share(void *context, int thread, int n_threads) {
     }
 }
 
+static int can_draw(const l2p_config *c, const l2p_draw *draw) { return draw->n >= 1 && draw->n <= c->vocab_size; }
+
 static int check_arguments(const Forward *f) {
     const l2p_config *c = &f->model->config;
     if (f->n < 1 || f->n > INT32_MAX / c->n_kv_heads || f->n_logits < 0) return L2P_BAD_ARGUMENT;
@@ -274,11 +276,46 @@ static int check_arguments(const Forward *f) {
     for (int i = 0; i < f->n_logits; i++)
         if (f->logits_rows[i] < 0 || f->logits_rows[i] >= f->n) return L2P_BAD_ARGUMENT;
     for (int i = 0; f->draws && i < f->n_logits; i++)
-        if (f->draws[i].n < 1 || f->draws[i].n > c->vocab_size) return L2P_BAD_ARGUMENT;
+        if (!can_draw(c, &f->draws[i])) return L2P_BAD_ARGUMENT;
     return L2P_OK;
 }
 
-static int run(Forward *f, int n_threads) {
+/* A text: its first token's pass, and how it goes on. */
+typedef struct {
+    Forward first;
+    int n_draws, n_ends, n_drawn;
+    const int32_t *ends;
+} Text;
+
+static int is_end(const Text *text, int32_t token) {
+    for (int i = 0; i < text->n_ends; i++)
+        if (text->ends[i] == token) return 1;
+    return 0;
+}
+
+/* Each thread moves on in a copy of its own. */
+static void text_share(void *context, int thread, int n_threads) {
+    Text *text = context;
+    Forward f = text->first;
+    int32_t position = f.positions[0];
+    f.positions = &position;
+    int n = 0;
+    for (;;) {
+        forward_share(&f, thread, n_threads);
+        if (*f.cancelled || ++n == text->n_draws) break;
+        threads_barrier(n_threads);
+        if (is_end(text, *f.drawn)) break;
+        f.tokens = f.drawn++;
+        f.draws++;
+        position++;
+    }
+    if (thread == 0) text->n_drawn = n;
+}
+
+/* Do `work`, of which f is the first pass: all threads, in this caller's turn. */
+static int run(Forward *f, Work work, void *context, int n_threads) {
+    atomic_int cancelled = 0;
+    f->cancelled = &cancelled;
     int error = check_arguments(f);
     if (error) return error;
     for (int i = 0; i < f->n; i++) f->max_scores = max_int(f->max_scores, (int)round_up(f->positions[i] + 1, LANES));
@@ -290,8 +327,8 @@ static int run(Forward *f, int n_threads) {
     error = prepare_workspace(f, n_threads);
     if (!error) {
         find_chunks(f);
-        threads_run(n_threads, forward_share, f);
-        if (f->cancelled) error = L2P_CANCELLED;
+        threads_run(n_threads, work, context);
+        if (cancelled) error = L2P_CANCELLED;
     }
     threads_end_turn();
     return error;
@@ -309,7 +346,7 @@ int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_sessio
                  .logits_rows = logits_rows,
                  .out = out,
                  .cancel = cancel};
-    return run(&f, n_threads);
+    return run(&f, forward_share, &f, n_threads);
 }
 
 int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
@@ -325,14 +362,31 @@ int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *
                  .draws = draws,
                  .drawn = drawn,
                  .cancel = cancel};
-    return run(&f, n_threads);
+    return run(&f, forward_share, &f, n_threads);
 }
 
-int32_t l2p_step(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, float temperature,
-                 float top_p, float coin, int32_t n, int n_threads, const int32_t *cancel) {
-    const l2p_draw draw = {temperature, top_p, coin, n};
+int l2p_generate(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, int n_draws,
+                 const l2p_draw *draws, int n_ends, const int32_t *ends, int32_t *drawn, int n_threads,
+                 const int32_t *cancel) {
+    const l2p_config *c = &model->config;
+    if (n_draws < 1 || position < 0 || position > c->seq_len - n_draws) return -L2P_BAD_ARGUMENT;
+    for (int i = 0; i < n_draws; i++)
+        if (!can_draw(c, &draws[i])) return -L2P_BAD_ARGUMENT;
     const int32_t row = 0;
-    int32_t drawn;
-    const int error = l2p_next(model, 1, &token, &session, &position, 1, &row, &draw, &drawn, n_threads, cancel);
-    return error ? -error : drawn;
+    Text text = {.first = {.model = model,
+                           .n = 1,
+                           .tokens = &token,
+                           .positions = &position,
+                           .sessions = &session,
+                           .n_logits = 1,
+                           .logits_rows = &row,
+                           .draws = draws,
+                           .drawn = drawn,
+                           .cancel = cancel,
+                           .max_scores = (int)round_up(position + n_draws, LANES)},
+                 .n_draws = n_draws,
+                 .n_ends = n_ends,
+                 .ends = ends};
+    const int error = run(&text.first, text_share, &text, n_threads);
+    return error ? -error : text.n_drawn;
 }

@@ -25,7 +25,7 @@ typedef struct {
     const l2p_draw *draws; /* (n_logits,) or NULL: logits are what is asked for */
     int32_t *drawn;        /* (n_logits,) */
     const int32_t *cancel;
-    atomic_int cancelled;
+    atomic_int *cancelled; /* of all threads */
 
     /* the workspace, rows being tokens */
     float *x;       /* (n, dim) the residual stream */

@@ -100,10 +100,12 @@ int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *
              const int32_t *positions, int n_draws, const int32_t *draw_rows, const l2p_draw *draws, int32_t *drawn,
              int n_threads, const int32_t *cancel);
 
-/* l2p_next of one token of one session: the token drawn, or an error code times -1. What a text is made of, so everything
- * is passed by value. */
-int32_t l2p_step(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, float temperature,
-                 float top_p, float coin, int32_t n, int n_threads, const int32_t *cancel);
+/* A text goes on: run a token, draw the next one as draws[0] says, run that, and so on, as l2p_next would token by token:
+ * n_draws of them, or fewer, the last of them being one of ends[0..n_ends). Returns how many; drawn receives them. The last
+ * one has not been run. Below 0: an error code times -1. */
+int l2p_generate(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, int n_draws,
+                 const l2p_draw *draws, int n_ends, const int32_t *ends, int32_t *drawn, int n_threads,
+                 const int32_t *cancel);
 
 /* The first index of the largest of n logits. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);

@@ -68,6 +68,8 @@ class Backend(Protocol):
         Memory of one session at full length.
     non_finite : int
         Weights (of int8 and int4: scales) that are NaN or infinite.
+    ahead : int
+        How many tokens of one text `generate` should draw at once.
     """
 
     config: ModelConfig
@@ -78,6 +80,7 @@ class Backend(Protocol):
     nbytes: int
     cache_bytes: int
     non_finite: int
+    ahead: int = 1
 
     def new_cache(self) -> Cache:
         """An empty cache of ``config.seq_len`` positions."""
@@ -119,6 +122,34 @@ class Backend(Protocol):
         """
         logits = self.forward(tokens, caches, positions, logits_rows)
         return [pick(self, row, draw) for row, draw in zip(logits, draws, strict=True)]
+
+    def generate(
+        self, token: int, cache: Any, position: int, draws: Sequence[Draw], ends: Sequence[int]
+    ) -> list[int]:
+        """Go on with a text: run a token, draw the next one, run that, and so on.
+
+        Here by `next_tokens`; a backend may have a shorter way to the same tokens.
+
+        Parameters
+        ----------
+        token, cache, position
+            As in `forward`, of one text.
+        draws : sequence of Draw
+            One for each token, at least one.
+        ends : sequence of int
+            Tokens of the vocabulary; behind one of these no more are drawn.
+
+        Returns
+        -------
+        list of int
+            The last one has not been run.
+        """
+        drawn = [token]
+        for n, draw in enumerate(draws):
+            drawn += self.next_tokens(drawn[-1:], [cache], [position + n], [0], [draw])
+            if drawn[-1] in ends:
+                break
+        return drawn[1:]
 
     def digest(self) -> bytes:
         """Tells these weights from others, as far as no few tokens' logits do: the embeddings."""

@@ -115,7 +115,7 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
 def _step(jobs: list[Job], sessions: list[Session], blocks: list[list[int]]) -> Iterator[Job]:
     """One pass, then each job in turn, once it has its next token or has come further."""
     if all(job.waiting or job.plain for job in jobs):
-        draws = [None if job.waiting else job.plain_draw() for job in jobs]
+        draws = [None if job.waiting else job.plain_draws()[0] for job in jobs]
         for job, token in zip(jobs, next_tokens_many(sessions, blocks, draws), strict=True):
             if token is not None:
                 job.take_token(token)

@@ -171,7 +171,7 @@ def benchmark(
             engine = _load(path, n, dtype, cache_dtype)
             measured = {"load_seconds": perf_counter() - start}
             with Session(engine) as session:
-                session.next_token([1], Sampler(engine, GREEDY).plain_draw())
+                next(session.generate([1], Sampler(engine, GREEDY).plain_draws(1)))
             measured["first_token_seconds"] = perf_counter() - start
             facts[dtype, n] = engine.nbytes, engine.isa
             session_bytes = engine.cache_bytes
@@ -298,8 +298,13 @@ def _generation_speed(backend: Backend, params: SamplingParams, n: int) -> float
     with Session(backend) as session:
         _warm_up(session, n)
         start = perf_counter()
-        for _ in range(n):
-            token = session.next_token([token], sampler.plain_draw())
+        left = n
+        while left:
+            draws = sampler.plain_draws(min(left, session.ahead))
+            drawn = list(session.generate([token], draws))
+            token, left = drawn[-1], left - len(drawn)
+            for _ in drawn:
+                sampler.take_coin()
         return n / (perf_counter() - start)
 
 
@@ -310,7 +315,7 @@ def _batch_speed(backend: Backend, batch: int) -> float:
     for session in sessions:
         _warm_up(session, steps)
     tokens = _some_tokens(backend.config, batch)
-    draws = [Sampler(backend, GREEDY).plain_draw() for _ in sessions]
+    draws = Sampler(backend, GREEDY).plain_draws(len(sessions))
     start = perf_counter()
     for _ in range(steps):
         drawn = next_tokens_many(sessions, [[token] for token in tokens], draws)

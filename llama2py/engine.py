@@ -29,6 +29,10 @@ from .memory import check_memory, packed_bytes
 
 # Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
 LONG_WORK = 1_000_000_000
+# Weights read in one call for the next tokens of a text: some milliseconds, too short to wait for.
+# Python is cold after each call, and would be a large part of a small model's time.
+_AHEAD_BYTES = 96_000_000
+_MOST_AHEAD = 16
 
 _TENSORS = {
     "token_embedding_table": lib.L2P_TOKEN_EMBEDDING_TABLE,
@@ -172,6 +176,7 @@ class Engine:
             )
         self._model: Any = ffi.gc(model, lib.l2p_model_free)
         self.nbytes = int(lib.l2p_model_bytes(model))
+        self.ahead = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // self.nbytes))
         self.non_finite = 0
         group_size, done = int8_group_size(checkpoint), 0
         for name, tensors in checkpoint.tensors.items():
@@ -238,21 +243,29 @@ class Engine:
     ) -> list[int]:
         if len(logits_rows) != len(draws):
             raise EngineError(f"{len(draws)} draws from {len(logits_rows)} rows, expected as many")
-        if len(tokens) == len(draws) == 1 and logits_rows[0] == 0:
-            return [self._step(tokens[0], caches[0], positions[0], draws[0])]
         rows, drawn = (ffi.new("int32_t[]", start) for start in (list(logits_rows), len(draws)))
         asked = (len(rows), rows, ffi.new("l2p_draw[]", list(draws)), drawn)
         self._run_batch(lib.l2p_next, tokens, caches, positions, asked)
         return list(drawn)
 
-    def _step(self, token: int, cache: EngineCache, position: int, draw: Draw) -> int:
-        """The token behind one: what a text is made of, so nothing is allocated for it."""
-        session, cancel = cache.handle, cache.cancel
-        arguments = (self.handle, session, token, position, *draw, self.threads, cancel)
-        drawn = self._run(lib.l2p_step, arguments, [session], cancel)
-        if drawn < 0:
-            _check(-drawn, "a forward pass")
-        return drawn
+    def generate(
+        self,
+        token: int,
+        cache: EngineCache,
+        position: int,
+        draws: Sequence[Draw],
+        ends: Sequence[int],
+    ) -> list[int]:
+        n, n_ends = len(draws), len(ends)
+        drawn = ffi.new("int32_t[]", n)
+        text = cache.handle, token, position
+        how = n, ffi.new("l2p_draw[]", draws), n_ends, ffi.new("int32_t[]", ends)
+        arguments = (self.handle, *text, *how, drawn, self.threads, cache.cancel)
+        n_drawn = self._run(lib.l2p_generate, arguments, [text[0]], cache.cancel)
+        if n_drawn < 0:
+            _check(-n_drawn, "a forward pass")
+        tokens: list[int] = ffi.unpack(drawn, n_drawn)
+        return tokens
 
     def _run_batch(
         self,

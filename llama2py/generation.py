@@ -107,7 +107,7 @@ class Stream(Closing, Iterator[str]):
         self._tokenizer = tokenizer
         self._owned = [session] if owns_session else []  # whoever takes it out, disposes of it
         self._keep = keep
-        self._pieces = self._run()
+        self._pieces = filter(None, self._run())
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -120,26 +120,25 @@ class Stream(Closing, Iterator[str]):
         return self._job.stopped_by
 
     def _run(self) -> Iterator[str]:
+        """The pieces, and "" for a token that completes none."""
         job, session = self._job, self._session
         if job.finish_reason is not None:  # a chat's turn that the next one came before
             return
         job.start(session, self._tokenizer)
         interrupted = job.interrupted if job.watched else None
-        while job.finish_reason is None:
-            block, draw = job.next_block(), job.plain_draw()
-            try:
-                if draw:
-                    piece = job.take_token(session.next_token(block, draw, interrupted))
-                else:
-                    piece = job.take(session.forward(block, interrupted=interrupted))
-            except Cancelled:
-                if job.finish_reason is None:  # the session was closed
-                    raise
-                if rest := job.end():
-                    yield rest
-                return
-            if piece:
-                yield piece
+        try:
+            while job.finish_reason is None:
+                block, draws = job.next_block(), job.plain_draws(session.ahead)
+                if not draws:
+                    yield job.take(session.forward(block, interrupted=interrupted))
+                for token in session.generate(block, draws, job.ends, interrupted) if draws else ():
+                    yield job.take_token(token)
+                    if job.finish_reason is not None:
+                        break
+        except Cancelled:
+            if job.finish_reason is None:  # the session was closed
+                raise
+            yield job.end()
 
     def __next__(self) -> str:
         try:

@@ -6,7 +6,7 @@ A `Stream` drives one of these, a batch drives many.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal, Protocol
@@ -23,6 +23,8 @@ from .tokenizer import Decoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "time", "cancelled"]
 Overflow = Literal["stop", "error", "shift"]
+# Stop tokens that are looked for after each draw; of more, some tokens may be drawn in vain.
+_FEW = 16
 
 
 @dataclass(slots=True)
@@ -116,6 +118,8 @@ class Job:
         The token or the text that ended it.
     timings : Timings
         How fast it went.
+    ends : sequence of int
+        Of its stop tokens so many that a backend can look for: behind one nothing is wanted.
     """
 
     prompt_tokens: list[int]
@@ -134,6 +138,7 @@ class Job:
     finish_reason: FinishReason | None = None
     stopped_by: int | str | None = None
     timings: Timings = field(default_factory=Timings)
+    ends: Sequence[int] = ()
     _pieces: list[str] = field(default_factory=list, repr=False)  # of the text
     _block: list[int] = field(default_factory=list, repr=False)  # to be run next
     _budget: int = 0
@@ -163,10 +168,12 @@ class Job:
         self._decoder = tokenizer.decoder(previous=self._block[-1])
         self._stop_texts = StopTexts(self.stop) if self.stop else None
         self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens
+        vocab_size = session.config.vocab_size
+        self.ends = sorted(end for end in self._ends if 0 <= end < vocab_size)[:_FEW]
         if tokenizer.n_tokens < len(tokenizer):
             # What the metadata names as an end is a token, also of a tokenizer.model without it.
             n_tokens = max(tokenizer.n_tokens, max(self._ends, default=0) + 1)
-            self._n_tokens = min(n_tokens, session.config.vocab_size)
+            self._n_tokens = min(n_tokens, vocab_size)
         self.timings.prompt_tokens = len(self.prompt_tokens)
 
     @property
@@ -240,18 +247,21 @@ class Job:
             and self.has_budget
         )
 
-    def plain_draw(self) -> Draw | None:
-        """How the backend is to draw the token behind `next_block`, which is for `take_token` then.
+    def plain_draws(self, most: int = 1) -> list[Draw]:
+        """How the backend is to draw the tokens behind `next_block`, at most so many of them.
 
-        None: it is not `plain`, and the logits are for `take`.
+        Each is for `take_token` then. None: it is not `plain`, and the logits are for `take`.
         """
-        return self.sampler.plain_draw(self._n_tokens) if self.plain else None
+        if not self.plain:
+            return []
+        return self.sampler.plain_draws(min(most, self._budget - len(self.tokens)), self._n_tokens)
 
     def take_token(self, token: int) -> str:
-        """Take a token that was drawn as `plain_draw` says; what comes back is as of `take`."""
+        """Take a token that was drawn as `plain_draws` says; what comes back is as of `take`."""
         self._see_prompt_end()
         if self.watched and self.interrupted():
             return self.end()
+        self.sampler.take_coin()
         return self._accept(token)
 
     def _see_prompt_end(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import index
 from typing import cast
 
@@ -137,6 +139,7 @@ class Coin:
 
     def __init__(self, seed: int) -> None:
         self._state = self.checked(seed) or _SEED_ZERO
+        self._ahead: deque[float] = deque()  # flipped and not taken yet
 
     @staticmethod
     def checked(seed: int) -> int:
@@ -154,6 +157,15 @@ class Coin:
 
     def flip(self) -> float:
         """The next coin."""
+        return self._ahead.popleft() if self._ahead else self._flip()
+
+    def look_ahead(self, n: int) -> list[float]:
+        """The next n coins, which `flip` gives all the same."""
+        while len(self._ahead) < n:
+            self._ahead.append(self._flip())
+        return list(islice(self._ahead, n))
+
+    def _flip(self) -> float:
         s = self._state
         s ^= s >> 12
         s = (s ^ (s << 25)) & _MASK
@@ -229,6 +241,7 @@ class Sampler:
     @params.setter
     def params(self, params: SamplingParams) -> None:
         self._params, self.plain = params, params.plain
+        self._flips = params.temperature >= _SMALLEST_TEMPERATURE
         bias = params.logit_bias
         self._biased = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
@@ -260,10 +273,12 @@ class Sampler:
             If bans and processors leave no token, or a token of theirs is not in the vocabulary.
         """
         if self.plain:
-            return pick(self._backend, logits, self.plain_draw(len(logits[:n_tokens])))
+            (draw,) = self.plain_draws(1, len(logits[:n_tokens]))
+            self.take_coin()
+            return pick(self._backend, logits, draw)
         params = self._params
         logits = self._adjusted(logits, prompt, generated, n_tokens)
-        if params.temperature < _SMALLEST_TEMPERATURE:
+        if not self._flips:
             return self._backend.argmax(logits)
         coin = self._coin.flip()
         p = softmax(logits, params.temperature)
@@ -272,19 +287,29 @@ class Sampler:
         drawn = int(np.searchsorted(sums, coin * sums[-1], side="right"))
         return int(tokens[min(drawn, len(tokens) - 1)])
 
-    def plain_draw(self, n_tokens: int | None = None) -> Draw:
-        """The next draw, coin included, which the backend can do by itself where it is `plain`.
+    def plain_draws(self, n: int, n_tokens: int | None = None) -> list[Draw]:
+        """The next draws, coins included, which the backend can do by itself where it is `plain`.
+
+        For each token that comes of them `take_coin` is to be called.
 
         Parameters
         ----------
+        n : int
+            So many.
         n_tokens : int, optional
             As in `sample`, but no more than there are logits.
         """
         params = self._params
-        n = self._backend.config.vocab_size if n_tokens is None else n_tokens
-        if params.temperature < _SMALLEST_TEMPERATURE:
-            return Draw(0.0, 1.0, 0.0, n)
-        return Draw(params.temperature, params.top_p, self._coin.flip(), n)
+        drawable = self._backend.config.vocab_size if n_tokens is None else n_tokens
+        if not self._flips:
+            return [Draw(0.0, 1.0, 0.0, drawable)] * n
+        how = params.temperature, params.top_p
+        return [Draw(*how, coin, drawable) for coin in self._coin.look_ahead(n)]
+
+    def take_coin(self) -> None:
+        """The first of `plain_draws` has given a token: its coin, if it had one, is used up."""
+        if self._flips:
+            self._coin.flip()
 
     def _adjusted(
         self,

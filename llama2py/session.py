@@ -48,7 +48,7 @@ class Session(Closing):
         self._backend = backend
         self._cache: Cache | None = backend.new_cache() if cache is None else cache
         self._tokens: list[int] = []
-        self._furthest = 0
+        self._changes = self._furthest = 0
         self.overflow: SessionOverflow = overflow
         self.kept = 1
         block = _BLOCK_WORK // backend.config.n_params
@@ -68,6 +68,11 @@ class Session(Closing):
     def tokens(self) -> list[int]:
         """The tokens that have been run, a copy."""
         return self._tokens.copy()
+
+    @property
+    def ahead(self) -> int:
+        """How many tokens `generate` should be asked for at once."""
+        return self._backend.ahead
 
     @property
     def room(self) -> int:
@@ -128,30 +133,59 @@ class Session(Closing):
         last_row: Logits = logits[-1][0]
         return last_row
 
-    def next_token(
-        self, tokens: Sequence[int], draw: Draw, interrupted: Callable[[], bool] | None = None
-    ) -> int:
-        """Run tokens at the next positions, and draw the one behind them; that one is not run.
+    def generate(
+        self,
+        tokens: Sequence[int],
+        draws: Sequence[Draw],
+        ends: Sequence[int] = (),
+        interrupted: Callable[[], bool] | None = None,
+    ) -> Iterator[int]:
+        """Run tokens, draw the next one, run that, draw the next one, and so on.
 
-        What `forward` and a `Sampler` do together, with less of Python between two tokens.
+        What `forward` and a `Sampler` do in turns, with less of Python between two tokens. The
+        backend may be ahead of what is asked for, which nobody sees: a token yielded counts as run
+        when the next one is asked for. It ends before the draws do if one of ``ends`` is drawn, if
+        the session is used for something else meanwhile, and behind a prompt: who wants more goes
+        on with the last token.
 
         Parameters
         ----------
         tokens, interrupted
             As in `forward`.
-        draw : Draw
-            How, as from `Sampler.plain_draw`.
+        draws : sequence of Draw
+            How, as from `Sampler.plain_draws`; at least one.
+        ends : sequence of int
+            Tokens that nothing is wanted behind.
+
+        Yields
+        ------
+        int
+            At least one.
 
         Raises
         ------
         PromptError, ContextError, ClosedError, Cancelled
-            As `forward` does.
+            As `forward` does, before the first one.
         """
-        drawn: list[int] = []
-        for block, caches, positions, is_last in self._blocks(tokens, interrupted):
-            rows, draws = ((len(block) - 1,), (draw,)) if is_last else ((), ())
-            drawn = self._backend.next_tokens(block, caches, positions, rows, draws)
-        return drawn[0]
+        if len(tokens) != 1:
+            drawn: list[int] = []
+            for block, caches, positions, is_last in self._blocks(tokens, interrupted):
+                rows, how = ((len(block) - 1,), draws[:1]) if is_last else ((), ())
+                drawn = self._backend.next_tokens(block, caches, positions, rows, how)
+            yield drawn[0]
+            return
+        cache, (token,) = self._open_cache(), self._with_room(tokens, interrupted)
+        if interrupted is not None and interrupted():
+            raise Cancelled("a forward pass was interrupted by its caller")
+        position = self.position
+        drawn = self._backend.generate(token, cache, position, draws[: self.room], ends)
+        self._furthest = max(self._furthest, position + len(drawn))
+        for next_one in drawn:
+            self._append([token])
+            changes, token = self._changes, next_one
+            yield token
+            if self._changes != changes or self._cache is None:
+                return
 
     def _blocks(
         self, tokens: Sequence[int], interrupted: Callable[[], bool] | None
@@ -178,6 +212,7 @@ class Session(Closing):
         """
         self._open_cache()
         del self._tokens[self._reached(position) :]
+        self._changes += 1
 
     def shift(self, n_tokens: int = 1, interrupted: Callable[[], bool] | None = None) -> None:
         """Make room: forget the oldest tokens behind the first ``kept``.
@@ -313,6 +348,7 @@ class Session(Closing):
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
+        self._changes += 1
         self._furthest = max(self._furthest, len(self._tokens))
 
     def checked(self, tokens: Sequence[int]) -> list[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llama2py import SamplingParams
+from llama2py.backend import Draw
 from llama2py.sampling import Sampler
 from llama2py.session import Session
 
@@ -21,6 +22,24 @@ WAYS = [
 def keys(session: Session) -> bytes:
     """All that a session knows of its tokens."""
     return b"".join(array.tobytes() for array in session._open_cache().read(session.position))
+
+
+def plain_draw(sampler: Sampler, n_tokens: int | None = None) -> Draw:
+    """The next one, whose coin is used up."""
+    (draw,) = sampler.plain_draws(1, n_tokens)
+    sampler.take_coin()
+    return draw
+
+
+def next_token(
+    session: Session,
+    tokens: Sequence[int],
+    draw: Draw,
+    interrupted: Callable[[], bool] | None = None,
+) -> int:
+    """Run tokens and draw one."""
+    (token,) = session.generate(tokens, [draw], (), interrupted)
+    return token
 
 
 def apart(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import random_checkpoint, tiny_tokenizer
+from drawing import next_token
 
 from llama2py import Model, ModelConfig, engine
 from llama2py._engine import lib
@@ -43,8 +44,8 @@ class Watched:
     def l2p_next(self, *arguments: Any) -> int:
         return self._interrupted(lib.l2p_next, arguments)
 
-    def l2p_step(self, *arguments: Any) -> int:
-        return self._interrupted(lib.l2p_step, arguments)
+    def l2p_generate(self, *arguments: Any) -> int:
+        return self._interrupted(lib.l2p_generate, arguments)
 
     def _interrupted(self, call: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         main = threading.main_thread().ident
@@ -98,32 +99,32 @@ def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
     """A single token has a call of its own in C."""
     monkeypatch.setattr(engine, "LONG_WORK", 1)
     with model.session() as one, model.session() as other:
-        expected = [other.next_token([token], DRAW) for token in TOKENS[:4]]
-        assert one.next_token(TOKENS[:1], DRAW) == expected[0]
+        expected = [next_token(other, [token], DRAW) for token in TOKENS[:4]]
+        assert next_token(one, TOKENS[:1], DRAW) == expected[0]
         signals: list[int] = []
 
         class Stuck(Watched):
-            def l2p_step(self, *arguments: Any) -> int:
+            def l2p_generate(self, *arguments: Any) -> int:
                 time.sleep(0.05)  # until the main thread waits
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 while not arguments[-1][0]:  # until it is told to end
                     time.sleep(0.001)
-                signals.append(lib.l2p_step(*arguments))
+                signals.append(lib.l2p_generate(*arguments))
                 return signals[-1]
 
         with monkeypatch.context() as patch:
             patch.setattr(engine, "lib", Stuck())
             with pytest.raises(KeyboardInterrupt):
-                one.next_token(TOKENS[1:2], DRAW)
+                next_token(one, TOKENS[1:2], DRAW)
         assert signals == [-lib.L2P_CANCELLED]
         assert one.tokens == TOKENS[:1]
-        assert [one.next_token([token], DRAW) for token in TOKENS[1:4]] == expected[1:]
+        assert [next_token(one, [token], DRAW) for token in TOKENS[1:4]] == expected[1:]
 
 
 def test_a_thread_of_its_own_changes_no_bit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with model.session() as one, model.session() as other:
         aside = one.forward(TOKENS, all_logits=True).tobytes()
-        drawn = one.next_token([1], DRAW)
+        drawn = next_token(one, [1], DRAW)
         monkeypatch.setattr(engine, "LONG_WORK", 1 << 60)
         assert other.forward(TOKENS, all_logits=True).tobytes() == aside
-        assert other.next_token([1], DRAW) == drawn
+        assert next_token(other, [1], DRAW) == drawn

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 from conftest import random_checkpoint, tiny_model, tiny_tokenizer
-from drawing import WAYS, apart, keys
+from drawing import WAYS, apart, keys, next_token, plain_draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,7 +86,7 @@ def test_many_in_numpy() -> None:
                     session.forward(block)
                     assert token is None
                 else:
-                    assert token == session.next_token(block, how)
+                    assert token == next_token(session, block, how)
             assert [s.tokens for s in together] == [s.tokens for s in alone]
 
 
@@ -103,7 +103,7 @@ def test_many_shift_where_they_are_to(fast: Model) -> None:
             assert (short.position, one.position) == (0, 64)
         else:
             drawn = next_tokens_many([short, one], [[BOS], [9]], [None, draw])
-            assert drawn == [None, other.next_token([9], draw)]
+            assert drawn == [None, next_token(other, [9], draw)]
             assert (one.tokens, keys(one)) == (other.tokens, keys(other))
             assert one.position < 64
 
@@ -150,7 +150,7 @@ def test_closed_by_another_thread(
         monkeypatch.setattr(engine, "LONG_WORK", 1 << 60)  # no thread of the engine's own
         draw, tokens = Draw(1.0, 0.9, 0.5, 300), [7 * i % 300 for i in range(60)]
         with model.session() as quiet:
-            expected = quiet.next_token(tokens, draw)
+            expected = next_token(quiet, tokens, draw)
         sessions = [model.session() for _ in range(n)]
         closer = Thread(target=sessions[closed].close)
 
@@ -163,11 +163,11 @@ def test_closed_by_another_thread(
         monkeypatch.setattr(engine, "lib", watched)
         if n == 1:
             with pytest.raises(Cancelled, match="closed meanwhile"):
-                sessions[0].next_token(tokens, draw)
+                next_token(sessions[0], tokens, draw)
             assert watched.ends == [lib.L2P_CANCELLED]
             assert sessions[0].position == 0
             with pytest.raises(ClosedError):
-                sessions[0].next_token([1], draw)
+                next_token(sessions[0], [1], draw)
         else:
             assert next_tokens_many(sessions, [tokens] * 2, [draw] * 2) == [expected] * 2
             assert watched.ends == [lib.L2P_OK]
@@ -184,9 +184,9 @@ def test_threads_with_sessions_of_their_own(fast: Model, steps: str) -> None:
         samplers = [Sampler(fast.backend, WAYS[0], seed), Sampler(fast.backend, WAYS[4], seed + 1)]
         blocks = [[BOS, seed], [seed] * 5]
         for _ in range(50):
-            draws = [sampler.plain_draw() for sampler in samplers]
+            draws = [plain_draw(sampler) for sampler in samplers]
             tokens: list[int | None] = (
-                [s.next_token(b, d) for s, b, d in zip(sessions, blocks, draws, strict=True)]
+                [next_token(s, b, d) for s, b, d in zip(sessions, blocks, draws, strict=True)]
                 if steps == "alone"
                 else next_tokens_many(sessions, blocks, draws)
             )
@@ -210,7 +210,7 @@ def test_logits_between_draws(fast: Model) -> None:
         block = [BOS, 30]
         for i in range(40):
             if i % 3 == 0:
-                token = one.next_token(block, by_turns.plain_draw())
+                token = next_token(one, block, plain_draw(by_turns))
             elif i % 3 == 1:
                 token = by_turns.sample(one.forward(block))
             else:

@@ -97,16 +97,28 @@ void check_errors(void) {
         REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_beyond, both);
         REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_before, both);
 #undef REFUSED
-        now("l2p_step's arguments");
-#define REFUSED(session, token, position, n) \
-    CHECK(l2p_step(run.model, session, token, position, 1.0f, 0.9f, 0.5f, n, 1, NULL) == -L2P_BAD_ARGUMENT)
-        REFUSED(foreign, unlike, position, vocab);
-        REFUSED(run.sessions[0], minus, position, vocab);
-        REFUSED(run.sessions[0], vocab, position, vocab);
-        REFUSED(run.sessions[0], unlike, minus, vocab);
-        REFUSED(run.sessions[0], unlike, seq_len, vocab);
+        now("l2p_generate's arguments");
+#define REFUSED(session, token, position, n_draws, draws) \
+    CHECK(l2p_generate(run.model, session, token, position, n_draws, draws, 0, NULL, drawn, 1, NULL) == \
+          -L2P_BAD_ARGUMENT)
+        REFUSED(foreign, unlike, position, 1, both);
+        REFUSED(run.sessions[0], minus, position, 1, both);
+        REFUSED(run.sessions[0], vocab, position, 1, both);
+        REFUSED(run.sessions[0], unlike, minus, 1, both);
+        REFUSED(run.sessions[0], unlike, INT32_MIN, 2, both);
+        REFUSED(run.sessions[0], unlike, seq_len, 1, both);
+        REFUSED(run.sessions[0], unlike, seq_len - 1, 2, both);
+        REFUSED(run.sessions[0], unlike, INT32_MAX, 2, both);
+        REFUSED(run.sessions[0], unlike, position, 0, both);
+        REFUSED(run.sessions[0], unlike, position, -1, both);
+        REFUSED(run.sessions[0], unlike, position, INT32_MIN, both);
+        REFUSED(run.sessions[0], unlike, position, INT32_MAX, both);
         for (size_t i = 0; i < sizeof bad_numbers / sizeof bad_numbers[0]; i++)
-            REFUSED(run.sessions[0], unlike, position, bad_numbers[i]);
+            for (int at = 0; at < 2; at++) {
+                l2p_draw some[] = {fine, fine};
+                some[at].n = bad_numbers[i];
+                REFUSED(run.sessions[0], unlike, position, 2, some);
+            }
 #undef REFUSED
         CHECK(drawn[0] == -7 && drawn[1] == -7);
         Batch end = {0};

@@ -1,5 +1,5 @@
-/* `next`: l2p_next and l2p_step draw what l2p_forward and then l2p_argmax or l2p_sample draw, and leave the same sessions
- * behind. */
+/* `next`: l2p_next draws what l2p_forward and then l2p_argmax or l2p_sample draw, and leaves the same sessions behind;
+ * l2p_generate draws what l2p_next draws token by token. */
 #include "check.h"
 #include "feeding.h"
 #include "parts.h"
@@ -54,9 +54,6 @@ static void feed_next(Run *run, const Batch *batch, int first, int step, const c
                  how, run->n_threads, i, rows[i], n, got[i], want, (double)ways[i].temperature, (double)ways[i].top_p,
                  (double)ways[i].coin, ways[i].n);
         repeated += i > 0 && got[i] == got[i - 1];
-        if (n == 1)
-            CHECK(l2p_step(run->model, in.sessions[0], in.tokens[0], in.positions[0], ways[i].temperature, ways[i].top_p,
-                           ways[i].coin, ways[i].n, run->n_threads, NULL) == got[i]);
     }
     drawn_in_all += n_draws;
     unguard(draws), unguard(drawn);
@@ -121,12 +118,66 @@ static void next_mixed(Run *run) {
     }
 }
 
+enum { TEXT = 12, FROM = 5 };
+
+/* A text of TEXT tokens behind FROM given ones, drawn by l2p_next */
+static void tell(Run *run, const l2p_draw *draws, int32_t *told) {
+    fresh_sessions(run);
+    Batch prompt = {0};
+    add(&prompt, 0, 0, FROM);
+    feed(run, &prompt, FROM, "what a text begins with");
+    int32_t token = run->s->tokens[0][FROM];
+    const int32_t row = 0;
+    for (int32_t i = 0, position = FROM; i < TEXT; i++, position++) {
+        CHECK(l2p_next(run->model, 1, &token, &run->sessions[0], &position, 1, &row, &draws[i], &told[i],
+                       run->n_threads, NULL) == L2P_OK);
+        token = told[i];
+    }
+}
+
+/* The same, some tokens in a call; a call that ends early ends behind the first token that is one of `ends`. */
+static void next_texts(Run *run) {
+    const int vocab = run->s->config.vocab_size;
+    for (int first = 0; first < 60; first += TEXT) {
+        l2p_draw draws[TEXT];
+        int32_t told[TEXT], got[TEXT + 1];
+        for (int i = 0; i < TEXT; i++) draws[i] = some_draw(first + i, vocab);
+        tell(run, draws, told);
+        static const int cuts[][5] = {{TEXT}, {1, 1, 3, 6, 1}, {7, 5}};
+        for (int way = 0; way < 3; way++) {
+            int done = 0;
+            for (int i = 0; done < TEXT; done += cuts[way][i++]) {
+                got[cuts[way][i]] = -7;
+                CHECK(l2p_generate(run->model, run->sessions[0], done ? told[done - 1] : run->s->tokens[0][FROM],
+                                   FROM + done, cuts[way][i], draws + done, 0, NULL, got, run->n_threads,
+                                   NULL) == cuts[way][i]);
+                CHECK(memcmp(got, told + done, (size_t)cuts[way][i] * sizeof(int32_t)) == 0 && got[cuts[way][i]] == -7);
+            }
+        }
+        for (int last = 0; last < TEXT; last += 5) {
+            const int32_t ends[] = {vocab, told[last]};
+            int n = 1;
+            while (told[n - 1] != told[last]) n++;
+            memset(got, -1, sizeof got);
+            CHECK(l2p_generate(run->model, run->sessions[0], run->s->tokens[0][FROM], FROM, TEXT, draws, 2, ends, got,
+                               run->n_threads, NULL) == n);
+            CHECK(memcmp(got, told, (size_t)n * sizeof(int32_t)) == 0 && got[n] == -1);
+            CHECK(l2p_generate(run->model, run->sessions[0], run->s->tokens[0][FROM], FROM, TEXT, draws, 1, ends, got,
+                               run->n_threads, NULL) == TEXT);
+        }
+        Batch behind = {0};
+        add(&behind, 0, FROM, LENGTHS[0]);
+        feed(run, &behind, 0, "behind a text that was taken back");
+    }
+}
+
 static void next_any_way(Run *run, int most_threads) {
     for (run->n_threads = 1; run->n_threads <= most_threads; run->n_threads++) {
         l2p_release(); /* forgets that an earlier run may have had no use for a second thread */
         next_prompts(run);
         next_pieces(run);
         next_mixed(run);
+        next_texts(run);
     }
 }
 

@@ -4,8 +4,8 @@
  *   errors   wrong arguments come back as error codes, and leave everything usable
  *   kernels  each kernel alone against plain scalar loops, at sizes around the vector's width; packing int4
  *   models   l2p_forward against a naive transformer; the same bits for any batch, thread count and instruction set
- *   next     l2p_next and l2p_step draw what l2p_forward and l2p_argmax or l2p_sample draw, and leave the same sessions
- *            behind
+ *   next     l2p_next draws what l2p_forward and l2p_argmax or l2p_sample draw, and leaves the same sessions behind;
+ *            l2p_generate draws what l2p_next does token by token
  *   threads  pool, turns, cancelling and l2p_release, several callers at once
  *   stories  eight threads tell stories with one model, each what a thread alone tells
  *
