@@ -131,7 +131,8 @@ class Stream(Closing, Iterator[str]):
                 block, draws = job.next_block(), job.plain_draws(session.ahead)
                 if not draws:
                     yield job.take(session.forward(block, interrupted=interrupted))
-                for token in session.generate(block, draws, job.ends, interrupted) if draws else ():
+                    continue
+                for token in session.generate(block, draws, job.ends, interrupted):
                     yield job.take_token(token)
                     if job.finish_reason is not None:
                         break
