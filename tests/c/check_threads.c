@@ -115,8 +115,7 @@ static void *cancel_soon(void *argument) {
     return NULL;
 }
 
-static void check_cancel(void) {
-    l2p_config config = BIG;
+static void check_cancel(l2p_config config) {
     config.n_layers = 6;
     const Synthetic s = synthesize(config);
     Run run = start_run(&s, best_isa(), 2);
@@ -206,7 +205,7 @@ static void check_pauses(void) {
 void check_threads(void) {
     check_pool();
     check_pauses();
-    check_cancel();
+    for (int big = 0; big < N_BIG; big++) check_cancel(BIG[big]);
     check_callers();
     check_big(best_isa(), 0);
     check_big(best_isa(), 8);
