@@ -352,17 +352,17 @@ def test_a_text_that_an_error_ends_has_told_the_truth(
         check(job, session, hand, replace(turn, prompt=job.prompt_tokens), 20)
 
 
-def test_padding_is_never_drawn() -> None:
+@pytest.mark.parametrize("way", [SamplingParams(4.0, 1.0), SamplingParams(0.0)])
+def test_padding_is_never_drawn(way: SamplingParams) -> None:
     """Behind the tokenizer's tokens, in each of the draws."""
     config = replace(TINY, vocab_size=340)
     tokenizer = tiny_tokenizer().padded(340)
     with Model(Engine(random_checkpoint(config)), tokenizer) as model:
-        way = SamplingParams(4.0, 1.0)
         told = {}
         for n_tokens, ends in ((300, frozenset([250, 299])), (330, frozenset([-1, 329]))):
-            job = Job([BOS, A], Sampler(model.backend, way, 2), 62, stop_tokens=ends)
+            job = Job([BOS, 77], Sampler(model.backend, way, 2), 62, stop_tokens=ends)
             list(Stream(model.session(), model.tokenizer, job))
-            expected = ByHand(model, 2, n_tokens).tell([BOS, A], way, 62, ends)
+            expected = ByHand(model, 2, n_tokens).tell([BOS, 77], way, 62, ends)
             if stopped := expected[-1] in ends:
                 expected.pop()
             assert (job.tokens, job.finish_reason == "stop") == (expected, stopped)
