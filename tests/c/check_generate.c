@@ -54,7 +54,7 @@ static void check_growing(l2p_config config, int isa, int most_threads) {
     now("a text to the end of the context, %s, %d heads", l2p_isa_name(isa), config.n_heads);
     feed_prompts(&run);
     const int most = config.seq_len < MOST ? config.seq_len : MOST;
-    for (int from = 0; from < LENGTHS[0] && from < most; from += from < 2 ? 1 : 7)
+    for (int from = 0; from < LENGTHS[0] && from < most; from += from < 2 && most_threads == 1 ? 1 : 7 * most_threads)
         for (run.n_threads = 1; run.n_threads <= most_threads; run.n_threads++) {
             l2p_draw draws[MOST];
             int32_t want[MOST], got[MOST + 1];
