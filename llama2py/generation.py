@@ -129,12 +129,13 @@ class Stream(Closing, Iterator[str]):
         try:
             while job.finish_reason is None:
                 block, draws = job.next_block(), job.plain_draws(session.ahead)
+                params = job.sampler.params
                 if not draws:
                     yield job.take(session.forward(block, interrupted=interrupted))
                     continue
                 for token in session.generate(block, draws, job.ends, interrupted):
                     yield job.take_token(token)
-                    if job.finish_reason is not None:
+                    if job.finish_reason is not None or job.sampler.params is not params:
                         break
         except Cancelled:
             if job.finish_reason is None:  # the session was closed

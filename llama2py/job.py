@@ -254,6 +254,8 @@ class Job:
         """
         if not self.plain:
             return []
+        if not self.timings.generated_tokens:
+            most = 1  # the first one's time is told apart
         return self.sampler.plain_draws(min(most, self._budget - len(self.tokens)), self._n_tokens)
 
     def take_token(self, token: int) -> str:

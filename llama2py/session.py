@@ -145,8 +145,8 @@ class Session(Closing):
         What `forward` and a `Sampler` do in turns, with less of Python between two tokens. The
         backend may be ahead of what is asked for, which nobody sees: a token yielded counts as run
         when the next one is asked for. It ends before the draws do if one of ``ends`` is drawn, if
-        the session is used for something else meanwhile, and behind a prompt: who wants more goes
-        on with the last token.
+        the session is used for something else meanwhile, where the context ends, and behind a
+        prompt: who wants more goes on with the last token.
 
         Parameters
         ----------
@@ -180,9 +180,10 @@ class Session(Closing):
         position = self.position
         drawn = self._backend.generate(token, cache, position, draws[: self.room], ends)
         self._furthest = max(self._furthest, position + len(drawn))
+        changes = self._changes
         for next_one in drawn:
             self._append([token])
-            changes, token = self._changes, next_one
+            token = next_one
             yield token
             if self._changes != changes or self._cache is None:
                 return
@@ -348,7 +349,6 @@ class Session(Closing):
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
-        self._changes += 1
         self._furthest = max(self._furthest, len(self._tokens))
 
     def checked(self, tokens: Sequence[int]) -> list[int]:
@@ -376,9 +376,11 @@ class Session(Closing):
     ) -> list[int]:
         """The same, behind a shift where that is wanted."""
         try:
-            return self.checked(tokens)
+            ids = self.checked(tokens)
         except ContextError:
             if self.overflow != "shift":
                 raise
-        self.shift(len(tokens), interrupted)
-        return self.checked(tokens)
+            self.shift(len(tokens), interrupted)
+            ids = self.checked(tokens)
+        self._changes += 1  # also where the pass is cancelled: it may have come half-way
+        return ids

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llama2py import SamplingParams
-from llama2py.backend import Draw
+from llama2py import Model, SamplingParams
+from llama2py.backend import Draw, pick
 from llama2py.sampling import Sampler
 from llama2py.session import Session
+from llama2py.tokenizer import BOS
 
 WAYS = [
     SamplingParams(1.0, 0.9),
@@ -17,6 +18,9 @@ WAYS = [
     SamplingParams(3.0, 0.5),
     SamplingParams(1e-31, 0.9),  # counts as 0
 ]
+
+# Of a model of 300 tokens: texts that differ.
+HOT = [Draw(1.5, 0.9, (0.37 * i) % 1, 300) for i in range(64)]
 
 
 def keys(session: Session) -> bytes:
@@ -47,3 +51,27 @@ def apart(
 ) -> int:
     """The next token by two calls."""
     return sampler.sample(session.forward(tokens), n_tokens=n_tokens)
+
+
+def by_hand(session: Session, token: int, draw: Draw) -> int:
+    """Run a token, and draw the next one."""
+    return pick(session._backend, session.forward([token]), draw)
+
+
+def all_by_hand(session: Session, token: int, draws: Sequence[Draw]) -> list[int]:
+    drawn = [token]
+    for draw in draws:
+        drawn.append(by_hand(session, drawn[-1], draw))
+    return drawn[1:]
+
+
+def behind(model: Model, n: int) -> Session:
+    """A session that has run so many tokens."""
+    session = model.session()
+    if n:
+        session.forward([BOS, *(37 * i % 300 for i in range(1, n))])
+    return session
+
+
+def same(one: Session, other: Session) -> bool:
+    return (one.tokens, one.room, keys(one)) == (other.tokens, other.room, keys(other))

@@ -23,6 +23,8 @@ ENGINE_TESTS = (
     "batch",
     "dtypes",
     "forward_many",
+    "generate",
+    "generate_between",
     "interrupt",
     "next_tokens",
     "next_tokens_many",
@@ -37,6 +39,7 @@ ENGINE_TESTS = (
     "session",
     "session_end",
     "session_many",
+    "texts_ahead",
 )
 CC = os.environ.get("CC", "cc")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"

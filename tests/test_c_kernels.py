@@ -85,10 +85,10 @@ def test_every_part_passes_and_instruction_sets_agree(hashes: Hashes) -> None:
         # all of them, in two halves at once
         (
             "address,undefined",
-            [["kernels", "next"], ["fork", "errors", "models", "threads", "stories"]],
+            [["kernels", "next"], ["fork", "errors", "models", "generate", "threads", "stories"]],
         ),
         # not minutes for the rest; after fork() TSan knows no threads
-        ("thread", [["next"], ["threads", "stories"]]),
+        ("thread", [["next"], ["generate", "threads", "stories"]]),
     ],
 )
 def test_sanitized(tmp_path: Path, sanitizer: str, parts: list[list[str]]) -> None:
@@ -112,7 +112,7 @@ def test_emulated_arm_computes_the_same_bits(tmp_path: Path, hashes: Hashes) -> 
     # -O1 takes less long; what the optimizer may do to the bits, the native program shows.
     program = build(tmp_path, compiler("aarch64-linux-gnu-gcc"), "-static", "-O1")
     # What depends on the instruction set. The emulator itself does not survive `fork`.
-    output = run([emulator, str(program), "kernels", "models", "next"])
+    output = run([emulator, str(program), "kernels", "models", "next", "generate"])
     emulated = read_hashes(output)
     simd = {digest for (isa, kind), digest in hashes.items() if isa in SIMD and kind == "float32"}
     assert {emulated[("neon", "float32")]} >= simd  # none on a CPU that has only the portable set

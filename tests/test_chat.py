@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
-from conftest import random_checkpoint, tiny_tokenizer
+from conftest import TINY, random_checkpoint, tiny_tokenizer
 from scripted import ScriptedBackend
 
 from llama2py import ContextError, Model, ModelConfig, PromptError
@@ -196,3 +198,37 @@ def test_what_is_remembered_is_what_was_said(template: str, overflow: Any) -> No
             heard += 1
         assert heard == 4 if overflow == "shift" else heard >= 2
         assert len(chat.messages) == 1 + 2 * heard
+
+
+# ---- a backend that is ahead ----
+
+
+def dialogue(model: Model, seed: int, overflow: Any) -> list[Any]:
+    """Answers that are heard to their end or not, or drawn until somebody is interrupted."""
+    facts: list[Any] = []
+    with Chat(model, temperature=1.5, seed=seed, template="plain", overflow=overflow) as chat:
+        for n in range(6):
+            if chat.room < 25:
+                break
+            stream = chat.say("ab"[n % 2])
+            if (seed + n) % 3 == 0:
+                facts.append("".join(stream))
+            else:
+                facts.append("".join(islice(stream, (5 * seed + 7 * n) % 12)))
+            facts += [stream.tokens, stream.finish_reason, chat.room, chat.messages]
+        facts.append(chat._session.tokens)
+        facts.append(chat._sampler.plain_draws(3))
+    return facts
+
+
+@pytest.mark.parametrize("overflow", ["error", "shift"])
+def test_a_chat_is_the_same_however_far_ahead(
+    overflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, seq_len=160)
+    with Model(Engine(random_checkpoint(config)), tiny_tokenizer()) as model:
+        told = [dialogue(model, seed, overflow) for seed in range(12)]
+        assert sum(len(facts) > 7 for facts in told) > 6
+        for ahead in (1, 2, 7):
+            monkeypatch.setattr(model.backend, "ahead", ahead)
+            assert [dialogue(model, seed, overflow) for seed in range(12)] == told

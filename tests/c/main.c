@@ -6,6 +6,7 @@
  *   models   l2p_forward against a naive transformer; the same bits for any batch, thread count and instruction set
  *   next     l2p_next draws what l2p_forward and l2p_argmax or l2p_sample draw, and leaves the same sessions behind;
  *            l2p_generate draws what l2p_next does token by token
+ *   generate l2p_generate cancelled anywhere, by several callers, with a workspace that grows
  *   threads  pool, turns, cancelling and l2p_release, several callers at once
  *   stories  eight threads tell stories with one model, each what a thread alone tells
  *
@@ -27,6 +28,7 @@ int main(int argc, char **argv) {
                  {"kernels", check_kernels},
                  {"models", check_models},
                  {"next", check_next},
+                 {"generate", check_generate},
                  {"threads", check_threads},
                  {"stories", check_stories}};
     enum { N_PARTS = sizeof parts / sizeof parts[0] };

@@ -8,6 +8,7 @@ void check_errors(void);
 void check_kernels(void);
 void check_models(void);
 void check_next(void);
+void check_generate(void);
 void check_threads(void);
 void check_stories(void);
 
