@@ -29,9 +29,9 @@ from .memory import check_memory, packed_bytes
 
 # Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
 LONG_WORK = 1_000_000_000
-# Weights read in one call for the next tokens of a text: some milliseconds, too short to wait for.
+# What the tokens drawn in one call of C may read: some milliseconds' worth, too short to wait for.
 # Python is cold after each call, and would be a large part of a small model's time.
-_AHEAD_BYTES = 96_000_000
+_AHEAD_BYTES = 120_000_000
 _MOST_AHEAD = 16
 
 _TENSORS = {
@@ -176,7 +176,7 @@ class Engine:
             )
         self._model: Any = ffi.gc(model, lib.l2p_model_free)
         self.nbytes = int(lib.l2p_model_bytes(model))
-        self.ahead = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // self.nbytes))
+        self.ahead = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // (self.nbytes + self.cache_bytes)))
         self.non_finite = 0
         group_size, done = int8_group_size(checkpoint), 0
         for name, tensors in checkpoint.tensors.items():

@@ -169,11 +169,11 @@ class Job:
         self._stop_texts = StopTexts(self.stop) if self.stop else None
         self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens
         vocab_size = session.config.vocab_size
-        self.ends = sorted(end for end in self._ends if 0 <= end < vocab_size)[:_FEW]
+        ends = sorted(end for end in self._ends if 0 <= end < vocab_size)
+        self.ends = ends[:_FEW]
         if tokenizer.n_tokens < len(tokenizer):
             # What the metadata names as an end is a token, also of a tokenizer.model without it.
-            n_tokens = max(tokenizer.n_tokens, max(self._ends, default=0) + 1)
-            self._n_tokens = min(n_tokens, vocab_size)
+            self._n_tokens = min(max([tokenizer.n_tokens - 1, *ends[-1:]]) + 1, vocab_size)
         self.timings.prompt_tokens = len(self.prompt_tokens)
 
     @property
