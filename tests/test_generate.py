@@ -288,9 +288,10 @@ def test_a_backend_of_ones_own_needs_no_generate() -> None:
 
 
 def test_how_far_the_engine_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as reading so many weights goes, and never less than a token."""
+    """As far as reading so much goes, and never less than a token."""
     checkpoint = random_checkpoint(TINY)
-    nbytes = Engine(checkpoint).nbytes
+    made = Engine(checkpoint)
+    nbytes = made.nbytes + made.cache_bytes
     for most, ahead in ((0, 1), (1, 1), (nbytes, 1), (3 * nbytes + 1, 3), (1 << 50, 16)):
         monkeypatch.setattr(engine, "_AHEAD_BYTES", most)
         made = Engine(checkpoint)
