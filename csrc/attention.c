@@ -140,16 +140,12 @@ void attention(const Forward *f, int layer, int thread, int n_threads) {
     threads_share(f->n * kv_heads, 1, thread, n_threads, &begin, &end);
     for (int unit = begin; unit < end; unit++) store_kv(f, layer, unit / kv_heads, unit % kv_heads);
     if (f->n > 1) threads_barrier(n_threads); /* with one token, each thread reads just the heads it has stored */
-    const int n_chunks = last ? f->n_last_chunks : f->n_chunks;
-    threads_share(n_chunks * kv_heads, 1, thread, n_threads, &begin, &end);
-    if (n_chunks < (last ? f->n_logits : f->n)) { /* prompts: the later chunks are more work than the first ones */
-        for (int unit = begin; unit < end; unit++)
-            attend_chunk(f, layer, chunks[unit % n_chunks], unit / n_chunks, 1, thread);
-        return;
-    }
+    threads_share((last ? f->n_last_chunks : f->n_chunks) * kv_heads, 1, thread, n_threads, &begin, &end);
     for (int unit = begin, heads; unit < end; unit += heads) {
-        const int kv_head = unit % kv_heads, left = kv_heads - kv_head < end - unit ? kv_heads - kv_head : end - unit;
-        heads = left < most_heads ? left : most_heads;
-        attend_chunk(f, layer, chunks[unit / kv_heads], kv_head, heads, thread);
+        const Chunk chunk = chunks[unit / kv_heads];
+        const int kv_head = unit % kv_heads, most = chunk.n == 1 ? most_heads : 1;
+        heads = kv_heads - kv_head < end - unit ? kv_heads - kv_head : end - unit;
+        if (heads > most) heads = most;
+        attend_chunk(f, layer, chunk, kv_head, heads, thread);
     }
 }

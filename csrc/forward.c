@@ -186,23 +186,6 @@ static void multiply(const Forward *f, const Matrix *w, const Vectors *v, int n,
     f->model->kernels->matmul(w, begin, end, v, n, out, ld_out, mode);
 }
 
-/* Do the key/value heads of one token part evenly, in whole blocks of qkv's rows? Then each thread makes q, k and v of just
- * those heads whose attention it does, and waits for nobody in between. */
-static int heads_part(const l2p_config *c, int n, int n_threads) {
-    return n == 1 && n_threads > 1 && c->n_kv_heads % n_threads == 0 &&
-           c->n_kv_heads / n_threads * c->head_dim % LANES == 0;
-}
-
-static void multiply_heads(const Forward *f, const Matrix *qkv, const Vectors *v, int thread, int n_threads) {
-    const l2p_config *c = &f->model->config;
-    const int kv_blocks = blocks_of(c->n_kv_heads * c->head_dim), q_blocks = blocks_of(c->n_heads * c->head_dim);
-    const int blocks[] = {q_blocks, kv_blocks, kv_blocks};
-    for (int i = 0, first = 0; i < 3; first += blocks[i++]) {
-        const int share = blocks[i] / n_threads, begin = first + thread * share;
-        f->model->kernels->matmul(qkv, begin, begin + share, v, 1, f->qkv, (size_t)qkv->rows, MATMUL_STORE);
-    }
-}
-
 /* ---- the transformer ---- */
 
 static void forward_share(void *context, int thread, int n_threads) {
@@ -228,12 +211,9 @@ static void forward_share(void *context, int thread, int n_threads) {
 
         /* q, k, v = wq, wk, wv @ rmsnorm(x) */
         in = stage(f, &layer->qkv, x, dim, n, NULL, layer->att_norm, thread, n_threads);
-        if (heads_part(c, n, n_threads)) {
-            multiply_heads(f, &layer->qkv, &in, thread, n_threads);
-        } else {
-            multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);
-            threads_barrier(n_threads);
-        }
+        multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);
+        threads_barrier(n_threads);
+        if (*f->cancelled) return; /* all threads see the same: it is written before this barrier only */
 
         /* x += wo @ attention(rope(q), rope(k), v) */
         if (l == c->n_layers - 1 && leaves_some(f)) { /* the rest is for those whose logits are asked for */
@@ -246,7 +226,6 @@ static void forward_share(void *context, int thread, int n_threads) {
         attention(f, l, thread, n_threads);
         if (n == 0) return;
         threads_barrier(n_threads);
-        if (*f->cancelled) return; /* all threads see the same: it is written between the last barrier and this one */
         in = stage(f, &layer->wo, f->att, q_dim, n, NULL, NULL, thread, n_threads);
         multiply(f, &layer->wo, &in, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
         threads_barrier(n_threads);

@@ -129,7 +129,7 @@ static void check_library(l2p_config config, int weight_type, const char *name) 
 }
 
 void check_stories(void) {
-    check_library(with_weights(BIG[0], 0), L2P_FLOAT32, "float32");
+    check_library(with_weights(BIG, 0), L2P_FLOAT32, "float32");
     check_library(with_weights(SHAPES[3], 0), L2P_BFLOAT16, "bfloat16");
     check_library(with_weights(SHAPES[2], 4), L2P_INT8, "int8");
     check_library(with_weights(SHAPES[2], 0), L2P_INT4, "int4");

@@ -115,7 +115,8 @@ static void *cancel_soon(void *argument) {
     return NULL;
 }
 
-static void check_cancel(l2p_config config) {
+static void check_cancel(void) {
+    l2p_config config = BIG;
     config.n_layers = 6;
     const Synthetic s = synthesize(config);
     Run run = start_run(&s, best_isa(), 2);
@@ -205,7 +206,7 @@ static void check_pauses(void) {
 void check_threads(void) {
     check_pool();
     check_pauses();
-    for (int big = 0; big < N_BIG; big++) check_cancel(BIG[big]);
+    check_cancel();
     check_callers();
     check_big(best_isa(), 0);
     check_big(best_isa(), 8);

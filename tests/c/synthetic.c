@@ -20,12 +20,9 @@ const l2p_config SHAPES[N_SHAPES] = {
      .seq_len = 1024, .shared_classifier = 1, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
 };
 
-const l2p_config BIG[N_BIG] = {
-    {.dim = 72, .hidden_dim = 250, .n_layers = 2, .n_heads = 12, .n_kv_heads = 3, .head_dim = 6, .vocab_size = 15001,
-     .seq_len = 40, .shared_classifier = 0, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
-    {.dim = 72, .hidden_dim = 250, .n_layers = 2, .n_heads = 8, .n_kv_heads = 4, .head_dim = 8, .vocab_size = 15001,
-     .seq_len = 40, .shared_classifier = 0, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
-};
+const l2p_config BIG = {
+    .dim = 72, .hidden_dim = 250, .n_layers = 2, .n_heads = 12, .n_kv_heads = 3, .head_dim = 6, .vocab_size = 15001,
+    .seq_len = 40, .shared_classifier = 0, .norm_eps = 1e-5f, .rope_theta = 10000.0f};
 
 l2p_config with_weights(l2p_config config, int group) { /* 0: float32 */
     config.weight_type = group ? L2P_INT8 : L2P_FLOAT32;

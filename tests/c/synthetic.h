@@ -17,9 +17,8 @@ typedef struct {
 enum { N_SHAPES = 5 };
 extern const l2p_config SHAPES[N_SHAPES];
 
-/* Big enough that the engine splits even a single token over threads; the heads of the second part evenly over two */
-enum { N_BIG = 2 };
-extern const l2p_config BIG[N_BIG];
+/* Big enough that the engine splits even a single token over threads */
+extern const l2p_config BIG;
 
 l2p_config with_weights(l2p_config config, int group); /* 0: float32 */
 
