@@ -5,7 +5,7 @@ Beside it goes one that runs a token, and draws, in two calls of the backend.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,7 +109,8 @@ class Pair:
         self.do(text.then, text)
         if text.then in HARMLESS:
             if text.then == "close":
-                self.generate.close()  # type: ignore[attr-defined]
+                assert isinstance(self.generate, Generator)
+                self.generate.close()
                 left = []
             while left:
                 last, left = self.step(last, left, text.ends)

@@ -41,6 +41,12 @@ void pause_us(long microseconds) {
     nanosleep(&(struct timespec){0, microseconds * 1000}, NULL);
 }
 
+void *cancel_soon(void *flag) {
+    pause_us(3000);
+    __atomic_store_n((int32_t *)flag, 1, __ATOMIC_RELAXED);
+    return NULL;
+}
+
 /* ---- numbers ---- */
 
 uint64_t lcg_state;

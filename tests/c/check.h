@@ -20,6 +20,7 @@ _Noreturn void fail(const char *format, ...);
 
 void on_signal(int number);
 void pause_us(long microseconds);
+void *cancel_soon(void *flag); /* a thread that sets an int32_t after some milliseconds */
 
 /* ---- numbers ---- */
 

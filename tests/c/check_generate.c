@@ -18,17 +18,14 @@ static l2p_draw way(int i, int vocab) {
 static void tell_apart(const Run *run, l2p_session *session, int from, int n, const l2p_draw *draws, int32_t *told) {
     const int vocab = run->s->config.vocab_size;
     float *logits = malloc((size_t)vocab * sizeof *logits);
-    int32_t *scratch = malloc((size_t)vocab * sizeof *scratch), token = run->s->tokens[0][from];
+    int32_t token = run->s->tokens[0][from];
     const int32_t row = 0;
-    if (!logits || !scratch) fail("no memory for a text");
+    if (!logits) fail("no memory for a text");
     for (int32_t i = 0, at = from; i < n; i++, at++) {
         CHECK(l2p_forward(run->model, 1, &token, &session, &at, 1, &row, logits, 1, NULL) == L2P_OK);
-        token = told[i] = draws[i].temperature == 0.0f
-                              ? l2p_argmax(run->model, logits, draws[i].n)
-                              : l2p_sample(run->model, logits, draws[i].n, draws[i].temperature, draws[i].top_p,
-                                           draws[i].coin, scratch);
+        token = told[i] = draw_apart(run, logits, &draws[i]);
     }
-    free(logits), free(scratch);
+    free(logits);
 }
 
 static int generate(const Run *run, l2p_session *session, int from, int n, const l2p_draw *draws, int32_t *drawn,
@@ -132,12 +129,6 @@ static void check_cancel(void) {
     l2p_session_free(one), l2p_session_free(other);
     end_run(&run);
     free_synthetic(s);
-}
-
-static void *cancel_soon(void *argument) {
-    pause_us(3000);
-    __atomic_store_n((int32_t *)argument, 1, __ATOMIC_RELAXED);
-    return NULL;
 }
 
 /* By a thread that knows nothing of where it is, as a session is closed */

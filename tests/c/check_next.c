@@ -14,19 +14,6 @@ static l2p_draw some_draw(int i, int vocab) {
     return (l2p_draw){.temperature = temperatures[i % 5], .top_p = cuts[i % 3], .coin = coin, .n = ns[i % 4]};
 }
 
-/* The same by two functions, of logits (vocab_size,), which stay as they are */
-static int32_t draw_apart(const Run *run, const float *logits, const l2p_draw *draw) {
-    const size_t n = (size_t)draw->n;
-    Guarded copy = guarded_floats(n), scratch = guarded(n * sizeof(int32_t));
-    memcpy(floats(copy), logits, n * sizeof(float));
-    const int32_t token = draw->temperature == 0.0f
-                              ? l2p_argmax(run->model, floats(copy), draw->n)
-                              : l2p_sample(run->model, floats(copy), draw->n, draw->temperature, draw->top_p,
-                                           draw->coin, (int32_t *)(void *)scratch.array);
-    unguard(copy), unguard(scratch);
-    return token;
-}
-
 /* Run a batch with draws from every `step`th of its tokens from the last one down to `first`, the last one once more at
  * the end; none, if `first` is behind the batch. */
 static void feed_next(Run *run, const Batch *batch, int first, int step, const char *how) {

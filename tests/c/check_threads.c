@@ -109,12 +109,6 @@ static void counting_rmsnorm(float *out, const float *const *x, int rows, const 
     counted_kernels->rmsnorm(out, x, rows, weight, n, eps);
 }
 
-static void *cancel_soon(void *argument) {
-    pause_us(5000);
-    __atomic_store_n((int32_t *)argument, 1, __ATOMIC_RELAXED);
-    return NULL;
-}
-
 static void check_cancel(void) {
     l2p_config config = BIG;
     config.n_layers = 6;

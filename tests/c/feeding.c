@@ -28,6 +28,18 @@ Inputs inputs_of(const Run *run, const Batch *batch) {
     return in;
 }
 
+int32_t draw_apart(const Run *run, const float *logits, const l2p_draw *draw) {
+    const size_t n = (size_t)draw->n;
+    Guarded copy = guarded_floats(n), scratch = guarded(n * sizeof(int32_t));
+    memcpy(floats(copy), logits, n * sizeof(float));
+    const int32_t token = draw->temperature == 0.0f
+                              ? l2p_argmax(run->model, floats(copy), draw->n)
+                              : l2p_sample(run->model, floats(copy), draw->n, draw->temperature, draw->top_p,
+                                           draw->coin, (int32_t *)(void *)scratch.array);
+    unguard(copy), unguard(scratch);
+    return token;
+}
+
 void feed(Run *run, const Batch *batch, int first, const char *how) {
     Inputs in = inputs_of(run, batch);
     const int vocab = run->s->config.vocab_size, n = batch->n, n_logits = first < n ? n - first + 1 : 0;

@@ -29,6 +29,9 @@ typedef struct { /* a batch as the engine takes it */
 
 Inputs inputs_of(const Run *run, const Batch *batch);
 
+/* Draw from logits (vocab_size,), which stay as they are, by l2p_argmax or l2p_sample */
+int32_t draw_apart(const Run *run, const float *logits, const l2p_draw *draw);
+
 /* Run a batch; its logits, of the rows from `first` on backwards and of one row twice, must be run->want */
 void feed(Run *run, const Batch *batch, int first, const char *how);
 
