@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -42,33 +43,33 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return BACKENDS[request.param]
 
 
-def plain_draw(p: NDArray[np.float32], top_p: float, coin: float) -> int:
-    """llama2.c's definition, in float32 as there.
+@lru_cache(maxsize=2)  # several coins and several sets of kernels have the same probabilities
+def running_sums(p: bytes, top_p: float) -> tuple[list[int], list[np.float32]]:
+    """Of the tokens that can be drawn, in float32 as in llama2.c.
 
     Without its sieve, p >= (1 - top_p) / (n - 1), which is there for speed: what it drops cannot be
     in the nucleus.
     """
-    zero, n = np.float32(0), len(p)
-    if top_p <= 0 or top_p >= 1:
-        running = zero
-        for token in range(n):
-            running += p[token]
-            if running > coin:
-                return token
-        return n - 1
-    by_rank = sorted(range(n), key=lambda token: -p[token])  # of equals the lower index first
-    nucleus, total = [], zero
-    for token in by_rank:
-        nucleus.append(token)
-        total += p[token]
-        if total > np.float32(top_p):
+    probabilities = np.frombuffer(p, np.float32)
+    tokens, cut = list(range(len(probabilities))), 0 < top_p < 1
+    if cut:
+        tokens.sort(key=lambda token: -probabilities[token])  # of equals the lower index first
+    sums, total = [], np.float32(0)
+    for token in tokens:
+        total += probabilities[token]
+        sums.append(total)
+        if cut and total > np.float32(top_p):
             break
-    target, running = np.float32(coin) * total, zero
-    for token in nucleus:
-        running += p[token]
-        if running > target:
-            return token
-    return nucleus[-1]
+    return tokens[: len(sums)], sums
+
+
+def plain_draw(p: NDArray[np.float32], top_p: float, coin: float) -> int:
+    """llama2.c's definition."""
+    tokens, sums = running_sums(p.tobytes(), top_p)
+    target = np.float32(coin) * sums[-1] if 0 < top_p < 1 else coin
+    return next(
+        (token for token, upto in zip(tokens, sums, strict=True) if upto > target), tokens[-1]
+    )
 
 
 def doubles_softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:

@@ -204,5 +204,6 @@ void check_threads(void) {
     check_callers();
     check_big(best_isa(), 0);
     check_big(best_isa(), 8);
+    draw_big();
     printf("threads\n");
 }

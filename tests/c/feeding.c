@@ -164,3 +164,9 @@ int best_isa(void) {
     while (!l2p_isa_supported(isa)) isa++;
     return isa;
 }
+
+#ifdef __SANITIZE_THREAD__
+int draws_in(int isa) { return isa == best_isa(); }
+#else
+int draws_in(int isa) { return l2p_isa_supported(isa); }
+#endif

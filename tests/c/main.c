@@ -7,7 +7,7 @@
  *   next     l2p_next draws what l2p_forward and l2p_argmax or l2p_sample draw, and leaves the same sessions behind;
  *            l2p_generate draws what l2p_next does token by token
  *   generate l2p_generate cancelled anywhere, by several callers, with a workspace that grows
- *   threads  pool, turns, cancelling and l2p_release, several callers at once
+ *   threads  pool, turns, cancelling and l2p_release, several callers at once, a model whose steps threads share
  *   stories  eight threads tell stories with one model, each what a thread alone tells
  *
  * `kernel_check [part...]` runs some parts, or all. `models` prints a line per instruction set and weight type, with a

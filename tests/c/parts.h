@@ -18,7 +18,8 @@ void check_matmul_bare(const FloatKernels *kernels);
 void check_quantize(const Kernels *kernels);
 void check_packing_int4(void);
 
-/* Of check_models.c, for check_threads */
+/* Of check_models.c and check_next.c, for check_threads */
 void check_big(int isa, int group);
+void draw_big(void);
 
 #endif
