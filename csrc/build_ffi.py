@@ -10,6 +10,7 @@ from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent
 SOURCES = [
+    "isa_avx512.c",  # the longest to compile: nobody waits for it alone at the end
     "model.c",
     "pack.c",
     "number.c",
@@ -23,7 +24,6 @@ SOURCES = [
     "isa_portable.c",
     "isa_avx2.c",
     "isa_avxvnni.c",
-    "isa_avx512.c",
     "isa_avx512vnni.c",
     "isa_amx.c",
     "isa_neon.c",

@@ -4,6 +4,7 @@
 TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define KERNELS kernels_avx512vnni
 #define KERNELS_NAME "avx512vnni"
+#define FLOATS_OF kernels_avx512
 #define INT8_OFFSET 128
 #include "avx512.inc"
 TARGET_END

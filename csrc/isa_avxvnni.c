@@ -4,6 +4,7 @@
 TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 #define KERNELS kernels_avxvnni
 #define KERNELS_NAME "avxvnni"
+#define FLOATS_OF kernels_avx2
 #define INT8_OFFSET 128
 #include "avx2.inc"
 TARGET_END

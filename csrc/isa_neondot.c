@@ -8,6 +8,7 @@ TARGET_BEGIN("arch=armv8.2-a+dotprod")
 #endif
 #define KERNELS kernels_neondot
 #define KERNELS_NAME "neondot"
+#define FLOATS_OF kernels_neon
 #define DOTPROD 1
 #include "neon.inc"
 TARGET_END
