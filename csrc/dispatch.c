@@ -1,18 +1,26 @@
 /* Which instruction sets this build has, and which of them this CPU can run. */
 #include "kernels.h"
+#include "target.h"
 
 static int always(void) { return 1; }
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
 /* The compiler's own check, which also asks whether the system saves the wide registers. */
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-static int has_avxvnni(void) { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 static int has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#if defined(AVXVNNI_AND_AMX)
+static int has_avxvnni(void) { /* by CPUID: not all compilers' checks know it */
+    unsigned a = 0, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
+}
 static int has_amx(void) { return has_avx512vnni() && amx_may_be_used(); }
+#endif
 #endif
 
 #if defined(__aarch64__)
@@ -35,10 +43,14 @@ static const struct {
     int (*supported)(void);
 } sets[] = {
 #if defined(__x86_64__)
+#if defined(AVXVNNI_AND_AMX)
     {&kernels_amx, has_amx},
+#endif
     {&kernels_avx512vnni, has_avx512vnni},
     {&kernels_avx512, has_avx512},
+#if defined(AVXVNNI_AND_AMX)
     {&kernels_avxvnni, has_avxvnni},
+#endif
     {&kernels_avx2, has_avx2},
 #elif defined(__aarch64__)
     {&kernels_neondot, has_dotprod},

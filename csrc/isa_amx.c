@@ -2,7 +2,8 @@
  * the rows of a tile, and its integer sums are exact: the bits are those of all other sets. Whatever else there is to do,
  * avx512vnni does. */
 #define _GNU_SOURCE
-#if defined(__x86_64__)
+#include "target.h"
+#if defined(AVXVNNI_AND_AMX)
 #include <cpuid.h>
 #include <immintrin.h>
 #include <pthread.h>
@@ -13,7 +14,6 @@
 #endif
 
 #include "kernels.h"
-#include "target.h"
 
 /* Vectors of a tile, of a smaller one for what is left, and quads: a tile has 16 rows of 64 bytes. */
 enum { MANY = 16, SOME = 8, MAX_QUADS = 16 };

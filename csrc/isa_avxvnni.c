@@ -1,6 +1,6 @@
 /* AVX2 with AVX-VNNI: int8 weights, stored unsigned, go straight into the integer dot product. */
-#if defined(__x86_64__)
 #include "target.h"
+#if defined(AVXVNNI_AND_AMX)
 TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 #define KERNELS kernels_avxvnni
 #define KERNELS_NAME "avxvnni"

@@ -9,3 +9,10 @@
 #define TARGET_BEGIN(features) _Pragma("GCC push_options") TARGET_PRAGMA(GCC target(features))
 #define TARGET_END _Pragma("GCC pop_options")
 #endif
+
+/* AVX-VNNI and AMX came into compilers at the same time (gcc 11, clang 12); an older one builds without the two. */
+#if defined(__x86_64__) && defined(__has_include)
+#if __has_include(<avxvnniintrin.h>)
+#define AVXVNNI_AND_AMX
+#endif
+#endif

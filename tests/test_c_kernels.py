@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import runpy
-import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -23,7 +23,7 @@ Hashes = dict[tuple[str, str], str]
 
 
 def compiler(name: str) -> str:
-    path = shutil.which(name)
+    path = which(name)
     if path is None:
         pytest.skip(f"no {name} here")
     return path
@@ -85,6 +85,15 @@ def test_every_part_passes_and_instruction_sets_agree(hashes: Hashes) -> None:
         assert ("neon", "float32") in hashes
 
 
+def test_clang_builds_it_without_a_warning(tmp_path: Path) -> None:
+    """Which knows other names of CPU features than gcc does, and warns of other things."""
+    names = ["clang", *(f"clang-{version}" for version in range(30, 11, -1))]
+    clang = next(filter(which, names), None)
+    if clang is None:
+        pytest.skip("no clang here")
+    run([str(build(tmp_path, clang, "-O0")), "errors"])
+
+
 @pytest.mark.parametrize(
     ("sanitizer", "parts"),
     [
@@ -112,7 +121,7 @@ def test_sanitized(tmp_path: Path, sanitizer: str, parts: list[list[str]]) -> No
 
 
 def test_emulated_arm_computes_the_same_bits(tmp_path: Path, hashes: Hashes) -> None:
-    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    emulator = which("qemu-aarch64") or which("qemu-aarch64-static")
     if emulator is None:
         pytest.skip("no qemu-aarch64 here")
     # -O1 takes less long; what the optimizer may do to the bits, the native program shows.
