@@ -32,7 +32,7 @@ SOURCES = [
 # No fused multiply-add but where a kernel asks for one: the numerics contract.
 COMPILE_ARGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Python's own flags ask for debug information, which would double the wheel; CFLAGS=-g keeps it.
-if "-g" not in os.environ.get("CFLAGS", "").split():
+if not any(flag.startswith("-g") for flag in os.environ.get("CFLAGS", "").split()):
     COMPILE_ARGS.append("-g0")
 
 

@@ -23,7 +23,7 @@ static int has_amx(void) { return has_avx512vnni() && amx_may_be_used(); }
 #endif
 #endif
 
-#if defined(__aarch64__)
+#if defined(NEON_DOTPROD)
 #if defined(__linux__)
 #include <sys/auxv.h>
 static int has_dotprod(void) { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; } /* HWCAP_ASIMDDP */
@@ -53,7 +53,9 @@ static const struct {
 #endif
     {&kernels_avx2, has_avx2},
 #elif defined(__aarch64__)
+#if defined(NEON_DOTPROD)
     {&kernels_neondot, has_dotprod},
+#endif
     {&kernels_neon, always}, /* every 64-bit ARM has it */
 #endif
     {&kernels_portable, always},

@@ -1,6 +1,6 @@
 /* NEON with the integer dot product (ARMv8.2 and later, as a rule). */
-#if defined(__aarch64__)
 #include "target.h"
+#if defined(NEON_DOTPROD)
 #if defined(__clang__)
 TARGET_BEGIN("dotprod")
 #else

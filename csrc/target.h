@@ -16,3 +16,8 @@
 #define AVXVNNI_AND_AMX
 #endif
 #endif
+
+/* clang before 16 has NEON's dot product only where the whole file is compiled for it. */
+#if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
+#define NEON_DOTPROD
+#endif

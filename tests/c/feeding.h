@@ -19,7 +19,8 @@ void add(Batch *batch, int session, int begin, int end);
 
 int best_isa(void);
 /* Whether to draw texts in an instruction set: in each that this CPU has. The thread sanitizer, which takes minutes for
- * them, gets the best one only: which memory the threads share is the same in all. */
+ * them, gets one only, since which memory the threads share is the same in all: the plainest with vectors, as it does not
+ * see what AMX loads into its tiles. */
 int draws_in(int isa);
 Run start_run(const Synthetic *s, int isa, int pack_threads);
 void end_run(Run *run);
