@@ -41,6 +41,7 @@ ENGINE_TESTS = (
     "session_many",
     "texts_ahead",
 )
+OF_THE_REFERENCE = "[numpy or -numpy"  # ids of tests that ask nothing of the engine
 CC = os.environ.get("CC", "cc")
 # Not pointer-overflow and object-size, which double the time of a build: gcc's find next to nothing
 # that ASan, or a guard page of the checks in `c/`, does not.
@@ -107,11 +108,7 @@ def main(arguments: list[str]) -> int:
             raise SystemExit(f"the tests would load {loaded}, expected the extension in {tree}")
 
         engine_tests = [f"tests/test_{name}.py" for name in ENGINE_TESTS]
-        tests = arguments or [
-            "-k",
-            "not ([numpy or -numpy)",
-            *engine_tests,
-        ]  # those of the Reference
+        tests = arguments or ["-k", f"not ({OF_THE_REFERENCE})", *engine_tests]
         # Reports go to the bare stderr; caught by pytest, they would be gone when it dies.
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]
         return subprocess.run(pytest, cwd=tree, env=environment, check=False).returncode
