@@ -93,8 +93,9 @@ def test_clang_builds_it_without_a_warning(tmp_path: Path, hashes: Hashes) -> No
         pytest.skip("no clang here")
     program = build(tmp_path, clang, "-O1")
     computed = read_hashes(run([str(program), "errors", "kernels", "models"]))
-    assert computed == {key: hashes[key] for key in computed}  # it may know fewer sets
-    assert len(computed) >= 2
+    both = computed.keys() & hashes.keys()  # either may be too old for a set
+    assert {("portable", "float32"), ("portable", "int8")} <= both
+    assert {key: computed[key] for key in both} == {key: hashes[key] for key in both}
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ static void check_one(l2p_config config, int isa, int most_threads) {
     free_synthetic(s);
 }
 
-/* A step of one token of it is split over threads, too: over more and fewer than divide its blocks */
+/* A step of one token of it is split over threads, too */
 void draw_big(void) {
     check_one(with_weights(BIG, 0), best_isa(), 4);
     check_one(with_weights(BIG, 8), best_isa(), 3);
