@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every reader of files. Not run by pytest: each takes as long as given.
 
-    pip install atheris
+    pip install atheris  # where the tests run
     python tests/fuzz.py gguf --seconds 3600 --corpus gguf-corpus
 
 What is wrong, whatever a file holds: another exception than Llama2pyError, more than two seconds,
@@ -120,6 +120,7 @@ def main() -> None:
         corpus: Path = args.corpus or Path(tempfile.gettempdir()) / f"llama2py-fuzz-{args.reader}"
         corpus.mkdir(parents=True, exist_ok=True)
         loaded = set(sys.modules)
+        read(seeds[0])  # raises if it is refused: nothing behind that place would be reached
         for i, seed in enumerate(seeds):
             check(read, seed, folder)
             assert len(seed) <= MAX_INPUT  # libFuzzer would cut it

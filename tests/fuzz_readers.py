@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from conftest import TINY, random_checkpoint, tiny_tokenizer
 from foreign_files import (
     CONFIG,
@@ -86,10 +87,36 @@ def llama2c(folder: Path) -> Made:
     return file_as(folder / "m.bin", checkpoint_at), seeds
 
 
+def gguf_part(folder: Path) -> Made:
+    """The second of two files; the first is whole, and its metadata holds for both."""
+    small = {name: w for name, w in weights().items() if "blk.1." not in name}
+    blocks = {name: (0, w.shape, w.tobytes()) for name, w in small.items()}
+    names, files = list(blocks), []
+    for part in range(2):
+        pairs = metadata(block_count=1) if part == 0 else {}
+        pairs |= {"split.no": part, "split.count": 2}
+        mine = {name: blocks[name] for name in names[part::2]}
+        files.append(gguf_file(pairs, *lay_out(mine)))
+    (folder / "m-00001-of-00002.gguf").write_bytes(files[0])
+    return file_as(folder / "m-00002-of-00002.gguf", checkpoint_at), [files[1]]
+
+
 def safetensors(folder: Path) -> Made:
     path = huggingface(folder)
     seeds = [path.read_bytes(), huggingface(folder, dtype="<f2").read_bytes()]
     return file_as(path, lambda path: checkpoint_at(path.parent)), seeds
+
+
+def index(folder: Path) -> Made:
+    """Which tensor is in which of two files, both of them whole and each with all tensors."""
+    path = huggingface(folder)
+    names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    for name in names:
+        (folder / name).write_bytes(path.read_bytes())
+    path.unlink()
+    places = {name: names[i % 2] for i, name in enumerate(tiny_tensors())}
+    seed = json.dumps({"metadata": {"total_size": 1}, "weight_map": places}).encode()
+    return file_as(folder / "model.safetensors.index.json", checkpoint_at), [seed]
 
 
 def config(folder: Path) -> Made:
@@ -138,6 +165,24 @@ def params(folder: Path) -> Made:
     formula = {"multiple_of": 4, "ffn_dim_multiplier": 0.5, "vocab_size": -1, "norm_eps": 1e-6}
     seeds = [json.dumps(PARAMS | more).encode() for more in ({}, scaled, formula)]
     return file_as(folder / "params.json", lambda path: checkpoint_at(path.parent)), seeds
+
+
+def meta_shard(folder: Path) -> Made:
+    """The second of two shards, which the first one's tensors are joined with."""
+    (folder / "params.json").write_text(json.dumps(PARAMS | {"vocab_size": 6}), "utf-8")
+    halves: list[dict[str, Array]] = [{}, {}]
+    for name, array in meta_tensors().items():
+        if len(array) == 5:  # tokens, which would not halve
+            array = np.resize(array, (6, 8))
+        by_columns = name.startswith("tok_embeddings") or ".wo." in name or ".w2." in name
+        for part, half in enumerate(halves):
+            axis = 1 if by_columns else 0
+            split = array if array.ndim == 1 else np.split(array, 2, axis)[part]
+            half[name] = np.ascontiguousarray(split)
+    paths = [folder / f"consolidated.{part:02d}.pth" for part in range(2)]
+    for half, path in zip(halves, paths, strict=True):
+        torch_file(path, *torch_state(half))
+    return pickle_within(paths[1], folder), [torch_state(halves[1])[0]]
 
 
 def torch(folder: Path) -> Made:
@@ -223,12 +268,15 @@ def session(folder: Path) -> Made:
 
 READERS: dict[str, Callable[[Path], Made]] = {
     "gguf": gguf,
+    "gguf-part": gguf_part,
     "gguf-vocabulary": gguf_vocabulary,
     "llama2c": llama2c,
     "safetensors": safetensors,
+    "index": index,
     "config": config,
     "tokenizer-config": tokenizer_config,
     "params": params,
+    "meta-shard": meta_shard,
     "torch": torch,
     "pickle": pickled,
     "trainer": trainer,
