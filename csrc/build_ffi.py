@@ -18,6 +18,7 @@ SOURCES = [
     "forward.c",
     "attention.c",
     "threads.c",
+    "cores.c",
     "sampling.c",
     "probe.c",
     "dispatch.c",

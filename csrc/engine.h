@@ -128,6 +128,9 @@ void threads_stop(void);
  * for other programs. */
 int threads_that_help(int n_threads);
 
+/* cores.c. Called by a thread of a run, at its start and where it waits: to another core, if a thread before it is on its own. */
+void cores_part(int thread, int n_threads);
+
 /* n_threads within 1 to MAX_THREADS, and 1 for so little work that waking a second thread costs more than it saves. */
 int threads_worth_it(const l2p_model *model, int n_tokens, int n_threads);
 

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -22,10 +23,11 @@
 
 enum { SPINS = 2000 };
 
-/* Two threads in lock-step on a core that other programs use, too, wait for a time slice at every barrier: a hundred
- * times slower than one thread alone. Results do not depend on the number of threads, so behind such a run there is one
- * thread only, for some times as long as that took: twice as many times if it happens again at once. */
-enum { FIRST_PAUSE = 2, LONGEST_PAUSE = 256, WASTED_PERCENT = 80 };
+/* Threads in lock-step wait for a time slice at every barrier if one of them shares its core with another program: up to
+ * a hundred times slower than one thread alone. Results do not depend on the number of threads, so behind such a run
+ * there is one thread only, for some times as long as that took: twice as many times if threads together have not gone
+ * well since for as long as the last pause was. */
+enum { FIRST_PAUSE = 2, LONGEST_PAUSE = 256 };
 static const long LONG_RUN = 1000000; /* nanoseconds: a shorter run has not lost a time slice */
 
 static int64_t nanoseconds(void) {
@@ -54,9 +56,13 @@ static struct {
     _Alignas(64) atomic_int arrived;  /* threads that have come to the current barrier */
     _Alignas(64) atomic_uint barriers; /* barriers passed */
     atomic_llong waited;               /* nanoseconds of this run that threads waited, beyond spinning */
-    int64_t alone_until;               /* nanoseconds; 0: not */
-    int pause;                         /* the last pause was so many times as long as the run before */
+    bool alone;                        /* in a pause */
+    int64_t pause_ends;                /* of the last one, or this: nanoseconds */
+    int64_t pause_length;
+    int pause;                         /* which is so many times the length of the run before */
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER};
+
+static _Thread_local int this_thread; /* of a run: workers know their number, whoever calls is 0 */
 
 /* A waiting loop: spin at first, then let others run (there may be more threads than cores). */
 typedef struct {
@@ -68,7 +74,10 @@ static inline void wait_a_little(Wait *wait) {
     if (++wait->spins < SPINS) {
         spin_pause();
     } else {
-        if (wait->spins == SPINS) wait->since = nanoseconds();
+        if (wait->spins == SPINS) {
+            wait->since = nanoseconds();
+            cores_part(this_thread, pool.n_threads);
+        }
         sched_yield();
     }
 }
@@ -91,10 +100,12 @@ static void wait_for_round(Worker *self, unsigned seen) {
 
 static void *worker_main(void *argument) {
     Worker *self = argument;
+    this_thread = (int)(self - pool.workers) + 1;
     for (unsigned seen = 0;; seen++) {
         wait_for_round(self, seen);
         if (!pool.work) return NULL;
-        pool.work(pool.context, (int)(self - pool.workers) + 1, pool.n_threads);
+        cores_part(this_thread, pool.n_threads);
+        pool.work(pool.context, this_thread, pool.n_threads);
         atomic_fetch_add_explicit(&pool.finished, 1, memory_order_release);
     }
 }
@@ -141,16 +152,18 @@ void threads_take_turn(void) {
 }
 void threads_end_turn(void) { pthread_mutex_unlock(&pool.turn); }
 
-/* Was a run of this length worth its threads? Somebody works at any time, so n_threads - 1 can wait all of it. */
+/* Was a run of this length worth its threads? If one is put aside for some time, n_threads - 1 wait for as long, and
+ * n_threads do nothing: more than (n_threads - 1) / n_threads of the run, and one alone would have been faster. */
 static void judge_run(int64_t length, int n_threads) {
-    const int64_t waited = atomic_load(&pool.waited);
-    if (length < LONG_RUN || waited * 100 <= length * WASTED_PERCENT * (n_threads - 1)) {
-        pool.pause = 0;
-    } else {
-        pool.pause = pool.pause ? 2 * pool.pause : FIRST_PAUSE;
-        if (pool.pause > LONGEST_PAUSE) pool.pause = LONGEST_PAUSE;
-        pool.alone_until = nanoseconds() + pool.pause * length;
-    }
+    const int64_t waited = atomic_load(&pool.waited), others = n_threads - 1;
+    if (length < LONG_RUN || waited * n_threads <= length * others * others) return;
+    const int64_t now = nanoseconds();
+    const bool soon = now - length - pool.pause_ends < pool.pause_length;
+    pool.pause = soon ? 2 * pool.pause : FIRST_PAUSE;
+    if (pool.pause > LONGEST_PAUSE) pool.pause = LONGEST_PAUSE;
+    pool.pause_length = pool.pause * length;
+    pool.pause_ends = now + pool.pause_length;
+    pool.alone = true;
 }
 
 void threads_run(int n_threads, Work work, void *context) {
@@ -163,6 +176,7 @@ void threads_run(int n_threads, Work work, void *context) {
     atomic_store(&pool.finished, 0);
     atomic_store(&pool.waited, 0);
     const int64_t start = n_threads > 1 ? nanoseconds() : 0;
+    if (n_threads > 1) cores_part(0, n_threads);
     for (int i = 0; i < n_threads - 1; i++) start_round(&pool.workers[i]);
     work(context, 0, n_threads);
     Wait wait = {0};
@@ -172,10 +186,8 @@ void threads_run(int n_threads, Work work, void *context) {
 }
 
 int threads_that_help(int n_threads) {
-    if (n_threads == 1 || pool.alone_until == 0) return n_threads;
-    if (nanoseconds() < pool.alone_until) return 1;
-    pool.alone_until = 0;
-    return n_threads;
+    if (n_threads > 1 && pool.alone) pool.alone = nanoseconds() < pool.pause_ends;
+    return pool.alone ? 1 : n_threads;
 }
 
 void threads_barrier(int n_threads) {
@@ -199,6 +211,7 @@ void threads_stop(void) {
         pthread_mutex_destroy(&pool.workers[i].mutex);
         pthread_cond_destroy(&pool.workers[i].wake);
     }
-    pool.n_workers = pool.pause = 0;
-    pool.alone_until = 0;
+    pool.n_workers = 0;
+    pool.alone = false;
+    pool.pause_ends = pool.pause_length = 0;
 }

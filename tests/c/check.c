@@ -38,7 +38,7 @@ void on_signal(int number) { /* guard pages end here; only what a signal handler
 }
 
 void pause_us(long microseconds) {
-    nanosleep(&(struct timespec){0, microseconds * 1000}, NULL);
+    nanosleep(&(struct timespec){microseconds / 1000000, microseconds % 1000000 * 1000}, NULL);
 }
 
 void *cancel_soon(void *flag) {

@@ -1,6 +1,7 @@
 /* `threads`: pool, turns, cancelling and l2p_release, several callers at once. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -177,29 +178,90 @@ static void wait_for_the_second(void *context, int thread, int n_threads) {
     threads_barrier(n_threads);
 }
 
-/* Behind a run that was all waiting there is one thread for a while, longer each time it happens again. */
+static int64_t microseconds(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
+}
+
+/* A run of 20 ms that is all waiting, and the pause behind it: microseconds */
+static int64_t pause_behind(int64_t *run) {
+    const int64_t start = microseconds();
+    threads_run(2, wait_for_the_second, NULL);
+    const int64_t end = microseconds();
+    *run = end - start;
+    CHECK(threads_that_help(2) == 1 && threads_that_help(1) == 1);
+    for (int waited = 0; threads_that_help(2) == 1; waited++) {
+        CHECK(waited < 1000);
+        pause_us(5000);
+    }
+    return microseconds() - end;
+}
+
+/* Behind a run that was all waiting there is one thread for a while, longer each time it soon happens again. */
 static void check_pauses(void) {
     now("one thread behind a run that was all waiting");
     l2p_release();
     threads_take_turn();
     CHECK(threads_that_help(2) == 2);
-    for (int times = 2; times <= 8; times *= 2) { /* as long as the run of 20 ms */
-        threads_run(2, wait_for_the_second, NULL);
-        CHECK(threads_that_help(2) == 1 && threads_that_help(1) == 1);
-        for (int waited = 0; threads_that_help(2) == 1; waited++) {
-            CHECK(waited < 1000);
-            pause_us(5000);
-        }
+    int64_t run, pause;
+    for (int times = 2; times <= 8; times *= 2) {
+        pause = pause_behind(&run);
+        CHECK(pause >= times * 20000);
     }
+    pause_us(pause + 50000); /* nothing was lost for longer than the last pause was: from the start */
+    pause = pause_behind(&run);
+    CHECK(pause < 8 * run);
     threads_run(2, wait_for_the_second, NULL);
     threads_end_turn();
     l2p_release();
     CHECK(threads_that_help(2) == 2);
 }
 
+#ifdef __linux__
+typedef struct {
+    cpu_set_t allowed, one;
+    int parted, wrong;
+} Meeting;
+
+/* The second thread comes to the core of the first, waits there for it, and should then be on another. */
+static void meet(void *context, int thread, int n_threads) {
+    Meeting *m = context;
+    if (thread == 0) {
+        for (const int64_t end = microseconds() + 2000; microseconds() < end;) sched_yield();
+        threads_barrier(n_threads);
+        return;
+    }
+    cpu_set_t left;
+    m->wrong |= sched_setaffinity(0, sizeof m->one, &m->one) != 0;
+    m->wrong |= sched_setaffinity(0, sizeof m->allowed, &m->allowed) != 0;
+    threads_barrier(n_threads);
+    m->parted += !CPU_ISSET(sched_getcpu(), &m->one);
+    m->wrong |= sched_getaffinity(0, sizeof left, &left) != 0 || !CPU_EQUAL(&left, &m->allowed);
+}
+
+static void check_cores(void) {
+    now("two threads on one core");
+    Meeting m = {0};
+    CHECK(sched_getaffinity(0, sizeof m.allowed, &m.allowed) == 0);
+    if (CPU_COUNT(&m.allowed) < 2) return;
+    CPU_SET(sched_getcpu(), &m.one);
+    threads_take_turn();
+    threads_run(2, pool_work, &(PoolTest){0}); /* the second thread may go wherever this one may now */
+    CHECK(sched_setaffinity(0, sizeof m.one, &m.one) == 0);
+    for (int i = 0; i < 20; i++) threads_run(2, meet, &m);
+    threads_end_turn();
+    CHECK(sched_setaffinity(0, sizeof m.allowed, &m.allowed) == 0);
+    CHECK(m.parted >= 15 && !m.wrong); /* the system may move them, too */
+}
+#else
+static void check_cores(void) {}
+#endif
+
 void check_threads(void) {
     check_pool();
     check_pauses();
+    check_cores();
     check_cancel();
     check_callers();
     check_big(best_isa(), 0);
