@@ -124,12 +124,14 @@ void threads_run(int n_threads, Work work, void *context);
 /* Within work: return when all of its threads have come here. */
 void threads_barrier(int n_threads);
 void threads_stop(void);
-/* n_threads, or for a while 1 after a run in which threads did little but wait for one that the system had put aside
- * for other programs. */
+/* How many to run a step of a model on: n_threads, or 1 for a while behind such a run that 1 would have done faster, as
+ * the system had put a thread aside for other programs. Asked before a run, which is looked at for that, then. */
 int threads_that_help(int n_threads);
 
-/* cores.c. Called by a thread of a run, at its start and where it waits: to another core, if a thread before it is on its own. */
-void cores_part(int thread, int n_threads);
+/* cores.c. Called by each thread at the start of a run (they are numbered); and by one that waits: it goes to another core
+ * if a thread before it is on its own. */
+void cores_look(int thread, uint32_t run);
+void cores_part(int thread, int n_threads, uint32_t run);
 
 /* n_threads within 1 to MAX_THREADS, and 1 for so little work that waking a second thread costs more than it saves. */
 int threads_worth_it(const l2p_model *model, int n_tokens, int n_threads);
