@@ -26,6 +26,7 @@ from foreign_files import (
 )
 from foreign_files import text as pickled_text
 from gguf_files import gguf_file, lay_out, metadata, weights
+from test_gguf_split import split
 from tiny_checkpoints import Shape, make_file
 
 from llama2py.checkpoint import open_checkpoint
@@ -89,16 +90,8 @@ def llama2c(folder: Path) -> Made:
 
 def gguf_part(folder: Path) -> Made:
     """The second of two files; the first is whole, and its metadata holds for both."""
-    small = {name: w for name, w in weights().items() if "blk.1." not in name}
-    blocks = {name: (0, w.shape, w.tobytes()) for name, w in small.items()}
-    names, files = list(blocks), []
-    for part in range(2):
-        pairs = metadata(block_count=1) if part == 0 else {}
-        pairs |= {"split.no": part, "split.count": 2}
-        mine = {name: blocks[name] for name in names[part::2]}
-        files.append(gguf_file(pairs, *lay_out(mine)))
-    (folder / "m-00001-of-00002.gguf").write_bytes(files[0])
-    return file_as(folder / "m-00002-of-00002.gguf", checkpoint_at), [files[1]]
+    _, second = split(folder, n_parts=2)
+    return file_as(second, checkpoint_at), [second.read_bytes()]
 
 
 def safetensors(folder: Path) -> Made:
@@ -177,8 +170,8 @@ def meta_shard(folder: Path) -> Made:
         by_columns = name.startswith("tok_embeddings") or ".wo." in name or ".w2." in name
         for part, half in enumerate(halves):
             axis = 1 if by_columns else 0
-            split = array if array.ndim == 1 else np.split(array, 2, axis)[part]
-            half[name] = np.ascontiguousarray(split)
+            mine = array if array.ndim == 1 else np.split(array, 2, axis)[part]
+            half[name] = np.ascontiguousarray(mine)
     paths = [folder / f"consolidated.{part:02d}.pth" for part in range(2)]
     for half, path in zip(halves, paths, strict=True):
         torch_file(path, *torch_state(half))

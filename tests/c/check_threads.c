@@ -178,11 +178,13 @@ static void wait_for_the_second(void *context, int thread, int n_threads) {
     threads_barrier(n_threads);
 }
 
-static int64_t microseconds(void) {
+static int64_t microseconds_of(clockid_t clock) {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(clock, &time);
     return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
 }
+
+static int64_t microseconds(void) { return microseconds_of(CLOCK_MONOTONIC); }
 
 /* Both work, for 10 ms, and neither waits for the other. */
 static void work_well(void *context, int thread, int n_threads) {
@@ -244,20 +246,14 @@ typedef struct {
     int parted, wrong;
 } Meeting;
 
-static int64_t cpu_microseconds(clockid_t clock) {
-    struct timespec time;
-    clock_gettime(clock, &time);
-    return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
-}
-
 /* The second thread comes to the core of the first, waits there for it, and should then be on another. */
 static void meet(void *context, int thread, int n_threads) {
     Meeting *m = context;
     if (thread == 0) {
         while (!atomic_load(&m->waits)) sched_yield();
         /* Until it has waited for so long, however busy the machine is */
-        const int64_t before = cpu_microseconds(m->worker);
-        while (cpu_microseconds(m->worker) < before + 600) sched_yield();
+        const int64_t before = microseconds_of(m->worker);
+        while (microseconds_of(m->worker) < before + 600) sched_yield();
         threads_barrier(n_threads);
         return;
     }
