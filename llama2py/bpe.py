@@ -14,8 +14,10 @@ from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
-FIRST_BYTE = 3  # byte b is token b + 3
-FIRST_PIECE = FIRST_BYTE + 256  # ids below this one are never the reading of a text
+N_BYTES = 256
+# llama2.c's: byte b is token b + 3, and ids from 259 on are text.
+FIRST_BYTE = 3
+FIRST_PIECE = FIRST_BYTE + N_BYTES
 
 # The short stretches of text whose encoding is kept: enough for the words of a language.
 CACHED_CHUNKS = 1 << 16
@@ -100,18 +102,24 @@ class PairEncoder:
     Parameters
     ----------
     pieces : sequence of bytes
-        The piece of every token id. Those below 259 are not looked at.
+        The piece of every token id. Only those behind the bytes' are looked at.
     scores : sequence of float
         One finite score a piece, the best the highest.
+    first_byte : int
+        The id of byte 0; the other bytes' follow.
     """
 
-    def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
+    def __init__(
+        self, pieces: Sequence[bytes], scores: Sequence[float], first_byte: int = FIRST_BYTE
+    ) -> None:
+        self._first_byte = first_byte
+        first_piece = first_byte + N_BYTES
         # A join only ever sees characters that are pieces themselves, so a piece that holds another
         # one can never come about. Bytes that are no UTF-8 become surrogates, which no text holds.
-        texts = [piece.decode(errors="surrogateescape") for piece in pieces[FIRST_PIECE:]]
+        texts = [piece.decode(errors="surrogateescape") for piece in pieces[first_piece:]]
         characters = {text for text in texts if len(text) == 1}
         # Downwards, so that of equal pieces the lowest id stays.
-        ids = dict(zip(reversed(texts), range(len(pieces) - 1, FIRST_PIECE - 1, -1), strict=True))
+        ids = dict(zip(reversed(texts), range(len(pieces) - 1, first_piece - 1, -1), strict=True))
         if not characters.issuperset("".join(texts)):
             ids = {text: token for text, token in ids.items() if characters.issuperset(text)}
         self._ids = ids
@@ -127,7 +135,7 @@ class PairEncoder:
         token = self._ids.get(character)
         if token is not None:
             return [token]
-        return [byte + FIRST_BYTE for byte in character.encode()]
+        return [byte + self._first_byte for byte in character.encode()]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text that UTF-8 can hold; nothing is put before or behind it."""

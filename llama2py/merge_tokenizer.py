@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from .errors import TokenizerError
 from .merges import MergeEncoder
 from .pretokenize import words
-from .tokenizer import Specials, Tokenizer
+from .specials import Specials
+from .tokenizer import Tokenizer
 
 SPACE_MARK = "\u2581"  # how sentencepiece writes a space inside a piece
 
@@ -66,7 +67,7 @@ class Characters:
 
 
 class MergeTokenizer(Tokenizer):
-    """A vocabulary with merges; all else as `Tokenizer`, whose scores it lacks.
+    """A vocabulary with merges; all else as `Tokenizer`, whose scores and first byte it lacks.
 
     Parameters
     ----------

@@ -14,8 +14,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .bpe import FIRST_BYTE
 from .errors import TokenizerError
-from .tokenizer import BOS, EOS, UNK, Specials, Tokenizer
+from .specials import Specials
+from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 MAX_FILE_SIZE = 16 << 20  # bytes: Llama 2's has 0.5 MB
 
@@ -45,6 +47,7 @@ def tokenizer_of_pieces(
     types: Sequence[int] | None = None,
     eos_id: int = EOS,
     adds_bos: bool = True,
+    prefix_each: bool = True,
 ) -> Tokenizer:
     """A tokenizer of sentencepiece's own pieces, as llama2.c's exporter spells them.
 
@@ -59,7 +62,8 @@ def tokenizer_of_pieces(
         texts = [piece.decode(errors="replace") for piece in spelled]
         specials = specials_of(texts, types, _FIRST_SPECIAL)
     spelled[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
-    return Tokenizer(spelled, scores, specials, eos_id, adds_bos)
+    first_byte = spelled.index(b"<0x00>") if b"<0x00>" in spelled else FIRST_BYTE
+    return Tokenizer(spelled, scores, specials, eos_id, adds_bos, first_byte, prefix_each)
 
 
 def read_sentencepiece(path: str | Path) -> Tokenizer:
@@ -153,4 +157,4 @@ def _tokenizer(data: bytes) -> Tokenizer:
     ids = tuple(trainer.get(field, default) for field, default in ((40, UNK), (41, BOS), (42, EOS)))
     if ids != (UNK, BOS, EOS):
         raise TokenizerError(f"unknown, BOS and EOS are {ids!r:.80}, expected {(UNK, BOS, EOS)}")
-    return tokenizer_of_pieces(pieces, scores, types)
+    return tokenizer_of_pieces(pieces, scores, types, prefix_each=False)

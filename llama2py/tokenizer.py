@@ -1,7 +1,8 @@
 """The tokenizer: text to token ids and back, exactly as llama2.c does it.
 
 A vocabulary is a list of pieces (bytes), each with a score. Ids 0, 1 and 2 are unknown, BOS and
-EOS, ids 3 to 258 stand for the 256 bytes, and everything from 259 up is text.
+EOS, ids 3 to 258 stand for the 256 bytes, and everything from 259 up is text. Some have special
+tokens before the bytes (Mistral 7B v0.3: 768), which then come later.
 
 Source: karpathy/llama2.c, ``run.c``.
 """
@@ -11,42 +12,15 @@ from __future__ import annotations
 import codecs
 import copy
 import math
-import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from .bpe import FIRST_BYTE, FIRST_PIECE, PairEncoder
+from .bpe import FIRST_BYTE, N_BYTES, PairEncoder
 from .errors import PromptError, TokenizerError
+from .specials import Specials
 
 UNK, BOS, EOS = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Specials:
-    """The tokens of a vocabulary that stand for a text of their own, which no join makes.
-
-    Parameters
-    ----------
-    added : mapping of str to int
-        Found in every text: sentencepiece's user-defined symbols.
-    control : mapping of str to int
-        Found where the caller trusts the text, and printing nothing: ``<|eot_id|>``.
-    """
-
-    added: Mapping[str, int] = field(default_factory=dict)
-    control: Mapping[str, int] = field(default_factory=dict)
-
-    def ids(self) -> list[int]:
-        """All of their ids."""
-        return [*self.added.values(), *self.control.values()]
-
-
-def _finder(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds the first of these in a text, of several that begin there the longest."""
-    ordered = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
 class Tokenizer:
@@ -55,20 +29,25 @@ class Tokenizer:
     Parameters
     ----------
     pieces : sequence of bytes
-        The piece of every token id, spaces as plain spaces. Ids 3 to 258 must be ``<0x00>`` to
+        The piece of every token id, spaces as plain spaces; from ``first_byte`` on ``<0x00>`` to
         ``<0xFF>``.
     scores : sequence of float
         One finite float32 a piece: of all joins that are possible, the highest scored comes first.
     specials : Specials, optional
-        Tokens above 258 that no join makes.
+        Tokens that no join makes, behind EOS and beside the bytes.
     eos_id : int
         The id that ends a text, where it is not llama2.c's.
     adds_bos : bool
         Whether a text begins with BOS, as models of this vocabulary expect it.
+    first_byte : int
+        The id of byte 0. Between EOS and it there are only special tokens, and empty pieces.
+    prefix_each : bool
+        Whether each stretch of text between two special tokens gets a space before it, as llama.cpp
+        and transformers' Llama have it; or only each between two control tokens, as sentencepiece.
 
     Attributes
     ----------
-    adds_bos
+    adds_bos, first_byte, prefix_each
         As above.
 
     Raises
@@ -78,13 +57,15 @@ class Tokenizer:
 
     Notes
     -----
-    Ids below 259 are never matched from text: a user who types ``<s>`` or ``<0x41>`` means these
-    characters. A piece that stands at several ids is encoded as the lowest of them.
+    Ids up to the last byte's are never matched from text: a user who types ``<s>`` or ``<0x41>``
+    means these characters. A piece that stands at several ids is encoded as the lowest of them.
     """
 
     unk_id = UNK
     bos_id = BOS
     eos_id = EOS
+    first_byte = FIRST_BYTE
+    prefix_each = True
 
     def __init__(
         self,
@@ -93,21 +74,34 @@ class Tokenizer:
         specials: Specials | None = None,
         eos_id: int = EOS,
         adds_bos: bool = True,
+        first_byte: int = FIRST_BYTE,
+        prefix_each: bool = True,
     ) -> None:
-        self.adds_bos = adds_bos
+        self.adds_bos, self.first_byte, self.prefix_each = adds_bos, first_byte, prefix_each
+        first_piece = first_byte + N_BYTES
+        specials = specials or Specials()
         if len(pieces) != len(scores):
             raise TokenizerError(
                 f"{len(pieces)} tokens have {len(scores)} scores, expected one each"
             )
-        if len(pieces) < FIRST_PIECE:
+        if first_byte <= EOS:
+            raise TokenizerError(f"byte 0 is token {first_byte}, expected it behind EOS")
+        if len(pieces) < first_piece:
             raise TokenizerError(
-                f"the vocabulary has {len(pieces)} tokens, expected at least {FIRST_PIECE}"
+                f"the vocabulary has {len(pieces)} tokens, expected at least {first_piece}"
                 " (unknown, BOS, EOS and the 256 bytes)"
             )
-        for byte, piece in enumerate(pieces[FIRST_BYTE:FIRST_PIECE]):
+        special = set(specials.ids())
+        for token in range(EOS + 1, first_byte):
+            if pieces[token] and token not in special:
+                raise TokenizerError(
+                    f"token {token}, before the bytes, is {pieces[token][:40]!r},"
+                    " expected only special tokens there"
+                )
+        for byte, piece in enumerate(pieces[first_byte:first_piece]):
             if piece != b"<0x%02X>" % byte:
                 raise TokenizerError(
-                    f"token {byte + FIRST_BYTE} is {piece[:40]!r}, expected the byte <0x{byte:02X}>"
+                    f"token {byte + first_byte} is {piece[:40]!r}, expected the byte <0x{byte:02X}>"
                 )
         if not 0 <= eos_id < len(pieces):
             raise TokenizerError(f"the id of EOS is {eos_id}, expected one of {len(pieces)} tokens")
@@ -115,8 +109,8 @@ class Tokenizer:
         # What each id prints.
         outputs = list(pieces)
         outputs[BOS] = b""
-        outputs[FIRST_BYTE:FIRST_PIECE] = [bytes([byte]) for byte in range(256)]
-        self._set_up(pieces, array("f", scores), outputs, specials or Specials())
+        outputs[first_byte:first_piece] = [bytes([byte]) for byte in range(256)]
+        self._set_up(pieces, array("f", scores), outputs, specials)
         # Finite float32 numbers cannot add up to anything else in double precision.
         if not math.isfinite(sum(self._scores)):
             token = next(i for i, score in enumerate(self._scores) if not math.isfinite(score))
@@ -143,8 +137,6 @@ class Tokenizer:
         """The tokens that no join makes."""
         for token in specials.control.values():
             outputs[token] = b""
-        self._find_added = _finder(specials.added)
-        self._find_special = _finder([*specials.added, *specials.control])
 
     def padded(self, vocab_size: int) -> Tokenizer:
         """The same vocabulary with ids up to that of a model whose embedding has more rows.
@@ -204,7 +196,7 @@ class Tokenizer:
         pieces = list(self._pieces)
         for token in self.specials.ids():
             pieces[token] = b""  # never made of text
-        return PairEncoder(pieces, self._scores)
+        return PairEncoder(pieces, self._scores, self.first_byte)
 
     @cached_property
     def _prefix(self) -> int:
@@ -235,8 +227,7 @@ class Tokenizer:
             If the text holds half of a surrogate pair.
         """
         tokens = [self.bos_id] if bos and (self.adds_bos or not text) else []
-        self._check_text(text)
-        tokens += self._encode_all(self._parts(text, special), first=True)
+        tokens += self._encode_text(text, special, first=True)
         if eos:
             tokens.append(self.eos_id)
         return tokens
@@ -257,20 +248,13 @@ class Tokenizer:
         PromptError
             If a text holds half of a surrogate pair.
         """
-        pieces: list[str | int] = []
-        for part in parts:
-            if isinstance(part, int):
-                pieces.append(part)
-            else:
-                self._check_text(part)
-                pieces += self._parts(part, special=False)
-        return self._encode_all(pieces, first)
-
-    def _encode_all(self, parts: Iterable[str | int], first: bool) -> list[int]:
         tokens: list[int] = []
         for part in parts:
-            tokens += [part] if isinstance(part, int) else self._encode_part(part, first)
-            first = False
+            if isinstance(part, int):
+                tokens.append(part)
+            else:
+                tokens += self._encode_text(part, False, first)
+            first = first and part == ""
         return tokens
 
     def _check_text(self, text: str) -> None:
@@ -285,18 +269,22 @@ class Tokenizer:
                 f"the text holds {what} at position {error.start}, expected whole characters"
             ) from None
 
-    def _parts(self, text: str, special: bool) -> Iterator[str | int]:
-        """The text between added tokens, never empty, and their ids."""
-        finder = self._find_special if special else self._find_added
-        start = 0
-        for match in finder.finditer(text) if finder else ():
-            if start < match.start():
-                yield text[start : match.start()]
-            start = match.end()
-            ids = self.specials.added if match[0] in self.specials.added else self.specials.control
-            yield ids[match[0]]
-        if start < len(text):
-            yield text[start:]
+    def _encode_text(self, text: str, special: bool, first: bool) -> list[int]:
+        """The ids of a text, special tokens and all; ``first`` if nothing stands before it."""
+        self._check_text(text)
+        tokens: list[int] = []
+        if self.prefix_each:
+            for part in self.specials.split(text, special):
+                tokens += [part] if isinstance(part, int) else self._encode_part(part, first)
+                first = False
+            return tokens
+        # sentencepiece puts the space first, then looks for added tokens. It knows no control ones
+        # in a text: programs split at them.
+        for stretch in self.specials.split_at_control(text) if special else filter(None, [text]):
+            parts = [stretch] if isinstance(stretch, int) else self.specials.split(" " + stretch)
+            for part in parts:
+                tokens += [part] if isinstance(part, int) else self._encoder.encode(part)
+        return tokens
 
     def _encode_part(self, text: str, first: bool) -> list[int]:
         """The ids of a text without added tokens; ``first`` if nothing stands before it."""
@@ -305,7 +293,7 @@ class Tokenizer:
     def _strips(self, token: int) -> bool:
         """Whether a token right behind BOS loses the space it begins with."""
         # The byte token of a space keeps it, as in llama2.c, unless encode() itself spells it so.
-        return not FIRST_BYTE <= token < FIRST_PIECE or token == self._prefix
+        return not 0 <= token - self.first_byte < N_BYTES or token == self._prefix
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of token ids: ``decode(encode(text)) == text`` for every text.

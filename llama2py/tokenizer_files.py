@@ -12,6 +12,7 @@ import struct
 from array import array
 from pathlib import Path
 
+from .bpe import FIRST_BYTE
 from .errors import TokenizerError
 from .files import replacing
 from .tokenizer import EOS, Tokenizer
@@ -150,6 +151,7 @@ def parse_tokenizer_bin(data: bytes) -> Tokenizer:
 def fits_tokenizer_bin(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer.bin can hold it: scores, llama2.c's BOS and EOS, no special tokens."""
     plain = type(tokenizer) is Tokenizer and not tokenizer.specials.ids()
+    plain = plain and tokenizer.first_byte == FIRST_BYTE
     return plain and tokenizer.eos_id == EOS and tokenizer.adds_bos
 
 

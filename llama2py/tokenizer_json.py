@@ -15,7 +15,7 @@ from typing import Any
 from .errors import TokenizerError
 from .merge_tokenizer import SPACE_MARK, ByteLevel, Characters, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS
-from .tokenizer import Specials
+from .specials import Specials
 
 MAX_FILE_SIZE = 64 << 20  # bytes: Llama 3's has 17 MB
 MAX_CONTAINERS = 1 << 20  # newer files have a list for each merge: Llama 3's has 280,147

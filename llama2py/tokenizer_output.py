@@ -10,12 +10,12 @@ import json
 import struct
 from typing import Any
 
-from .bpe import FIRST_BYTE, FIRST_PIECE
+from .bpe import N_BYTES
 from .errors import TokenizerError
 from .merge_tokenizer import SPACE_MARK, ByteLevel, Characters, MergeTokenizer
 from .pretokenize import DIGITS, GPT2
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from .tokenizer import UNK, Tokenizer
+from .tokenizer import EOS, UNK, Tokenizer
 from .tokenizer_gguf import PRE
 from .tokenizer_scores import spelled, to_merges, to_scores
 
@@ -63,7 +63,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
     else:
         kind, merges, whole_first = Characters(), to_merges(tokenizer, texts), False
         unknown = texts[UNK]
-        first = {texts[token]: token for token in range(FIRST_BYTE)}
+        first = {texts[token]: token for token in range(EOS + 1)}
     control = {**first, **tokenizer.specials.control}
     added = [
         {
@@ -207,8 +207,9 @@ def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = 
 
 def _types(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
     """Sentencepiece's type of every token of a vocabulary with scores."""
-    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256]
-    types += [NORMAL if text else UNUSED for text in texts[FIRST_PIECE:]]
+    types = [NORMAL if text else UNUSED for text in texts]
+    types[: EOS + 1] = [UNKNOWN, CONTROL, CONTROL]
+    types[tokenizer.first_byte : tokenizer.first_byte + N_BYTES] = [BYTE] * N_BYTES
     for token in tokenizer.specials.added.values():
         types[token] = USER_DEFINED
     for token in tokenizer.specials.control.values():

@@ -16,7 +16,7 @@ from pathlib import Path
 from .errors import TokenizerError
 from .merge_tokenizer import LETTERS, ByteLevel, MergeTokenizer
 from .pretokenize import LLAMA3
-from .tokenizer import Specials
+from .specials import Specials
 
 MAX_FILE_SIZE = 4 << 20  # bytes: Llama 3's has 2.2 MB
 MAX_PIECE = 128  # bytes: Llama 3's longest

@@ -6,15 +6,16 @@ two pieces that make a third says what scores say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from operator import itemgetter
 
-from .bpe import FIRST_BYTE, FIRST_PIECE
+from .bpe import N_BYTES
 from .errors import TokenizerError
 from .merge_tokenizer import SPACE_MARK, Characters, MergeTokenizer
 from .sentencepiece_model import BOS_PIECE, EOS_PIECE
-from .tokenizer import BOS, EOS, UNK, Specials, Tokenizer
+from .specials import Specials
+from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 _CANNOT = "expected a format that holds merges: hf, gguf or tokenizer.json"
 
@@ -63,7 +64,7 @@ def to_merges(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[str, str]]:
     special = set(tokenizer.specials.ids())
     ids = {
         texts[token]: token
-        for token in range(FIRST_PIECE, len(texts))
+        for token in range(tokenizer.first_byte + N_BYTES, len(texts))
         if texts[token] and token not in special
     }
     # Sentencepiece takes the leftmost of equal scores; merges have an order. It is transformers'.
@@ -106,18 +107,19 @@ def to_scores(tokenizer: Tokenizer) -> Tokenizer:
             f"the vocabulary puts no space, or not always one, before a text, {_CANNOT}"
         )
     pieces = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
-    _check_layout(tokenizer, pieces)
     special = set(tokenizer.specials.ids())
+    first_byte = _first_byte(tokenizer, pieces)
+    first_piece = first_byte + N_BYTES
     ids = {
         pieces[token]: token
-        for token in range(len(pieces) - 1, FIRST_PIECE - 1, -1)
+        for token in range(len(pieces) - 1, first_piece - 1, -1)
         if token not in special and pieces[token]
     }
     ranks = _ranks(tokenizer.merges, ids)
     in_order = all(ids[a] < ids[b] and ranks[a] < ranks[b] for a, b in pairwise(ranks))
-    scores = [0.0] * FIRST_PIECE
-    for token in range(FIRST_PIECE, len(pieces)):
-        place = token - FIRST_PIECE if in_order else ranks.get(pieces[token], len(ranks))
+    scores = [0.0] * first_piece
+    for token in range(first_piece, len(pieces)):
+        place = token - first_piece if in_order else ranks.get(pieces[token], len(ranks))
         scores.append(-float(place))
     raw = [
         piece.encode() if token in special else piece.replace(SPACE_MARK, " ").encode()
@@ -125,25 +127,34 @@ def to_scores(tokenizer: Tokenizer) -> Tokenizer:
     ]
     raw[BOS], raw[EOS] = BOS_PIECE, EOS_PIECE
     specials = Specials(
-        added=_above(tokenizer.specials.added.items()),
-        control=_above(tokenizer.specials.control.items()),
+        added=_others(tokenizer.specials.added, first_byte),
+        control=_others(tokenizer.specials.control, first_byte),
     )
-    return Tokenizer(raw, scores, specials, tokenizer.eos_id, tokenizer.adds_bos)
+    return Tokenizer(
+        raw, scores, specials, tokenizer.eos_id, tokenizer.adds_bos, first_byte=first_byte
+    )
 
 
-def _above(tokens: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Those above the bytes: unknown, BOS and EOS are never looked for by their text."""
-    return {text: token for text, token in tokens if token >= FIRST_PIECE}
+def _others(tokens: Mapping[str, int], first_byte: int) -> dict[str, int]:
+    """Those but unknown, BOS, EOS and bytes, which are never looked for by their text."""
+    known = {*range(EOS + 1), *range(first_byte, first_byte + N_BYTES)}
+    return {text: token for text, token in tokens.items() if token not in known}
 
 
-def _check_layout(tokenizer: MergeTokenizer, pieces: list[str]) -> None:
-    expected = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    found = pieces[:FIRST_PIECE]
-    if found != expected or tokenizer.bos_id != BOS or tokenizer.unk_id not in (UNK, BOS):
+def _first_byte(tokenizer: MergeTokenizer, pieces: list[str]) -> int:
+    """Where the bytes begin in a vocabulary that is laid out as Llama's."""
+    expected = [f"<0x{byte:02X}>" for byte in range(N_BYTES)]
+    begin = pieces.index(expected[0]) if expected[0] in pieces else 0
+    special = set(tokenizer.specials.ids())
+    before = [token for token in range(EOS + 1, begin) if pieces[token] and token not in special]
+    found = pieces[: EOS + 1] + pieces[begin : begin + N_BYTES]
+    odd = found != ["<unk>", "<s>", "</s>", *expected] or before
+    if odd or tokenizer.bos_id != BOS or tokenizer.unk_id not in (UNK, BOS):
         raise TokenizerError(
-            "the vocabulary does not begin with <unk>, <s>, </s> and, from"
-            f" {FIRST_BYTE} on, the 256 bytes, {_CANNOT}"
+            "the vocabulary does not begin with <unk>, <s>, </s>, special tokens if any,"
+            f" and the 256 bytes, {_CANNOT}"
         )
+    return begin
 
 
 def _ranks(merges: list[tuple[str, str]], ids: Mapping[str, int]) -> dict[str, int]:

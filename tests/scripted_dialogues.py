@@ -13,7 +13,8 @@ from llama2py import Chat, Model
 from llama2py.checkpoint import Conventions
 from llama2py.merge_tokenizer import ByteLevel, MergeTokenizer
 from llama2py.pretokenize import GPT2
-from llama2py.tokenizer import Specials, Tokenizer
+from llama2py.specials import Specials
+from llama2py.tokenizer import Tokenizer
 
 LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
 VOCABULARIES = {

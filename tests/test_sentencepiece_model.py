@@ -99,13 +99,24 @@ def train(**options: Any) -> bytes:
     return trained.getvalue()
 
 
-def test_a_trained_one_is_sentencepieces(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "symbols",
+    [
+        {},
+        # The trainer puts these before the bytes; so has Mistral 7B v0.3's.
+        {"user_defined_symbols": ["<sep>", "cats", "▁▁", "▁1"]},
+        {"control_symbols": ["<sep>", "[INST]"], "user_defined_symbols": ["1"]},
+    ],
+)
+def test_a_trained_one_is_sentencepieces(tmp_path: Path, symbols: dict[str, list[str]]) -> None:
     sentencepiece: Any = pytest.importorskip("sentencepiece")
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(train(model_type="bpe"))
+    path.write_bytes(train(model_type="bpe", **symbols))
     ours = load_tokenizer(path)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert len(ours) == theirs.vocab_size()
+    assert ours.first_byte == 3 + sum(map(len, symbols.values())) == theirs.piece_to_id("<0x00>")
+    assert len(ours.specials.added) == len(symbols.get("user_defined_symbols", []))
 
     @settings(deadline=None, max_examples=300)
     @given(TEXTS)
@@ -121,9 +132,39 @@ def test_what_is_no_llamas_is_refused(tmp_path: Path) -> None:
     path.write_bytes(train(model_type="unigram"))
     with pytest.raises(TokenizerError, match=r"the algorithm is 1, expected 2 \(BPE\)"):
         load_tokenizer(path)
-    # Symbols of the user stand before the bytes; llama2.c's vocabularies have none there.
-    path.write_bytes(train(model_type="bpe", user_defined_symbols=["<sep>"]))
-    with pytest.raises(TokenizerError, match=r"token 3 is b'<sep>', expected the byte <0x00>"):
+
+
+def test_between_trusted_control_tokens_each_text_is_sentencepieces(tmp_path: Path) -> None:
+    """Mistral's own code encodes these texts one by one and puts the tokens between them."""
+    sentencepiece: Any = pytest.importorskip("sentencepiece")
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(
+        train(model_type="bpe", control_symbols=["[INST]"], user_defined_symbols=["<sep>"])
+    )
+    ours = load_tokenizer(path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    inst = theirs.piece_to_id("[INST]")
+
+    @settings(deadline=None, max_examples=300)
+    @given(st.lists(TEXTS, max_size=4))
+    def check(texts: list[str]) -> None:
+        wanted = theirs.encode(texts[0]) if texts else []
+        for text in texts[1:]:
+            wanted += [inst, *theirs.encode(text)]
+        assert ours.encode("[INST]".join(texts), bos=False, special=True) == wanted
+        parts = [part for text in texts for part in (inst, text)][1:]
+        assert ours.encode_parts(parts) == wanted
+
+    check()
+
+
+def test_text_before_the_bytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    data = train(model_type="bpe", user_defined_symbols=["<sep>"])
+    symbol = field(1, b"<sep>") + field(2, 0.0)
+    assert data.count(field(1, symbol + field(3, 4))) == 1
+    path.write_bytes(data.replace(field(1, symbol + field(3, 4)), field(1, symbol)))
+    with pytest.raises(TokenizerError, match=r"token 3, before the bytes, is b'<sep>', expected"):
         load_tokenizer(path)
 
 

@@ -11,8 +11,9 @@ from scripted_dialogues import TURNS, ids, talk, vocabulary
 from llama2py import Chat, Model
 from llama2py.bpe import FIRST_PIECE
 from llama2py.merge_tokenizer import Characters, MergeTokenizer
+from llama2py.specials import Specials
 from llama2py.templates import recognise
-from llama2py.tokenizer import Specials, Tokenizer
+from llama2py.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("control", [True, False])

@@ -18,7 +18,8 @@ from llama2py.gguf_metadata import read_gguf_metadata
 from llama2py.merge_tokenizer import ByteLevel, Characters, MergeTokenizer
 from llama2py.pretokenize import DIGITS, GPT2, LLAMA3, QWEN2
 from llama2py.sentencepiece_model import read_sentencepiece
-from llama2py.tokenizer import Specials, Tokenizer
+from llama2py.specials import Specials
+from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_export import export_tokenizer
 from llama2py.tokenizer_files import bundled_tokenizer, load_tokenizer
 from llama2py.tokenizer_gguf import read_gguf_vocabulary
@@ -53,11 +54,23 @@ def with_specials() -> Tokenizer:
     return Tokenizer(pieces, scores, Specials({"MARK": 302, "  ": 301}, {"<|end|>": 300}), 300)
 
 
+def early_specials() -> Tokenizer:
+    """Special tokens before the bytes, as Mistral 7B v0.3 has them."""
+    tiny = tiny_tokenizer()
+    early = [b"[INST]", b"[/INST]", b"[IMG]"]
+    pieces = [*map(tiny.piece, range(3)), *early, *map(tiny.piece, range(3, 300))]
+    scores = [0.0] * 3 + [tiny.score(token) for token in range(300)]
+    return Tokenizer(
+        pieces, scores, Specials({"[IMG]": 5}, {"[INST]": 3, "[/INST]": 4}), first_byte=6
+    )
+
+
 def scored() -> dict[str, Tokenizer]:
     return {
         "tiny": tiny_tokenizer(),
         "llama2": load_tokenizer(bundled_tokenizer()),
         "specials": with_specials(),
+        "early": early_specials(),
     }
 
 
@@ -68,7 +81,7 @@ def same(ours: Tokenizer, theirs: Tokenizer) -> None:
     assert [ours.piece(i) for i in ids] == [theirs.piece(i) for i in ids]
     assert len(ours) == len(theirs)
     assert [ours.score(i) for i in ids] == [theirs.score(i) for i in ids]
-    assert ours.specials == theirs.specials
+    assert (ours.specials, ours.first_byte) == (theirs.specials, theirs.first_byte)
     assert (ours.bos_id, ours.eos_id, ours.adds_bos) == (
         theirs.bos_id,
         theirs.eos_id,
@@ -87,7 +100,7 @@ def test_gguf_gives_back_all_of_it(name: str, tmp_path: Path) -> None:
     same(read_gguf_vocabulary(path), tokenizer)
 
 
-@pytest.mark.parametrize("name", ["tiny", "llama2"])
+@pytest.mark.parametrize("name", ["tiny", "llama2", "early"])
 def test_sentencepiece_reads_it(name: str, tmp_path: Path) -> None:
     package = pytest.importorskip("sentencepiece")
     tokenizer = scored()[name]
@@ -333,7 +346,7 @@ def test_merges_that_no_scores_do() -> None:
     equal = to_scores(make(good[2], good[0], good[3], good[1]))
     assert equal.score(263) == equal.score(262) > equal.score(261)
     other = MergeTokenizer(texts[3:], good, Characters(), 1, 2)
-    with pytest.raises(TokenizerError, match="does not begin with <unk>, <s>, </s> and, from 3 on"):
+    with pytest.raises(TokenizerError, match="does not begin with <unk>, <s>, </s>, special"):
         to_scores(other)
 
 
