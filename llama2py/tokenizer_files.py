@@ -15,6 +15,7 @@ from pathlib import Path
 from .bpe import FIRST_BYTE
 from .errors import TokenizerError
 from .files import replacing
+from .foreign import HEAD, TOKENIZER_BIN, describe
 from .tokenizer import EOS, Tokenizer
 
 NAME = "tokenizer.bin"
@@ -67,7 +68,7 @@ def load_tokenizer(
             problem = "this is no regular file" if path.exists() else "no such file"
             raise TokenizerError(f"{path}: {problem}, expected a {NAME}")
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(HEAD)
         if head[1:4] == b"\0\0\0":  # pieces are shorter than 256 bytes
             tokenizer = _read_tokenizer_bin(path)
         else:
@@ -100,7 +101,15 @@ def _read_other(path: Path, head: bytes) -> Tokenizer:
     if head.lstrip().startswith(b"{") and b"\0" not in head:
         # In a tokenizer.bin an opening brace is a longest piece of 123 bytes, and has zeros.
         return read_tokenizer_json(path)
-    return _read_tokenizer_bin(path)
+    try:
+        return _read_tokenizer_bin(path)
+    except TokenizerError:
+        kind = describe(head)
+        if kind is None or kind == TOKENIZER_BIN:
+            raise
+        raise TokenizerError(
+            f"{path}: this is {kind}, expected a {NAME}, .model, .json or GGUF"
+        ) from None
 
 
 def _read_tokenizer_bin(path: Path) -> Tokenizer:

@@ -20,6 +20,7 @@ from .specials import Specials
 
 MAX_FILE_SIZE = 4 << 20  # bytes: Llama 3's has 2.2 MB
 MAX_PIECE = 128  # bytes: Llama 3's longest
+MAX_PIECES = 128_000  # Llama 3's: Llama 4 has more, and cuts texts by another pattern
 N_SPECIALS = 256
 # Those of Llama 3.1, which gave names to three of Llama 3's reserved ones.
 _NAMED = {
@@ -84,6 +85,8 @@ def _pieces(data: bytes) -> list[bytes]:
             )
         known.add(piece)
         pieces.append(piece)
+    if len(pieces) > MAX_PIECES:
+        raise TokenizerError(f"{len(pieces)} pieces, expected Llama 3's, at most {MAX_PIECES}")
     missing = [byte for byte in range(256) if bytes([byte]) not in known]
     if missing:
         raise TokenizerError(f"the byte 0x{missing[0]:02X} is no piece, expected all 256")

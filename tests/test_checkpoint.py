@@ -251,7 +251,16 @@ def test_the_reader_needs_no_engine() -> None:
     assert "llama2py.checkpoint" in inside
     assert ours - inside == {
         f"llama2py.{name}"
-        for name in ("amount", "closing", "config", "errors", "files", "gguf_metadata", "rope")
+        for name in (
+            "amount",
+            "closing",
+            "config",
+            "errors",
+            "files",
+            "foreign",
+            "gguf_metadata",
+            "rope",
+        )
     }
     assert "_cffi_backend" not in modules
 

@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from foreign_files import huggingface
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import GROUPED, MAGIC, SHAPES, make_file
@@ -126,7 +127,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "npy": (b"\x93NUMPY\x01\0" + bytes(64), "this is a NumPy array"),
     "lfs": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 60816028\n",
-        "this is a git-lfs pointer to the model, not the model itself",
+        "this is a git-lfs pointer to a file, not the file itself (git lfs pull gets it)",
     ),
     "html": (b"\n<!DOCTYPE html>\n<html><head>", "this is an HTML page, not what it links to"),
     "short html": (b"<html></html>", "this is an HTML page"),
@@ -150,6 +151,43 @@ def test_hostile_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / "hostile.bin"
     path.write_bytes(content)
     assert expected in refusal(path)
+
+
+POINTER = HOSTILE["lfs"][0]
+
+
+@pytest.mark.parametrize(
+    ("about", "weights", "format"),
+    [
+        ("config.json", "pytorch_model.bin", "a file of PyTorch"),
+        ("config.json", "model.safetensors", "safetensors"),
+        ("params.json", "consolidated.00.pth", "a file of PyTorch"),
+    ],
+)
+def test_a_directory_that_was_cloned_without_git_lfs(
+    tmp_path: Path, about: str, weights: str, format: str
+) -> None:
+    """Its small files are whole, and the large ones say where they are."""
+    huggingface(tmp_path).unlink()
+    (tmp_path / "config.json").rename(tmp_path / about)
+    (tmp_path / weights).write_bytes(POINTER)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / weights}: this is a git-lfs pointer to a file, not the file itself"
+        f" (git lfs pull gets it), expected {format}"
+    )
+
+
+@pytest.mark.parametrize("second", [2, 3, 4, 5])
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path, second: int) -> None:
+    path = huggingface(tmp_path)
+    content = path.read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    padded = content[8:data].ljust(0x10000 + second * 0x100 + 0x80)
+    path.write_bytes(len(padded).to_bytes(8, "little") + padded + content[data:])
+    assert path.read_bytes()[:2] == bytes([0x80, second])
+    open_checkpoint(tmp_path).close()
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -112,6 +112,38 @@ def test_another_models_tokenizer(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:9e5d\nsize 499723\n",
+            "a git-lfs pointer to a file, not the file itself (git lfs pull gets it)",
+        ),
+        (b"<!DOCTYPE html>\n<html>", "an HTML page, not what it links to"),
+        (b"#version: 0.2\nt h\nth e\n", "a text file"),
+    ],
+)
+def test_what_is_no_tokenizer_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(path)
+    assert str(caught.value) == (
+        f"{path}: this is {kind}, expected a tokenizer.bin, .model, .json or GGUF"
+    )
+
+
+def test_a_tokenizer_bin_has_its_bytes_from_3_on(tmp_path: Path) -> None:
+    pieces = [*PIECES[:3], b"", *PIECES[3:]]
+    tokenizer = Tokenizer(pieces, [0.0] * len(pieces), first_byte=4)
+    assert tokenizer.decode(tokenizer.encode("aé")) == "aé"
+    with pytest.raises(TokenizerError, match=r"expected one that a tokenizer\.bin can hold"):
+        write_tokenizer_bin(tokenizer, tmp_path / "out.bin")
+    for first, message in ((2, "byte 0 is token 2, expected it behind EOS"), (8, "expected at le")):
+        with pytest.raises(TokenizerError, match=message):
+            Tokenizer(pieces, [0.0] * len(pieces), first_byte=first)
+
+
 HOSTILE_BINS = {
     "empty": (b"", "0 bytes, expected a tokenizer.bin"),
     "header cut": (GOOD[:3], "3 bytes, expected a tokenizer.bin"),
@@ -146,7 +178,11 @@ HOSTILE_BINS = {
         "token 258 is b'<0xAA>', expected the byte <0xFF>",
     ),
     "all zeros": (bytes(4 + 8 * 300), "token 3 is b'', expected the byte <0x00>"),
-    "another file": (b"ak42" + bytes(4) + b"\xff" * 40, "token 0 has length -1, expected 0 to"),
+    "negative": (b"\1\1" + bytes(6) + b"\xff" * 40, "token 0 has length -1, expected 0 to"),
+    "a checkpoint": (
+        struct.pack("<Ii", 0x616B3432, 1) + bytes(248),
+        "this is a llama2.c checkpoint, expected a tokenizer.bin, .model, .json or GGUF",
+    ),
 }
 
 

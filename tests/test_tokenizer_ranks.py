@@ -134,6 +134,10 @@ HOSTILE = {
     "half of base64": (b"IQ== 0\nI 1\n", "line 2: "),
     "another rank": (b"IQ== 0\nIg== 2\n", "line 2 has rank 2, expected 1"),
     "twice": (b"IQ== 0\nIQ== 1\n", "piece 1 is b'!', expected another of 1 to 128 bytes"),
+    "Llama 4's": (
+        ranks([n.to_bytes(3, "big") for n in range(128_001)]),
+        "128001 pieces, expected Llama 3's, at most 128000",
+    ),
     "long": (b"IQ== 0\n" + base64.b64encode(bytes(129)) + b" 1\n", "piece 1 is b'\\x00\\x00"),
     "a byte missing": (ranks(PIECES[:65] + PIECES[66:]), "the byte 0x41 is no piece, expected all"),
     "huge": (b"IQ== 0\n" * (1 << 20), "7340032 bytes, expected at most 4194304"),

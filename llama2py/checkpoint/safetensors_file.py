@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..foreign import HEAD, describe
 from .json_text import MAX_SIZE, parse_json_object
 from .mapped_file import MappedFile
 from .weights import Weight
@@ -53,6 +54,9 @@ def read_safetensors(file: MappedFile) -> dict[str, Weight]:
 
 
 def _read(file: MappedFile) -> dict[str, Weight]:
+    head = file.read(0, HEAD)
+    if head[8:9] != b"{" and (kind := describe(head)) is not None:
+        raise CheckpointError(f"this is {kind}, expected safetensors")
     length = int.from_bytes(file.read(0, 8), "little")
     if file.size < 8 or length > min(MAX_SIZE, file.size - 8):
         raise CheckpointError(

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..errors import CheckpointError
+from ..foreign import HEAD, describe
 from .mapped_file import MappedFile
 from .pickle_machine import Function, fill, unpickle
 from .weights import Weight
-from .zip_archive import Entry, read_entries
+from .zip_archive import MAGIC, Entry, read_entries
 
 MAX_PICKLE = 8 << 20  # a 70-billion-parameter model's is 0.1 MB
 
@@ -71,6 +72,9 @@ def read_torch_file(file: MappedFile) -> object:
         If the file is malformed, cut short, of big-endian byte order, or names anything that is no
         tensor and no plain container; nothing that it names is ever run.
     """
+    head = file.read(0, HEAD)
+    if not head.startswith(MAGIC) and (kind := describe(head)) is not None:
+        raise CheckpointError(f"{file.path}: this is {kind}, expected a file of PyTorch")
     entries = read_entries(file)
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:

@@ -1,6 +1,9 @@
-"""Tells what a file is that is no checkpoint, so that an error can say so."""
+"""Tells what a file is that is no checkpoint and no tokenizer, so that an error can say so."""
 
 from __future__ import annotations
+
+HEAD = 512  # bytes that are plenty to tell
+TOKENIZER_BIN = "a llama2.c tokenizer"
 
 _PREFIXES = (
     (b"GGUF", "a GGUF model"),
@@ -12,8 +15,12 @@ _PREFIXES = (
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x89HDF", "an HDF5 file"),
     (b"\x0a\x0e\x0a\x05<unk>", "a sentencepiece tokenizer"),
+    (b"24ka", "a llama2.c checkpoint"),
     (b"ak42", "a llama2.c checkpoint in big-endian byte order"),
-    (b"version https://git-lfs", "a git-lfs pointer to the model, not the model itself"),
+    (
+        b"version https://git-lfs",
+        "a git-lfs pointer to a file, not the file itself (git lfs pull gets it)",
+    ),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"%PDF", "a PDF document"),
@@ -31,7 +38,7 @@ def describe(head: bytes) -> str | None:
     Parameters
     ----------
     head : bytes
-        The first bytes of the file; a few hundred are plenty.
+        The first `HEAD` bytes of the file, or fewer.
 
     Returns
     -------
@@ -43,7 +50,7 @@ def describe(head: bytes) -> str | None:
             return kind
     # int32 max_token_length, float32 score, int32 length, then the first token.
     if head[12:17] == b"<unk>":
-        return "a llama2.c tokenizer"
+        return TOKENIZER_BIN
     # Pickles of protocol 2 to 5 begin with 80 and the protocol, then an opcode or a frame.
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a Python pickle"
