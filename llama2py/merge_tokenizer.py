@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 from .errors import TokenizerError
 from .merges import MergeEncoder
@@ -44,9 +45,13 @@ class ByteLevel:
     ----------
     patterns : tuple of str
         What cuts a text into words: see `pretokenize.words`.
+    nfc : bool
+        Whether characters are composed first (Unicode's NFC): what is decoded is then the composed
+        text.
     """
 
     patterns: tuple[str, ...]
+    nfc: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,7 @@ class MergeTokenizer(Tokenizer):
         kind = self.kind
         if isinstance(kind, ByteLevel):
             tokens: list[int] = []
+            text = normalize("NFC", text) if kind.nfc else text
             for word in words(text, kind.patterns):
                 letters = word.encode().decode("latin-1").translate(_TO_LETTERS)
                 tokens += self._merges.encode(letters)

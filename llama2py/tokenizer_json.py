@@ -112,9 +112,13 @@ def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise TokenizerError(f"model.{name} is {model[name]!r:.80}, expected none")
-    specials, pieces = _pieces(file, model)
+    specials, pieces, normalized = _pieces(file, model)
     ids = {piece: token for token, piece in reversed(list(enumerate(pieces)))}
     kind = _kind(file, bool(model.get("byte_fallback")))
+    if normalized and isinstance(kind, ByteLevel) and kind.nfc:
+        raise TokenizerError(
+            f"added token {normalized[0][:40]!r} is looked for behind NFC, expected before it"
+        )
     bos, eos = (_find(ids, names, name) for name in ("bos", "eos"))
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
     if bos is None or eos is None:
@@ -140,14 +144,15 @@ def _find(ids: dict[str, int], names: dict[str, str], name: str) -> int | None:
     return next((ids[text] for text in candidates if text in ids), None)
 
 
-def _pieces(file: dict[str, Any], model: dict[str, Any]) -> tuple[Specials, list[str]]:
-    """Every id's piece, and which of them are special."""
+def _pieces(file: dict[str, Any], model: dict[str, Any]) -> tuple[Specials, list[str], list[str]]:
+    """Which tokens are special, every id's piece, and what of it a normalizer comes before."""
     by_id: dict[int, str] = {}
     for piece, token in _check(model.get("vocab"), dict, "model.vocab").items():
         if by_id.setdefault(_check(token, int, f"the id of {piece[:40]!r}"), piece) != piece:
             raise TokenizerError(f"token {token} is there twice, expected one piece an id")
     added: dict[str, int] = {}
     control: dict[str, int] = {}
+    normalized: list[str] = []
     for entry in _check(file.get("added_tokens") or [], list, "added_tokens"):
         entry = _check(entry, dict, "an added token")
         text = _check(entry.get("content"), str, "the content of an added token")
@@ -161,9 +166,11 @@ def _pieces(file: dict[str, Any], model: dict[str, Any]) -> tuple[Specials, list
                 " expected an id of its own"
             )
         (control if entry.get("special") else added)[text] = token
+        if entry.get("normalized") and not entry.get("special"):
+            normalized.append(text)
     if sorted(by_id) != list(range(len(by_id))):
         raise TokenizerError(f"{len(by_id)} tokens have other ids, expected 0 and up without gaps")
-    return Specials(added, control), [by_id[token] for token in range(len(by_id))]
+    return Specials(added, control), [by_id[token] for token in range(len(by_id))], normalized
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -192,8 +199,9 @@ def _kind(file: dict[str, Any], byte_fallback: bool) -> ByteLevel | Characters:
     normalizer = _steps(file, "normalizer", "normalizers")
     splitter = _steps(file, "pre_tokenizer", "pretokenizers")
     if any(step.get("type") == "ByteLevel" for step in splitter):
-        _refuse(normalizer, "normalizer")
-        return ByteLevel(tuple(_patterns(splitter)))
+        nfc = normalizer == [{"type": "NFC"}]
+        _refuse([] if nfc else normalizer, "normalizer")
+        return ByteLevel(tuple(_patterns(splitter)), nfc)
     if not byte_fallback:
         raise TokenizerError("model.byte_fallback is not true, expected it or a ByteLevel splitter")
     return _characters(normalizer, splitter)

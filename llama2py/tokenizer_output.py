@@ -126,7 +126,7 @@ def _byte_level(kind: ByteLevel) -> Json:
         steps.pop()
     steps.append({**letters, "use_regex": own_pattern})
     return {
-        "normalizer": None,
+        "normalizer": {"type": "NFC"} if kind.nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": {**letters, "add_prefix_space": True, "use_regex": True},
     }
@@ -295,6 +295,8 @@ def gguf_pairs(tokenizer: Tokenizer, template: str | None = None) -> dict[str, A
 
 
 def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, Any]:
+    if kind.nfc:
+        raise TokenizerError("the vocabulary composes characters (NFC), which GGUF cannot say")
     names = (b"gpt-2", b"llama-bpe", b"smollm", b"qwen2")  # others mean the same
     wanted = (kind.patterns, tokenizer.whole_first)
     pre = next((name for name in names if PRE[name] == wanted), None)

@@ -74,7 +74,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
         tiny(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}),
         "pre_tokenizer has the step {'type': 'ByteLevel', 'add_prefix_space': True}, expected a",
     ),
-    "a normalizer": (tiny(normalizer={"type": "NFC"}), "normalizer has the step {'type': 'NFC'}"),
+    "a normalizer": (tiny(normalizer={"type": "NFD"}), "normalizer has the step {'type': 'NFD'}"),
+    "two normalizers": (
+        tiny(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}),
+        "normalizer has the step {'type': 'NFC'}",
+    ),
+    "an added token behind a normalizer": (
+        tiny(
+            normalizer={"type": "NFC"},
+            added_tokens=[{"id": 3, "content": "<s>", "normalized": True}],
+        ),
+        "added token '<s>' is looked for behind NFC, expected before it",
+    ),
     "no bytes": (tiny(pre_tokenizer=None), "model.byte_fallback is not true, expected it or a B"),
     "lower case": (
         tiny(pre_tokenizer=None, model__byte_fallback=True, normalizer={"type": "Lowercase"}),

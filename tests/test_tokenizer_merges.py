@@ -16,12 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llama2py.errors import TokenizerError
-from llama2py.merge_tokenizer import MergeTokenizer
+from llama2py.merge_tokenizer import ByteLevel, MergeTokenizer
 from llama2py.pretokenize import DIGITS, GPT2, KNOWN_PATTERNS, LLAMA3, QWEN2, words
 from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
 from llama2py.tokenizer_gguf import read_gguf_vocabulary
 from llama2py.tokenizer_json import read_tokenizer_json
+from llama2py.tokenizer_output import gguf_pairs, tokenizer_json
 
 Json = dict[str, Any]
 relaxed = settings(deadline=None, max_examples=300)
@@ -145,6 +146,37 @@ BYTE_LEVEL = {
     "qwen2": ((QWEN2,), False),
     "smollm": ((DIGITS, GPT2), False),
 }
+
+
+def test_composed_characters_are_tokenizers(tmp_path: Path) -> None:
+    """NFC, which many put before vocabularies that they train."""
+    hf = pytest.importorskip("tokenizers")
+    found = json.loads(json.dumps(byte_level((GPT2,))))
+    for normalizer in ({"type": "NFC"}, {"type": "Sequence", "normalizers": [{"type": "NFC"}]}):
+        found["normalizer"] = normalizer
+        found["added_tokens"][-1]["normalized"] = False
+        theirs, ours = both(found, tmp_path)
+    path = tmp_path / "again" / "tokenizer.json"
+    path.parent.mkdir()
+    path.write_bytes(tokenizer_json(ours))
+    again, written = load_tokenizer(path), hf.Tokenizer.from_file(str(path))
+    assert ours.kind == ByteLevel((GPT2,), nfc=True)
+    with pytest.raises(TokenizerError, match=r"composes characters \(NFC\), which GGUF cannot say"):
+        gguf_pairs(ours)
+    letters = st.sampled_from(["e", "é", "\u0301", "a", "\u0323", "\u030a", "ᄒ", "ᅡ", "ᆫ", "\u212a",
+                               "cat sat", "\u2126", "\ufb1d", "\u0344", " ", "s"])  # fmt: skip
+
+    @relaxed
+    @given(st.lists(letters, max_size=12).map("".join) | TEXTS)
+    def check(text: str) -> None:
+        wanted = theirs.encode(text).ids
+        assert written.encode(text).ids == wanted
+        for tokenizer in (ours, again):
+            assert tokenizer.encode(text, bos=False, special=True) == wanted
+        back = ours.decode(ours.encode(text))
+        assert unicodedata.normalize("NFC", back) == unicodedata.normalize("NFC", text)
+
+    check()
 
 
 @pytest.mark.parametrize("name", BYTE_LEVEL)
