@@ -3,7 +3,8 @@
 The file is a protocol buffer: fields, each a varint of number * 8 + wire type, then a value. Read
 from it are the pieces (field 1: piece 1, score 2, type 3), of the trainer's settings (field 2) the
 algorithm (3) and the ids of unknown, BOS and EOS (40, 41, 42), and of the normalizer's (field 3)
-whether a space is put before the text (3). Text is not normalized: repeated spaces stay.
+whether a space is put before the text (3). Text is not normalized, as it is not in llama2.c and
+llama.cpp: repeated spaces stay. Where sentencepiece would (name 1, table 2, spaces 4), a note says.
 
 Source: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
 """
@@ -11,7 +12,7 @@ Source: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .bpe import FIRST_BYTE
@@ -157,4 +158,18 @@ def _tokenizer(data: bytes) -> Tokenizer:
     ids = tuple(trainer.get(field, default) for field, default in ((40, UNK), (41, BOS), (42, EOS)))
     if ids != (UNK, BOS, EOS):
         raise TokenizerError(f"unknown, BOS and EOS are {ids!r:.80}, expected {(UNK, BOS, EOS)}")
-    return tokenizer_of_pieces(pieces, scores, types, prefix_each=False)
+    tokenizer = tokenizer_of_pieces(pieces, scores, types, prefix_each=False)
+    tokenizer.notes = tuple(_what_is_not_done(normalizer))
+    return tokenizer
+
+
+def _what_is_not_done(normalizer: Mapping[int, int | bytes]) -> Iterator[str]:
+    done = []
+    if normalizer.get(2):
+        raw = normalizer.get(1)
+        name = raw.decode(errors="replace")[:40] if isinstance(raw, bytes) else "?"
+        done.append(f"normalizes texts ({name})")
+    if normalizer.get(4, 1):
+        done.append("drops repeated spaces")
+    if done:
+        yield f"sentencepiece {' and '.join(done)} for this tokenizer, here they stay as they are"

@@ -49,6 +49,8 @@ class Tokenizer:
     ----------
     adds_bos, first_byte, prefix_each
         As above.
+    notes : tuple of str
+        What a user should know of where it comes from.
 
     Raises
     ------
@@ -66,6 +68,7 @@ class Tokenizer:
     eos_id = EOS
     first_byte = FIRST_BYTE
     prefix_each = True
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

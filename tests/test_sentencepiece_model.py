@@ -90,11 +90,9 @@ def train(**options: Any) -> bytes:
         model_writer=trained,
         vocab_size=300,
         byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
         hard_vocab_limit=False,
         minloglevel=2,
-        **options,
+        **{"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **options},
     )
     return trained.getvalue()
 
@@ -156,6 +154,20 @@ def test_between_trusted_control_tokens_each_text_is_sentencepieces(tmp_path: Pa
         assert ours.encode_parts(parts) == wanted
 
     check()
+
+
+def test_what_sentencepiece_would_do_first_is_noted(tmp_path: Path) -> None:
+    """llama2.c trains with repeated spaces dropped, and runs with them kept."""
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(train(model_type="bpe"))
+    assert load_tokenizer(path).notes == ()
+    path.write_bytes(train(model_type="bpe", remove_extra_whitespaces=True))
+    ours = load_tokenizer(path)
+    assert ours.decode(ours.encode("the  cat")) == "the  cat"
+    end = " for this tokenizer, here they stay as they are"
+    assert ours.padded(len(ours) + 1).notes == ("sentencepiece drops repeated spaces" + end,)
+    path.write_bytes(train(model_type="bpe", normalization_rule_name="nmt_nfkc"))
+    assert load_tokenizer(path).notes == ("sentencepiece normalizes texts (nmt_nfkc)" + end,)
 
 
 def test_text_before_the_bytes_is_refused(tmp_path: Path) -> None:

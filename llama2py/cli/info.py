@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The facts, ready for JSON. Reads every weight once."""
     config, tokenizer = checkpoint.config, own_tokenizer(checkpoint)
+    notes, problems = _tokenizer_facts(checkpoint)
     return {
         "file": str(checkpoint.path),
         "format": checkpoint.format,
@@ -99,8 +100,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "memory": memory_by_dtype(checkpoint),
         "free_memory": free_memory(),
         "load": _loading(checkpoint),
-        "notes": list(checkpoint.notes),
-        "problems": [*_weight_problems(checkpoint), *_tokenizer_problems(checkpoint)],
+        "notes": [*checkpoint.notes, *notes],
+        "problems": [*_weight_problems(checkpoint), *problems],
     }
 
 
@@ -159,10 +160,10 @@ def _has_values(array: NDArray[Any]) -> bool:
     return bool((array.view(np.uint8) if array.dtype.names else array).any())
 
 
-def _tokenizer_problems(checkpoint: Checkpoint) -> list[str]:
+def _tokenizer_facts(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Notes, and problems."""
     own = own_tokenizer(checkpoint)
     try:
-        vocabulary_for(checkpoint, own or bundled_tokenizer())
+        return list(vocabulary_for(checkpoint, own or bundled_tokenizer()).notes), []
     except TokenizerError as error:
-        return [str(error) if own else f"no tokenizer of its own, and {error}"]
-    return []
+        return [], [str(error) if own else f"no tokenizer of its own, and {error}"]
