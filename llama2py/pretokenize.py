@@ -4,7 +4,8 @@ Every such vocabulary comes with a pattern. The patterns need classes of Unicode
 ``re`` lacks; they are spelled out here from ``unicodedata``. Only patterns that are known by heart
 are run, so that no file can bring one that never ends.
 
-Source: the ``tokenizer.json`` of GPT-2, Llama 3 and Qwen2, and llama.cpp's names for them.
+Source: the ``tokenizer.json`` of GPT-2, Llama 3, Qwen2 and Mistral Nemo, and ``llama-vocab.cpp`` of
+llama.cpp for what it does where nothing is said.
 """
 
 from __future__ import annotations
@@ -23,8 +24,21 @@ _MODERN = (
 )
 LLAMA3 = _MODERN.replace("NUMBERS", "{1,3}")
 QWEN2 = _MODERN.replace("NUMBERS", "")
+_WORD = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]UPPER[\p{Ll}\p{Lm}\p{Lo}\p{M}]LOWER|"
+TEKKEN = (  # Mistral's from Nemo on
+    _WORD.replace("UPPER", "*").replace("LOWER", "+")
+    + _WORD.replace("UPPER", "+").replace("LOWER", "*")
+    + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 DIGITS = r"\p{N}"
-KNOWN_PATTERNS = frozenset([GPT2, LLAMA3, QWEN2, DIGITS])
+# What llama.cpp does with vocabularies that do not say, one after another.
+UNTOLD = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    GPT2.removesuffix(r"|\s+"),
+    r"\p{N}+",
+    "[0-9][0-9][0-9]",
+)
+KNOWN_PATTERNS = frozenset([GPT2, LLAMA3, QWEN2, TEKKEN, DIGITS, *UNTOLD])
 
 # White_Space of Unicode; Python's \s has four control characters more.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -33,7 +47,8 @@ _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 @cache
 def _ranges(category: str) -> str:
     """The inside of a character class: all characters whose category begins so."""
-    codes = (c for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c))[0] == category)
+    every = range(sys.maxunicode + 1)
+    codes = (c for c in every if unicodedata.category(chr(c)).startswith(category))
     # In a run of neighbours, code minus place is the same.
     runs = (list(run) for _, run in groupby(enumerate(codes), lambda pair: pair[1] - pair[0]))
     return "".join(rf"\U{run[0][1]:08x}-\U{run[-1][1]:08x}" for run in runs)
@@ -43,10 +58,10 @@ def _ranges(category: str) -> str:
 def _compiled(pattern: str) -> re.Pattern[str]:
     parts: list[str] = []
     inside = False  # of a character class
-    for token in re.findall(r"\\p\{\w\}|\\.|.", pattern):
+    for token in re.findall(r"\\p\{\w+\}|\\.|.", pattern):
         inside = token == "[" or (inside and token != "]")
         if token in (r"\s", r"\S") or token.startswith(r"\p"):
-            ranges = _ranges(token[3]) if token.startswith(r"\p") else _SPACE
+            ranges = _ranges(token[3:-1]) if token.startswith(r"\p") else _SPACE
             negation = "^" if token == r"\S" else ""
             token = ranges if inside else f"[{negation}{ranges}]"
         parts.append(token)

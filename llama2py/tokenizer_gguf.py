@@ -13,7 +13,7 @@ from typing import Any
 from .errors import TokenizerError
 from .gguf_metadata import GGUFArray, read_gguf_metadata
 from .merge_tokenizer import ByteLevel, MergeTokenizer
-from .pretokenize import DIGITS, GPT2, LLAMA3, QWEN2
+from .pretokenize import DIGITS, GPT2, LLAMA3, QWEN2, TEKKEN, UNTOLD
 from .sentencepiece_model import UNUSED, specials_of, tokenizer_of_pieces
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
@@ -21,15 +21,18 @@ MAX_TOKENS = 1 << 20
 
 # By tokenizer.ggml.pre: the patterns, and whether a word that is a piece is taken as it is.
 PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
-    b"default": ((GPT2,), False),
-    b"gpt-2": ((GPT2,), False),
-    b"gpt2": ((GPT2,), False),
-    b"llama-bpe": ((LLAMA3,), True),
-    b"llama3": ((LLAMA3,), True),
-    b"llama-v3": ((LLAMA3,), True),
-    b"smollm": ((DIGITS, GPT2), False),
-    b"qwen2": ((QWEN2,), False),
-    b"stablelm2": ((QWEN2,), False),
+    b"default": (UNTOLD, False),
+    **dict.fromkeys([b"gpt-2", b"gpt2", b"phi-2", b"mellum", b"trillion"], ((GPT2,), False)),
+    **dict.fromkeys(
+        [b"llama-bpe", b"llama3", b"llama-v3", b"falcon3", b"midm-2.0", b"pixtral"],
+        ((LLAMA3,), True),
+    ),
+    b"smaug-bpe": ((LLAMA3,), False),
+    **dict.fromkeys(
+        [b"smollm", b"starcoder", b"refact", b"codeshell", b"minerva-7b"], ((DIGITS, GPT2), False)
+    ),
+    **dict.fromkeys([b"qwen2", b"deepseek-r1-qwen", b"megrez", b"stablelm2"], ((QWEN2,), False)),
+    b"tekken": ((TEKKEN,), True),
 }
 
 

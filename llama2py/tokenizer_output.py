@@ -297,13 +297,13 @@ def gguf_pairs(tokenizer: Tokenizer, template: str | None = None) -> dict[str, A
 def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, Any]:
     if kind.nfc:
         raise TokenizerError("the vocabulary composes characters (NFC), which GGUF cannot say")
-    names = (b"gpt-2", b"llama-bpe", b"smollm", b"qwen2")  # others mean the same
+    names = (b"gpt-2", b"llama-bpe", b"smaug-bpe", b"smollm", b"qwen2", b"tekken", b"default")
     wanted = (kind.patterns, tokenizer.whole_first)
-    pre = next((name for name in names if PRE[name] == wanted), None)
+    pre = next((name for name in names if PRE[name] == wanted), None)  # others mean the same
     if pre is None:
         raise TokenizerError(
             "GGUF has no name for how the vocabulary cuts a text into words, expected the way of"
-            " GPT-2, Llama 3, SmolLM or Qwen 2"
+            " GPT-2, Llama 3, SmolLM, Qwen 2 or Mistral Nemo"
         )
     texts = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
     types = [NORMAL if text else UNUSED for text in texts]

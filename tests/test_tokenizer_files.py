@@ -350,8 +350,8 @@ HOSTILE_GGUFS = {
         "tokenizer.ggml.merges is missing or of another type, expected an array of bytes",
     ),
     "byte level cut in an unknown way": (
-        metadata(model=(STRING, string(b"gpt2")), pre=(STRING, string(b"tekken"))),
-        "tokenizer.ggml.pre is b'tekken', expected default, gpt-2, gpt2, llama-bpe,",
+        metadata(model=(STRING, string(b"gpt2")), pre=(STRING, string(b"falcon"))),
+        "tokenizer.ggml.pre is b'falcon', expected default, gpt-2, gpt2, phi-2, mellum,",
     ),
     "an end of nothing": (
         metadata(eos_token_id=(U32, struct.pack("<I", 262))),

@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 
 from llama2py.errors import TokenizerError
 from llama2py.merge_tokenizer import ByteLevel, MergeTokenizer
-from llama2py.pretokenize import DIGITS, GPT2, KNOWN_PATTERNS, LLAMA3, QWEN2, words
+from llama2py.pretokenize import (
+    DIGITS,
+    GPT2,
+    KNOWN_PATTERNS,
+    LLAMA3,
+    QWEN2,
+    TEKKEN,
+    UNTOLD,
+    words,
+)
 from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
 from llama2py.tokenizer_gguf import read_gguf_vocabulary
@@ -35,7 +44,7 @@ WORDS = [
 # Texts of what such vocabularies treat in different ways.
 PARTS = st.sampled_from(
     [*WORDS, *" \t\n\r", "  ", "\n\n", " \n ", "'s", "'LL", "...", "?!\n", "é", "ß", "日本", "🐻",
-     "²", "½", "\u0301", "\xa0", "\u3000", "\x1c", "\x85", "\u2028", "٣", "Ǆ", "'ſ", "<|im_end",
+     "ǅ", "ʰa", "/\n", "iPhone", "²", "½", "\u0301", "\xa0", "\u3000", "\x1c", "\x85", "\u2028", "٣", "Ǆ", "'ſ", "<|im_end",
      ADDED[1]]
 )  # fmt: skip
 TEXTS = st.one_of(
@@ -145,6 +154,8 @@ BYTE_LEVEL = {
     "llama3": ((LLAMA3,), True),
     "qwen2": ((QWEN2,), False),
     "smollm": ((DIGITS, GPT2), False),
+    "tekken": ((TEKKEN,), True),
+    "untold": (UNTOLD, False),
 }
 
 
@@ -324,9 +335,18 @@ def gguf_of(found: Json, **changes: Any) -> bytes:
 
 @pytest.mark.parametrize(
     ("pre", "name"),
-    [(b"llama-bpe", "llama3"), (b"smollm", "smollm"), (b"gpt-2", "gpt2"), (b"qwen2", "qwen2")],
+    [
+        (b"llama-bpe", "llama3"),
+        (b"smollm", "smollm"),
+        (b"starcoder", "smollm"),
+        (b"gpt-2", "gpt2"),
+        (b"qwen2", "qwen2"),
+        (b"tekken", "tekken"),
+        (b"default", "untold"),
+        (None, "untold"),
+    ],
 )
-def test_gguf_has_the_same_byte_level(tmp_path: Path, pre: bytes, name: str) -> None:
+def test_gguf_has_the_same_byte_level(tmp_path: Path, pre: bytes | None, name: str) -> None:
     found = byte_level(*BYTE_LEVEL[name])
     theirs, _ = both(found, tmp_path)
     path = tmp_path / "vocabulary.gguf"

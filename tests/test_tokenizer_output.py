@@ -16,7 +16,7 @@ from llama2py.checkpoint.write_gguf import _head
 from llama2py.errors import TokenizerError
 from llama2py.gguf_metadata import read_gguf_metadata
 from llama2py.merge_tokenizer import ByteLevel, Characters, MergeTokenizer
-from llama2py.pretokenize import DIGITS, GPT2, LLAMA3, QWEN2
+from llama2py.pretokenize import DIGITS, GPT2, LLAMA3, QWEN2, TEKKEN, UNTOLD
 from llama2py.sentencepiece_model import read_sentencepiece
 from llama2py.specials import Specials
 from llama2py.tokenizer import Tokenizer
@@ -43,6 +43,9 @@ PATTERNS = {
     "smollm": ((DIGITS, GPT2), False),
     "llama3": ((LLAMA3,), True),
     "qwen2": ((QWEN2,), False),
+    "tekken": ((TEKKEN,), True),
+    "smaug": ((LLAMA3,), False),
+    "untold": (UNTOLD, False),
 }
 
 
