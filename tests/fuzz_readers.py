@@ -32,6 +32,8 @@ from tiny_checkpoints import Shape, make_file
 from llama2py.checkpoint import open_checkpoint
 from llama2py.reference import Reference
 from llama2py.saved_session import fingerprint, read_session, write_session
+from llama2py.specials import Specials
+from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
 from llama2py.tokenizer_output import gguf_pairs, sentencepiece_model, tokenizer_json
 from llama2py.tokenizer_ranks import read_ranks
@@ -78,8 +80,10 @@ def gguf(folder: Path) -> Made:
 
 
 def gguf_vocabulary(folder: Path) -> Made:
-    seed = gguf_file(metadata() | gguf_pairs(tiny_tokenizer(), "{{ bos_token }}"), [])
-    return file_as(folder / "m.gguf", vocabulary_at), [seed]
+    (folder / "ranks").write_bytes(byte_level())
+    vocabularies = tiny_tokenizer(), early_specials(), read_ranks(folder / "ranks")
+    seeds = [gguf_file(metadata() | gguf_pairs(v, "{{ bos_token }}"), []) for v in vocabularies]
+    return file_as(folder / "m.gguf", vocabulary_at), seeds
 
 
 def llama2c(folder: Path) -> Made:
@@ -224,21 +228,34 @@ def tokenizer_bin(folder: Path) -> Made:
     return file_as(path, vocabulary_at), [path.read_bytes()]
 
 
-def ranks(folder: Path) -> Made:
+def byte_level() -> bytes:
     pieces = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the", b"in"]
-    lines = b"".join(b64encode(p) + b" %d\n" % rank for rank, p in enumerate(pieces))
-    return file_as(folder / "tokenizer.model", vocabulary_at), [lines]
+    return b"".join(b64encode(p) + b" %d\n" % rank for rank, p in enumerate(pieces))
+
+
+def ranks(folder: Path) -> Made:
+    return file_as(folder / "tokenizer.model", vocabulary_at), [byte_level()]
 
 
 def tokenizer_json_(folder: Path) -> Made:
-    (byte_level,) = ranks(folder)[1]
-    (folder / "ranks").write_bytes(byte_level)
+    (folder / "ranks").write_bytes(byte_level())
     seeds = [tokenizer_json(tiny_tokenizer()), tokenizer_json(read_ranks(folder / "ranks"))]
+    seeds.append(seeds[1].replace(b'"normalizer": null', b'"normalizer": {"type": "NFC"}'))
+    assert seeds[2] != seeds[1]
     return file_as(folder / "tokenizer.json", vocabulary_at), seeds
 
 
+def early_specials() -> Tokenizer:
+    """Special tokens before the bytes, and pieces that sentencepiece would find in every text."""
+    tiny = tiny_tokenizer()
+    pieces = [tiny.piece(token) for token in range(len(tiny))]
+    pieces[3:3] = [b"[INST]", b"  ", b"th"]
+    scores = [0.0] * 3 + [tiny.score(token) for token in range(len(tiny))]
+    return Tokenizer(pieces, scores, Specials({"  ": 4, "th": 5}, {"[INST]": 3}), first_byte=6)
+
+
 def sentencepiece(folder: Path) -> Made:
-    seeds = [sentencepiece_model(tiny_tokenizer())]
+    seeds = [sentencepiece_model(tiny_tokenizer()), sentencepiece_model(early_specials())]
     return file_as(folder / "tokenizer.model", vocabulary_at), seeds
 
 
