@@ -11,7 +11,7 @@ from .files import replacing
 from .hub import find_model
 from .tokenizer import Tokenizer
 from .tokenizer_files import fits_tokenizer_bin, load_tokenizer, write_tokenizer_bin
-from .tokenizer_output import sentencepiece_model, tokenizer_json
+from .tokenizer_output import pieces_of, sentencepiece_model, tokenizer_json
 from .tokenizer_scores import to_scores
 
 
@@ -83,10 +83,9 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
     TokenizerError
         Without a file's name: if no scores do what its merges do, or it has special tokens.
     """
-    sibling = None if path is None else path.with_name("tokenizer.model")
-    if not fits_tokenizer_bin(tokenizer) and sibling not in (None, path) and sibling.is_file():
-        other = load_tokenizer(sibling)
-        if len(other) == len(tokenizer) and fits_tokenizer_bin(other):
+    if not fits_tokenizer_bin(tokenizer):
+        other = sentencepiece_sibling(tokenizer, path)
+        if other is not None and fits_tokenizer_bin(other):
             return other
     scored = to_scores(tokenizer)
     if not fits_tokenizer_bin(scored):
@@ -95,3 +94,12 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
             " expected a format that holds them: hf, gguf or tokenizer.json"
         )
     return scored
+
+
+def sentencepiece_sibling(tokenizer: Tokenizer, path: Path | None) -> Tokenizer | None:
+    """The vocabulary of a tokenizer.model beside a file, where it has the same tokens."""
+    sibling = None if path is None else path.with_name("tokenizer.model")
+    if sibling is None or sibling == path or not sibling.is_file():
+        return None
+    other = load_tokenizer(sibling)
+    return other if pieces_of(other) == pieces_of(tokenizer) else None

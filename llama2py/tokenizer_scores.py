@@ -83,13 +83,16 @@ def ways(text: str, ids: Mapping[str, int]) -> list[tuple[str, str]]:
     return sorted(found, key=lambda way: (ids[way[0]], ids[way[1]]))
 
 
-def to_scores(tokenizer: Tokenizer) -> Tokenizer:
+def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
     """The vocabulary with scores that does what one with merges does.
 
     Parameters
     ----------
     tokenizer : Tokenizer
         One that has scores comes back as it is.
+    any_prefix : bool
+        Whether a space before each stretch of text may stand for one before the first only, or for
+        none where the text begins with one.
 
     Raises
     ------
@@ -102,7 +105,8 @@ def to_scores(tokenizer: Tokenizer) -> Tokenizer:
     kind = tokenizer.kind
     if not isinstance(kind, Characters):
         raise TokenizerError(f"the vocabulary is at byte level, {_CANNOT}")
-    if kind != Characters("each") or tokenizer.whole_first:
+    known = kind == Characters("each") or (any_prefix and kind.prefix != "none")
+    if not known or tokenizer.whole_first:
         raise TokenizerError(
             f"the vocabulary puts no space, or not always one, before a text, {_CANNOT}"
         )

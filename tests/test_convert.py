@@ -19,8 +19,11 @@ from llama2py.cli import main
 from llama2py.config import ModelConfig
 from llama2py.conversion import convert, format_of
 from llama2py.errors import CheckpointError, ParameterError, TokenizerError
+from llama2py.merge_tokenizer import Characters, MergeTokenizer
 from llama2py.rope import RopeScaling
+from llama2py.specials import Specials
 from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
+from llama2py.tokenizer_output import sentencepiece_model, tokenizer_json
 
 LLAMA3 = RopeScaling("llama3", 32.0, original_seq_len=8192)
 
@@ -283,14 +286,45 @@ def test_a_vocabulary_that_a_format_lacks(model: Path, tmp_path: Path) -> None:
     """Before anything is written."""
     tiny = tiny_tokenizer()
     pieces = [tiny.piece(i) for i in range(299)] + [b"<|end|>"]
-    specials = llama2py.tokenizer.Specials(control={"<|end|>": 299})
+    specials = Specials(control={"<|end|>": 299})
     special = llama2py.Tokenizer(pieces, [-float(i) for i in range(300)], specials, 299)
     json_file = tmp_path / "tokenizer.json"
-    json_file.write_bytes(llama2py.tokenizer_output.tokenizer_json(special))
+    json_file.write_bytes(tokenizer_json(special))
     message = r"out\.tokenizer\.bin: the vocabulary has special tokens, .* \(--no-tokenizer, or to"
     with pytest.raises(TokenizerError, match=message):
         convert(model, tmp_path / "out.bin", tokenizer=json_file)
     assert left(tmp_path) == ["model", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("beside", [None, "the same", "another"])
+def test_newer_transformers_spaces_in_gguf(
+    beside: str | None, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A space before the first stretch only: told, unless its tokenizer.model is there."""
+    tiny, path = tiny_tokenizer(), model / "tokenizer.json"
+    path.write_bytes(tokenizer_json(tiny))
+    merges = load_tokenizer(path)
+    assert isinstance(merges, MergeTokenizer)
+    pieces = [merges.piece(i).decode() for i in range(300)]
+    kind = Characters("first", prefix_once=True)
+    newer = MergeTokenizer(pieces, merges.merges, kind, 1, 2, merges.specials, 0)
+    path.write_bytes(tokenizer_json(newer))
+    (model / "tokenizer.bin").unlink()
+    if beside:
+        raw = [tiny.piece(i) for i in range(300)]
+        if beside == "another":
+            raw[270] += b"x"
+        other = llama2py.Tokenizer(raw, [tiny.score(i) for i in range(300)])
+        (model / "tokenizer.model").write_bytes(sentencepiece_model(other))
+    written = load_tokenizer(convert(model, tmp_path / "out.gguf"), 300)
+    assert ["there a space comes before" in told for told in caplog.messages] == (
+        [] if beside == "the same" else [True]
+    )
+    for text in ("ab nab", "x<s>\u00e9", "", " ab", "  "):
+        assert written.encode(text) == tiny.encode(text)
+        assert (written.encode(text) == newer.encode(text)) == (not text.startswith(" "))
+    scores = [written.score(i) for i in range(300)]
+    assert (scores == [tiny.score(i) for i in range(300)]) == (beside == "the same")
 
 
 # ---- the command ----
