@@ -25,7 +25,7 @@ from .files import check_space, replacing, replacing_folder
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
 from .tokenizer import Tokenizer
-from .tokenizer_export import sentencepiece_sibling, with_scores
+from .tokenizer_export import other_spaces, with_scores
 from .tokenizer_files import bundled_tokenizer, load_tokenizer, write_tokenizer_bin
 from .tokenizer_output import (
     gguf_pairs,
@@ -152,7 +152,7 @@ def convert(
             precisions = (precision, norms)
             _to_huggingface(target, checkpoint, precisions, vocabulary, path, counter, shard_size)
         elif kind == "gguf":
-            _to_gguf(target, checkpoint, precision, vocabulary, path, counter)
+            _to_gguf(target, checkpoint, precision, vocabulary, counter)
             _warn_of_another(target, path)
         else:
             version = int(kind[1:])
@@ -273,21 +273,26 @@ def _warn_of_another(target: Path, path: Path | None) -> None:
         _log.warning("%s lies there already: it is taken for %s's vocabulary", other, target)
 
 
+def _warn_of_spaces(target: Path, vocabulary: Tokenizer, format: str) -> None:
+    for told in other_spaces(vocabulary, format):
+        _log.warning("%s: %s", target, told)
+
+
 def _to_gguf(
     target: Path,
     checkpoint: Checkpoint,
     dtype: str,
     vocabulary: Tokenizer | None,
-    path: Path | None,
     progress: Callable[[int], object],
 ) -> None:
     # llama.cpp's name for a model that has none.
     pairs: dict[str, object] = {"tokenizer.ggml.model": b"no_vocab"}
     if vocabulary is not None:
         try:
-            pairs = _gguf_vocabulary(target, vocabulary, path, checkpoint.chat_template)
+            pairs = gguf_pairs(vocabulary, checkpoint.chat_template)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
+        _warn_of_spaces(target, vocabulary, "gguf")
     places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     ends = _ends(checkpoint, vocabulary)
     if len(ends) > len(places):
@@ -299,28 +304,6 @@ def _to_gguf(
         write_gguf(target, checkpoint, dtype, pairs, progress)
     except CheckpointError as error:
         raise _named(target, error) from None
-
-
-def _gguf_vocabulary(
-    target: Path, vocabulary: Tokenizer, path: Path | None, template: str | None
-) -> dict[str, object]:
-    """A vocabulary in GGUF's words, or of the tokenizer.model that it was made of, or nearly so.
-
-    A tokenizer.json of newer transformers puts a space before the first stretch of a text only.
-    """
-    try:
-        return gguf_pairs(vocabulary, template)
-    except TokenizerError:
-        other = sentencepiece_sibling(vocabulary, path)
-        if other is not None:
-            return gguf_pairs(other, template)
-        pairs = gguf_pairs(vocabulary, template, any_prefix=True)
-    _log.warning(
-        "%s: there a space comes before every text, and again behind each special token; this"
-        " vocabulary puts one before the first text only, and none before a space",
-        target,
-    )
-    return pairs
 
 
 def _to_huggingface(
@@ -375,6 +358,7 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) 
         "tokenizer.json": tokenizer_json(vocabulary),
         "tokenizer_config.json": tokenizer_config(vocabulary, checkpoint.config.seq_len, template),
     }
+    _warn_of_spaces(folder, vocabulary, "json")
     try:
         files["tokenizer.model"] = sentencepiece_model(vocabulary)
     except TokenizerError:

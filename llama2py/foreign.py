@@ -4,6 +4,7 @@ from __future__ import annotations
 
 HEAD = 512  # bytes that are plenty to tell
 TOKENIZER_BIN = "a llama2.c tokenizer"
+JSON = "a JSON text"
 
 _PREFIXES = (
     (b"GGUF", "a GGUF model"),
@@ -66,7 +67,7 @@ def _describe_text(head: bytes) -> str | None:
     if text.startswith(b"<?xml"):
         return "an XML document"
     if text.startswith((b"{", b"[")) and text.isascii():
-        return "a JSON text"
+        return JSON
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "a text file"
     return None

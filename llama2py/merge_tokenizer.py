@@ -9,8 +9,9 @@ for bytes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from unicodedata import normalize
 
 from .errors import TokenizerError
@@ -181,14 +182,9 @@ class MergeTokenizer(Tokenizer):
 
     def _fallback(self, unk_id: int | None) -> Callable[[str], list[int]]:
         unknown = [] if unk_id is None else [unk_id]
-        byte_ids = self._byte_ids if isinstance(self.kind, Characters) else {}
-
-        def ids(character: str) -> list[int]:
-            found = [byte_ids.get(byte) for byte in character.encode()]
-            known = [token for token in found if token is not None]
-            return known if len(known) == len(found) else unknown
-
-        return ids
+        return partial(
+            _bytes_of, self._byte_ids if isinstance(self.kind, Characters) else {}, unknown
+        )
 
     def _encode_part(self, text: str, first: bool) -> list[int]:
         kind = self.kind
@@ -211,3 +207,10 @@ class MergeTokenizer(Tokenizer):
             and kind.prefix != "none"
             and token not in self._byte_ids.values()
         )
+
+
+def _bytes_of(byte_ids: Mapping[int, int], unknown: list[int], character: str) -> list[int]:
+    """The ids of a character's bytes, if all are there."""
+    found = [byte_ids.get(byte) for byte in character.encode()]
+    known = [token for token in found if token is not None]
+    return known if len(known) == len(found) else unknown

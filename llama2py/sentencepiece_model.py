@@ -2,9 +2,10 @@
 
 The file is a protocol buffer: fields, each a varint of number * 8 + wire type, then a value. Read
 from it are the pieces (field 1: piece 1, score 2, type 3), of the trainer's settings (field 2) the
-algorithm (3) and the ids of unknown, BOS and EOS (40, 41, 42), and of the normalizer's (field 3)
-whether a space is put before the text (3). Text is not normalized, as it is not in llama2.c and
-llama.cpp: repeated spaces stay. Where sentencepiece would (name 1, table 2, spaces 4), a note says.
+algorithm (3), whether spaces end words (24) and the ids of unknown, BOS and EOS (40, 41, 42), and
+of the normalizer's (field 3) whether a space is put before the text (3). Text is not normalized, as
+it is not in llama2.c and llama.cpp: repeated spaces stay. Where sentencepiece would (name 1, table
+2, spaces 4), a note says so.
 
 Source: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
 """
@@ -12,6 +13,7 @@ Source: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from .specials import Specials
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 MAX_FILE_SIZE = 16 << 20  # bytes: Llama 2's has 0.5 MB
+MAX_TOKENS = 1 << 18  # Llama 2 has 32000
 
 SPACE_MARK = "\u2581".encode()  # how sentencepiece writes a space inside a piece
 # llama2.c's exporter puts these two on lines of their own.
@@ -60,7 +63,10 @@ def tokenizer_of_pieces(
     spelled = [piece.replace(SPACE_MARK, b" ") for piece in pieces]
     specials = None
     if types is not None:
-        texts = [piece.decode(errors="replace") for piece in spelled]
+        texts = [
+            piece.decode(errors="replace") if kind in (CONTROL, USER_DEFINED) else ""
+            for piece, kind in zip(spelled, types, strict=True)
+        ]
         specials = specials_of(texts, types, _FIRST_SPECIAL)
     spelled[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
     first_byte = spelled.index(b"<0x00>") if b"<0x00>" in spelled else FIRST_BYTE
@@ -133,7 +139,7 @@ def _message(value: int | bytes, what: str) -> bytes:
 
 def _tokenizer(data: bytes) -> Tokenizer:
     pieces: list[bytes] = []
-    scores: list[float] = []
+    scores = array("f")  # plain numbers are several times as large
     types: list[int] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
@@ -145,7 +151,12 @@ def _tokenizer(data: bytes) -> Tokenizer:
             kind = entry.get(3, NORMAL)
             if len(score) != 4 or not isinstance(kind, int):
                 raise TokenizerError(f"{what} has no score or no type, expected both")
-            pieces.append(_message(entry.get(1, b""), what))
+            if kind == UNUSED or len(pieces) == MAX_TOKENS:
+                raise TokenizerError(f"{what} is unused or one too many, expected a Llama's")
+            piece = _message(entry.get(1, b""), what)
+            if kind == USER_DEFINED and b" " in piece:
+                piece = b""  # spaces are marks where sentencepiece looks for it: it never finds it
+            pieces.append(piece)
             scores.append(struct.unpack("<f", score)[0])
             types.append(kind)
         elif field in (2, 3):
@@ -153,6 +164,8 @@ def _tokenizer(data: bytes) -> Tokenizer:
             settings.update(_fields(_message(value, "the settings")))
     if trainer.get(3, 1) != _BPE:
         raise TokenizerError(f"the algorithm is {trainer.get(3, 1)!r}, expected {_BPE} (BPE)")
+    if trainer.get(24, 0) != 0:
+        raise TokenizerError("treat_whitespace_as_suffix is true, expected spaces before words")
     if normalizer.get(3, 1) != 1:
         raise TokenizerError("add_dummy_prefix is not true, expected the space that llama2.c adds")
     ids = tuple(trainer.get(field, default) for field, default in ((40, UNK), (41, BOS), (42, EOS)))
@@ -168,7 +181,7 @@ def _what_is_not_done(normalizer: Mapping[int, int | bytes]) -> Iterator[str]:
     if normalizer.get(2):
         raw = normalizer.get(1)
         name = raw.decode(errors="replace")[:40] if isinstance(raw, bytes) else "?"
-        done.append(f"normalizes texts ({name})")
+        done.append(f"normalizes texts ({name!r})")
     if normalizer.get(4, 1):
         done.append("drops repeated spaces")
     if done:

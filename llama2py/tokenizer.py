@@ -59,7 +59,7 @@ class Tokenizer:
 
     Notes
     -----
-    Ids up to the last byte's are never matched from text: a user who types ``<s>`` or ``<0x41>``
+    Unknown, BOS, EOS and bytes are never matched from text: a user who types ``<s>`` or ``<0x41>``
     means these characters. A piece that stands at several ids is encoded as the lowest of them.
     """
 

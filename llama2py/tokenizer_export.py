@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from .checkpoint.directory import OF_HUGGINGFACE, first_there
 from .errors import CheckpointError, TokenizerError
 from .files import replacing
 from .hub import find_model
+from .merge_tokenizer import Characters, MergeTokenizer
 from .tokenizer import Tokenizer
 from .tokenizer_files import fits_tokenizer_bin, load_tokenizer, write_tokenizer_bin
-from .tokenizer_output import pieces_of, sentencepiece_model, tokenizer_json
+from .tokenizer_output import sentencepiece_model, tokenizer_json
 from .tokenizer_scores import to_scores
+
+_log = logging.getLogger(__name__)
 
 
 def export_tokenizer(source: Path, output: Path) -> Tokenizer:
@@ -60,6 +64,8 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
             data = make(tokenizer)
     except TokenizerError as error:
         raise TokenizerError(f"{output}: {error}") from None
+    for told in other_spaces(tokenizer, output.suffix[1:]):
+        _log.warning("%s: %s", output, told)
     if output.suffix == ".bin":
         write_tokenizer_bin(tokenizer, output)
     else:
@@ -83,9 +89,10 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
     TokenizerError
         Without a file's name: if no scores do what its merges do, or it has special tokens.
     """
-    if not fits_tokenizer_bin(tokenizer):
-        other = sentencepiece_sibling(tokenizer, path)
-        if other is not None and fits_tokenizer_bin(other):
+    sibling = None if path is None else path.with_name("tokenizer.model")
+    if not fits_tokenizer_bin(tokenizer) and sibling not in (None, path) and sibling.is_file():
+        other = load_tokenizer(sibling)
+        if len(other) == len(tokenizer) and fits_tokenizer_bin(other):
             return other
     scored = to_scores(tokenizer)
     if not fits_tokenizer_bin(scored):
@@ -96,10 +103,26 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
     return scored
 
 
-def sentencepiece_sibling(tokenizer: Tokenizer, path: Path | None) -> Tokenizer | None:
-    """The vocabulary of a tokenizer.model beside a file, where it has the same tokens."""
-    sibling = None if path is None else path.with_name("tokenizer.model")
-    if sibling is None or sibling == path or not sibling.is_file():
-        return None
-    other = load_tokenizer(sibling)
-    return other if pieces_of(other) == pieces_of(tokenizer) else None
+def other_spaces(tokenizer: Tokenizer, format: str) -> list[str]:
+    """Where a vocabulary puts spaces that another format means otherwise, each in a sentence.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        Any.
+    format : str
+        ``'gguf'``, ``'json'``, ``'model'`` or ``'bin'``.
+    """
+    each, once, behind = tokenizer.prefix_each, False, list(tokenizer.specials.added)
+    if isinstance(tokenizer, MergeTokenizer):
+        if not isinstance(tokenizer.kind, Characters) or format == "json":
+            return []  # said as it is
+        each, once = tokenizer.kind.prefix == "each", tokenizer.kind.prefix_once
+        behind += () if each else tokenizer.specials.control
+    told = []
+    if behind and each != (format != "model"):
+        there, here = ("no", "one") if each else ("a", "none")
+        told.append(f"there {there} space comes behind special tokens in a text, here {here}")
+    if once:
+        told.append("there a text that begins with a space gets another one, here none")
+    return told

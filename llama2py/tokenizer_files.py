@@ -15,7 +15,7 @@ from pathlib import Path
 from .bpe import FIRST_BYTE
 from .errors import TokenizerError
 from .files import replacing
-from .foreign import HEAD, TOKENIZER_BIN, describe
+from .foreign import HEAD, JSON, TOKENIZER_BIN, describe
 from .tokenizer import EOS, Tokenizer
 
 NAME = "tokenizer.bin"
@@ -105,7 +105,7 @@ def _read_other(path: Path, head: bytes) -> Tokenizer:
         return _read_tokenizer_bin(path)
     except TokenizerError:
         kind = describe(head)
-        if kind is None or kind == TOKENIZER_BIN:
+        if kind is None or kind in (TOKENIZER_BIN, JSON):
             raise
         raise TokenizerError(
             f"{path}: this is {kind}, expected a {NAME}, .model, .json or GGUF"

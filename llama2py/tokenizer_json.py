@@ -166,7 +166,7 @@ def _pieces(file: dict[str, Any], model: dict[str, Any]) -> tuple[Specials, list
                 " expected an id of its own"
             )
         (control if entry.get("special") else added)[text] = token
-        if entry.get("normalized") and not entry.get("special"):
+        if entry.get("normalized"):
             normalized.append(text)
     if sorted(by_id) != list(range(len(by_id))):
         raise TokenizerError(f"{len(by_id)} tokens have other ids, expected 0 and up without gaps")

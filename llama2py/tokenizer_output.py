@@ -260,19 +260,10 @@ def sentencepiece_model(tokenizer: Tokenizer) -> bytes:
     return b"".join(parts) + _field(2, trainer) + _field(3, normalizer)
 
 
-def gguf_pairs(
-    tokenizer: Tokenizer, template: str | None = None, any_prefix: bool = False
-) -> dict[str, Any]:
-    """A vocabulary as the pairs ``tokenizer.*`` of a GGUF file.
+def gguf_pairs(tokenizer: Tokenizer, template: str | None = None) -> dict[str, Any]:
+    """A vocabulary as the pairs ``tokenizer.*`` of a GGUF file, with a chat template.
 
-    Parameters
-    ----------
-    tokenizer : Tokenizer
-        The vocabulary.
-    template : str, optional
-        The chat template.
-    any_prefix : bool
-        As in `to_scores`.
+    Where spaces come before a text the format has one way only: see `other_spaces`.
 
     Raises
     ------
@@ -282,7 +273,7 @@ def gguf_pairs(
     if isinstance(tokenizer, MergeTokenizer) and isinstance(tokenizer.kind, ByteLevel):
         about = _byte_level_pairs(tokenizer, tokenizer.kind)
     else:
-        tokenizer = to_scores(tokenizer, any_prefix)
+        tokenizer = to_scores(tokenizer, any_prefix=True)
         texts = spelled(tokenizer)
         about = {
             "model": b"llama",

@@ -108,7 +108,8 @@ def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
     known = kind == Characters("each") or (any_prefix and kind.prefix != "none")
     if not known or tokenizer.whole_first:
         raise TokenizerError(
-            f"the vocabulary puts no space, or not always one, before a text, {_CANNOT}"
+            "the vocabulary puts no space, or not always one, before a text,"
+            " expected a format that can say so: hf or tokenizer.json"
         )
     pieces = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
     special = set(tokenizer.specials.ids())

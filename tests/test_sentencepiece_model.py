@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2py.errors import TokenizerError
-from llama2py.sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
+from llama2py.sentencepiece_model import (
+    MAX_TOKENS,
+    looks_like_sentencepiece,
+    read_sentencepiece,
+)
 from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
 
@@ -103,6 +108,7 @@ def train(**options: Any) -> bytes:
         {},
         # The trainer puts these before the bytes; so has Mistral 7B v0.3's.
         {"user_defined_symbols": ["<sep>", "cats", "▁▁", "▁1"]},
+        {"user_defined_symbols": ["<sep>", "  ", "a 1", "t a"]},  # with spaces: never found
         {"control_symbols": ["<sep>", "[INST]"], "user_defined_symbols": ["1"]},
     ],
 )
@@ -114,7 +120,8 @@ def test_a_trained_one_is_sentencepieces(tmp_path: Path, symbols: dict[str, list
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert len(ours) == theirs.vocab_size()
     assert ours.first_byte == 3 + sum(map(len, symbols.values())) == theirs.piece_to_id("<0x00>")
-    assert len(ours.specials.added) == len(symbols.get("user_defined_symbols", []))
+    found = [text for text in symbols.get("user_defined_symbols", []) if " " not in text]
+    assert list(ours.specials.added) == [text.replace("▁", " ") for text in found]
 
     @settings(deadline=None, max_examples=300)
     @given(TEXTS)
@@ -167,7 +174,23 @@ def test_what_sentencepiece_would_do_first_is_noted(tmp_path: Path) -> None:
     end = " for this tokenizer, here they stay as they are"
     assert ours.padded(len(ours) + 1).notes == ("sentencepiece drops repeated spaces" + end,)
     path.write_bytes(train(model_type="bpe", normalization_rule_name="nmt_nfkc"))
-    assert load_tokenizer(path).notes == ("sentencepiece normalizes texts (nmt_nfkc)" + end,)
+    assert load_tokenizer(path).notes == ("sentencepiece normalizes texts ('nmt_nfkc')" + end,)
+    path.write_bytes(model(normalizer=field(1, b"\x1b[2J\nx") + field(2, b"t") + field(4, 0)))
+    assert load_tokenizer(path).notes == (r"sentencepiece normalizes texts ('\x1b[2J\nx')" + end,)
+
+
+def test_many_tokens_take_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    for count, piece in ((MAX_TOKENS - 261, b""), (MAX_TOKENS, b"")):
+        path.write_bytes(model(tail=field(1, field(1, piece)) * count))
+        tracemalloc.start()
+        with suppress(TokenizerError):
+            load_tokenizer(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * path.stat().st_size + (16 << 20)
+    with pytest.raises(TokenizerError, match="token 262144 is unused or one too many"):
+        load_tokenizer(path)
 
 
 def test_text_before_the_bytes_is_refused(tmp_path: Path) -> None:
@@ -229,6 +252,14 @@ HOSTILE = {
     ),
     "unigram": (model(trainer=field(3, 1)), "the algorithm is 1, expected 2 (BPE)"),
     "no settings": (model(trainer=b""), "the algorithm is 1, expected 2 (BPE)"),
+    "unused": (
+        model(tail=field(1, field(1, b"c") + field(3, 5))),
+        "token 261 is unused or one too",
+    ),
+    "spaces behind words": (
+        model(field(3, 2) + field(24, 1)),
+        "treat_whitespace_as_suffix is true",
+    ),
     "no prefix": (model(normalizer=field(3, 0)), "add_dummy_prefix is not true, expected"),
     "another bos": (
         model(trainer=field(3, 2) + field(41, 7)),

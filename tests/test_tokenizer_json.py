@@ -79,6 +79,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
         tiny(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}),
         "normalizer has the step {'type': 'NFC'}",
     ),
+    "a special token behind a normalizer": (
+        tiny(
+            normalizer={"type": "NFC"},
+            added_tokens=[{"id": 3, "content": "<s>", "normalized": True, "special": True}],
+        ),
+        "added token '<s>' is looked for behind NFC, expected before it",
+    ),
     "an added token behind a normalizer": (
         tiny(
             normalizer={"type": "NFC"},
