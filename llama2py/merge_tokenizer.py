@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 from unicodedata import normalize
 
 from .errors import TokenizerError
@@ -46,13 +47,15 @@ class ByteLevel:
     ----------
     patterns : tuple of str
         What cuts a text into words: see `pretokenize.words`.
-    nfc : bool
-        Whether characters are composed first (Unicode's NFC): what is decoded is then the composed
-        text.
+    form : {'', 'NFC', 'NFKC'}
+        Unicode's form that a text gets first, if any: what is decoded is then in that form.
+    prefix : bool
+        Whether a space is put before each stretch between two added tokens that begins with none.
     """
 
     patterns: tuple[str, ...]
-    nfc: bool = False
+    form: Literal["", "NFC", "NFKC"] = ""
+    prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,9 @@ class MergeTokenizer(Tokenizer):
         kind = self.kind
         if isinstance(kind, ByteLevel):
             tokens: list[int] = []
-            text = normalize("NFC", text) if kind.nfc else text
+            text = normalize(kind.form, text) if kind.form else text
+            if kind.prefix and not text.startswith(" "):
+                text = " " + text
             for word in words(text, kind.patterns):
                 letters = word.encode().decode("latin-1").translate(_TO_LETTERS)
                 tokens += self._merges.encode(letters)
@@ -202,11 +207,9 @@ class MergeTokenizer(Tokenizer):
 
     def _strips(self, token: int) -> bool:
         kind = self.kind
-        return (
-            isinstance(kind, Characters)
-            and kind.prefix != "none"
-            and token not in self._byte_ids.values()
-        )
+        if isinstance(kind, ByteLevel):
+            return kind.prefix
+        return kind.prefix != "none" and token not in self._byte_ids.values()
 
 
 def _bytes_of(byte_ids: Mapping[int, int], unknown: list[int], character: str) -> list[int]:

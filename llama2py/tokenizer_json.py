@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import TokenizerError
 from .merge_tokenizer import SPACE_MARK, ByteLevel, Characters, MergeTokenizer
@@ -115,9 +115,10 @@ def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
     specials, pieces, normalized = _pieces(file, model)
     ids = {piece: token for token, piece in reversed(list(enumerate(pieces)))}
     kind = _kind(file, bool(model.get("byte_fallback")))
-    if normalized and isinstance(kind, ByteLevel) and kind.nfc:
+    if normalized and isinstance(kind, ByteLevel) and kind.form:
         raise TokenizerError(
-            f"added token {normalized[0][:40]!r} is looked for behind NFC, expected before it"
+            f"added token {normalized[0][:40]!r} is looked for behind {kind.form},"
+            " expected before it"
         )
     bos, eos = (_find(ids, names, name) for name in ("bos", "eos"))
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
@@ -199,9 +200,15 @@ def _kind(file: dict[str, Any], byte_fallback: bool) -> ByteLevel | Characters:
     normalizer = _steps(file, "normalizer", "normalizers")
     splitter = _steps(file, "pre_tokenizer", "pretokenizers")
     if any(step.get("type") == "ByteLevel" for step in splitter):
-        nfc = normalizer == [{"type": "NFC"}]
-        _refuse([] if nfc else normalizer, "normalizer")
-        return ByteLevel(tuple(_patterns(splitter)), nfc)
+        form: Literal["", "NFC", "NFKC"] = ""
+        match normalizer:
+            case [{"type": ("NFC" | "NFKC") as form}]:
+                pass
+            case _:
+                _refuse(normalizer, "normalizer")
+        # Behind another step it would put a space before each of the pieces.
+        prefix = splitter[0].get("type") == "ByteLevel" and splitter[0].get("add_prefix_space")
+        return ByteLevel(tuple(_patterns(splitter)), form, prefix is True)
     if not byte_fallback:
         raise TokenizerError("model.byte_fallback is not true, expected it or a ByteLevel splitter")
     return _characters(normalizer, splitter)
@@ -215,9 +222,11 @@ def _refuse(steps: list[dict[str, Any]], name: str) -> None:
 def _patterns(steps: list[dict[str, Any]]) -> list[str]:
     """What the steps before the bytes cut a text by."""
     patterns = []
-    for step in steps:
+    for place, step in enumerate(steps):
         match step:
-            case {"type": "ByteLevel", "add_prefix_space": False}:
+            case {"type": "ByteLevel", "add_prefix_space": bool(spaced)} if (
+                place == 0 or not spaced
+            ):
                 if step.get("use_regex", True):
                     patterns.append(GPT2)
             case {"type": "Digits", "individual_digits": True}:

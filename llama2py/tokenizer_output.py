@@ -120,13 +120,13 @@ def _byte_level(kind: ByteLevel) -> Json:
                     "invert": False,
                 }
             )
-    letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    letters = {"type": "ByteLevel", "add_prefix_space": kind.prefix, "trim_offsets": True}
     own_pattern = kind.patterns[-1:] == (GPT2,)  # the one that ByteLevel knows by itself
     if own_pattern:
         steps.pop()
     steps.append({**letters, "use_regex": own_pattern})
     return {
-        "normalizer": {"type": "NFC"} if kind.nfc else None,
+        "normalizer": {"type": kind.form} if kind.form else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": {**letters, "add_prefix_space": True, "use_regex": True},
     }
@@ -297,8 +297,9 @@ def gguf_pairs(tokenizer: Tokenizer, template: str | None = None) -> dict[str, A
 
 
 def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, Any]:
-    if kind.nfc:
-        raise TokenizerError("the vocabulary composes characters (NFC), which GGUF cannot say")
+    if kind.form or kind.prefix:
+        what = f"puts a text into {kind.form}" if kind.form else "puts a space before a text"
+        raise TokenizerError(f"the vocabulary {what}, which GGUF cannot say, expected hf")
     names = (b"gpt-2", b"llama-bpe", b"smaug-bpe", b"smollm", b"qwen2", b"tekken", b"default")
     wanted = (kind.patterns, tokenizer.whole_first)
     pre = next((name for name in names if PRE[name] == wanted), None)  # others mean the same

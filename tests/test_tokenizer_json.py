@@ -70,8 +70,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ),
         "pre_tokenizer has the step {'type': 'Split', 'pattern': {'Regex': '(a+)+$'}",
     ),
-    "a prefix space": (
-        tiny(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}),
+    "a prefix space before each digit": (
+        tiny(
+            pre_tokenizer={
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Digits", "individual_digits": True},
+                    {"type": "ByteLevel", "add_prefix_space": True},
+                ],
+            }
+        ),
         "pre_tokenizer has the step {'type': 'ByteLevel', 'add_prefix_space': True}, expected a",
     ),
     "a normalizer": (tiny(normalizer={"type": "NFD"}), "normalizer has the step {'type': 'NFD'}"),
