@@ -22,7 +22,10 @@ MAX_CONTAINERS = 1 << 20  # newer files have a list for each merge: Llama 3's ha
 MAX_ITEMS = 1 << 21
 _CONFIG = "tokenizer_config.json"
 # Where no file beside it tells which tokens begin and end a text.
-_USUAL = {"bos": ("<s>", "<|begin_of_text|>", "<|endoftext|>"), "eos": ("</s>", "<|end_of_text|>")}
+_USUAL = {
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|bos|>", "<|endoftext|>"),
+    "eos": ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>"),
+}
 
 
 def read_tokenizer_json(path: str | Path) -> MergeTokenizer:

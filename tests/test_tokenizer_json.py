@@ -113,6 +113,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("<s>", "</s>"), ("<bos>", "<eos>"), ("[BOS]", "[EOS]"), ("<|endoftext|>", "<|endoftext|>")],
+)
+def test_the_usual_names_where_no_file_tells(tmp_path: Path, begin: str, end: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    names = dict.fromkeys([end, begin])
+    added = [{"id": 3 + i, "content": name, "special": True} for i, name in enumerate(names)]
+    path.write_text(json.dumps(tiny(added_tokens=added)), "utf-8")
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (2 + len(names), 3)
+
+
 def test_far_too_many_items(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     for many in ("[]" * (MAX_CONTAINERS + 1), "," * (MAX_ITEMS + 1)):
