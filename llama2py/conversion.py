@@ -256,9 +256,11 @@ def _to_llama2c(
     copy = beside(target)
     if vocabulary is not None:
         try:
-            vocabulary = with_scores(vocabulary, path)
+            scored = with_scores(vocabulary, path)
         except TokenizerError as error:
             raise TokenizerError(f"{copy}: {error}, {_WITHOUT}") from None
+        _warn_of_spaces(copy, vocabulary, "bin")
+        vocabulary = scored
     if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
     write_llama2c(target, checkpoint, version, group_size, threads, progress)
@@ -319,7 +321,7 @@ def _to_huggingface(
     files: dict[str, bytes] = {}
     if vocabulary is not None and path is not None:
         try:
-            files = _tokenizer_files(checkpoint, vocabulary, path)
+            files = _tokenizer_files(target, checkpoint, vocabulary, path)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
     config_json(checkpoint, dtypes[0], ids)  # says what it cannot say before anything is written
@@ -344,7 +346,9 @@ def _ends(checkpoint: Checkpoint, vocabulary: Tokenizer | None) -> list[int]:
     return [eos, *sorted(end_tokens(checkpoint.conventions, vocabulary) - {eos})]
 
 
-def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) -> dict[str, bytes]:
+def _tokenizer_files(
+    target: Path, checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path
+) -> dict[str, bytes]:
     """A directory's own files as they are, or new ones that say the same."""
     folder = checkpoint.path
     if path.parent == folder and (folder / "config.json").is_file() and path.suffix != ".bin":
@@ -358,7 +362,7 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path) 
         "tokenizer.json": tokenizer_json(vocabulary),
         "tokenizer_config.json": tokenizer_config(vocabulary, checkpoint.config.seq_len, template),
     }
-    _warn_of_spaces(folder, vocabulary, "json")
+    _warn_of_spaces(target, vocabulary, "json")
     try:
         files["tokenizer.model"] = sentencepiece_model(vocabulary)
     except TokenizerError:

@@ -48,7 +48,8 @@ class ByteLevel:
     patterns : tuple of str
         What cuts a text into words: see `pretokenize.words`.
     form : {'', 'NFC', 'NFKC'}
-        Unicode's form that a text gets first, if any: what is decoded is then in that form.
+        Unicode's form that a text gets first, if any: what is decoded is then in that form. It is
+        made by Python's tables, which can be newer than those of tokenizers.
     prefix : bool
         Whether a space is put before each stretch between two added tokens that begins with none.
     """

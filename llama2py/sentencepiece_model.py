@@ -22,7 +22,7 @@ from .errors import TokenizerError
 from .specials import Specials
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
-MAX_FILE_SIZE = 16 << 20  # bytes: Llama 2's has 0.5 MB
+MAX_FILE_SIZE = 8 << 20  # bytes: Llama 2's has 0.5 MB, those of 256,000 tokens about 4
 MAX_TOKENS = 1 << 18  # Llama 2 has 32000
 
 SPACE_MARK = "\u2581".encode()  # how sentencepiece writes a space inside a piece
@@ -33,6 +33,7 @@ BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _FIRST_SPECIAL = 3  # unknown, BOS and EOS are never looked for by their text
 _BPE = 2  # TrainerSpec.model_type; 1, its default, is the unigram model
+_TRAINER, _NORMALIZER = {3, 24, 40, 41, 42}, {1, 2, 3, 4}  # the settings that are looked at
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -146,7 +147,7 @@ def _tokenizer(data: bytes) -> Tokenizer:
     for field, value in _fields(data):
         if field == 1:
             what = f"token {len(pieces)}"
-            entry = dict(_fields(_message(value, what)))
+            entry = {key: of for key, of in _fields(_message(value, what)) if key <= 3}
             score = _message(entry.get(2, bytes(4)), f"the score of {what}")
             kind = entry.get(3, NORMAL)
             if len(score) != 4 or not isinstance(kind, int):
@@ -154,14 +155,18 @@ def _tokenizer(data: bytes) -> Tokenizer:
             if kind == UNUSED or len(pieces) == MAX_TOKENS:
                 raise TokenizerError(f"{what} is unused or one too many, expected a Llama's")
             piece = _message(entry.get(1, b""), what)
-            if kind == USER_DEFINED and b" " in piece:
+            if kind in (NORMAL, USER_DEFINED) and b" " in piece:
                 piece = b""  # spaces are marks where sentencepiece looks for it: it never finds it
+            if kind == USER_DEFINED and UNK < len(pieces) <= EOS:
+                raise TokenizerError(f"{what} is found in texts, expected BOS and EOS not to be")
             pieces.append(piece)
             scores.append(struct.unpack("<f", score)[0])
             types.append(kind)
         elif field in (2, 3):
             settings = trainer if field == 2 else normalizer
-            settings.update(_fields(_message(value, "the settings")))
+            known = _TRAINER if field == 2 else _NORMALIZER
+            found = _fields(_message(value, "the settings"))
+            settings.update((key, of) for key, of in found if key in known)
     if trainer.get(3, 1) != _BPE:
         raise TokenizerError(f"the algorithm is {trainer.get(3, 1)!r}, expected {_BPE} (BPE)")
     if trainer.get(24, 0) != 0:

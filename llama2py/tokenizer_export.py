@@ -11,9 +11,9 @@ from .errors import CheckpointError, TokenizerError
 from .files import replacing
 from .hub import find_model
 from .merge_tokenizer import Characters, MergeTokenizer
-from .tokenizer import Tokenizer
+from .tokenizer import EOS, Tokenizer
 from .tokenizer_files import fits_tokenizer_bin, load_tokenizer, write_tokenizer_bin
-from .tokenizer_output import sentencepiece_model, tokenizer_json
+from .tokenizer_output import pieces_of, sentencepiece_model, tokenizer_json
 from .tokenizer_scores import to_scores
 
 _log = logging.getLogger(__name__)
@@ -54,17 +54,17 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
         source = found
     if output.suffix not in (".bin", ".json", ".model"):
         raise TokenizerError(f"{output}: the name ends otherwise, expected .bin, .json or .model")
-    tokenizer = load_tokenizer(source)
+    read = tokenizer = load_tokenizer(source)
     try:
         if output.suffix == ".bin":
-            tokenizer = with_scores(tokenizer, source)
+            tokenizer = with_scores(read, source)
             data = b""
         else:
             make = tokenizer_json if output.suffix == ".json" else sentencepiece_model
             data = make(tokenizer)
     except TokenizerError as error:
         raise TokenizerError(f"{output}: {error}") from None
-    for told in other_spaces(tokenizer, output.suffix[1:]):
+    for told in other_spaces(read, output.suffix[1:]):
         _log.warning("%s: %s", output, told)
     if output.suffix == ".bin":
         write_tokenizer_bin(tokenizer, output)
@@ -82,7 +82,7 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
     tokenizer : Tokenizer
         Any.
     path : Path, optional
-        Its file. Where a tokenizer.model of as many tokens lies beside it, that has the scores.
+        Its file. Where a tokenizer.model of the same tokens lies beside it, that has the scores.
 
     Raises
     ------
@@ -92,7 +92,9 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
     sibling = None if path is None else path.with_name("tokenizer.model")
     if not fits_tokenizer_bin(tokenizer) and sibling not in (None, path) and sibling.is_file():
         other = load_tokenizer(sibling)
-        if len(other) == len(tokenizer) and fits_tokenizer_bin(other):
+        lost = any(token > EOS for token in tokenizer.specials.ids())
+        same = len(other) == len(tokenizer) and pieces_of(other) == pieces_of(tokenizer)
+        if same and not lost and fits_tokenizer_bin(other):
             return other
     scored = to_scores(tokenizer)
     if not fits_tokenizer_bin(scored):

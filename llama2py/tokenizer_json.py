@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import TokenizerError
-from .merge_tokenizer import SPACE_MARK, ByteLevel, Characters, MergeTokenizer
+from .merge_tokenizer import LETTERS, SPACE_MARK, ByteLevel, Characters, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS
 from .specials import Specials
 
@@ -130,6 +130,12 @@ def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
             f"no token begins or ends a text, expected a {_CONFIG} beside it that names them"
         )
     unknown = model.get("unk_token")
+    unk_id = ids.get(unknown) if isinstance(unknown, str) else None
+    missing = [byte for byte, letter in enumerate(LETTERS) if letter not in ids]
+    if isinstance(kind, ByteLevel) and missing and (unk_id is None or model.get("fuse_unk")):
+        raise TokenizerError(
+            f"the byte 0x{missing[0]:02X} is no piece, expected all 256, or a token for others"
+        )
     return MergeTokenizer(
         pieces,
         _merges(model),
@@ -137,7 +143,7 @@ def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
         bos_id=bos,
         eos_id=eos,
         specials=specials,
-        unk_id=ids.get(unknown) if isinstance(unknown, str) else None,
+        unk_id=unk_id,
         whole_first=bool(model.get("ignore_merges")),
         adds_bos=_adds_bos(file, config, kind, pieces[bos]),
     )
@@ -227,9 +233,10 @@ def _patterns(steps: list[dict[str, Any]]) -> list[str]:
     patterns = []
     for place, step in enumerate(steps):
         match step:
-            case {"type": "ByteLevel", "add_prefix_space": bool(spaced)} if (
-                place == 0 or not spaced
-            ):
+            # It turns bytes into letters: what came behind it would look at those.
+            case {"type": "ByteLevel", "add_prefix_space": bool(spaced)} if place == len(
+                steps
+            ) - 1 and not (spaced and place):
                 if step.get("use_regex", True):
                     patterns.append(GPT2)
             case {"type": "Digits", "individual_digits": True}:

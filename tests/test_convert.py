@@ -22,8 +22,9 @@ from llama2py.errors import CheckpointError, ParameterError, TokenizerError
 from llama2py.merge_tokenizer import Characters, MergeTokenizer
 from llama2py.rope import RopeScaling
 from llama2py.specials import Specials
+from llama2py.tokenizer_export import export_tokenizer
 from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
-from llama2py.tokenizer_output import tokenizer_json
+from llama2py.tokenizer_output import sentencepiece_model, tokenizer_json
 
 LLAMA3 = RopeScaling("llama3", 32.0, original_seq_len=8192)
 
@@ -318,6 +319,52 @@ def test_newer_transformers_spaces_in_gguf(
     assert (written.specials, written.adds_bos) == (specials, False)
     for text in ("ab nab", "x<s>\u00e9", " ab", "  "):
         assert (written.encode(text) == newer.encode(text, bos=False)) == (text[:1] != " ")
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_symbols_in_texts_get_other_spaces(
+    name: str, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a tokenizer.model, where sentencepiece puts none behind them."""
+    tiny = tiny_tokenizer()
+    pieces = [tiny.piece(i) for i in range(299)] + [b"MARK"]
+    symbols = llama2py.Tokenizer(pieces, [-float(i) for i in range(300)], Specials({"MARK": 299}))
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(sentencepiece_model(symbols))
+    convert(model, tmp_path / name, tokenizer=file)
+    told = f"{tmp_path / name}: there a space comes behind special tokens in a text, here none"
+    assert caplog.messages == [told]
+    export_tokenizer(file, tmp_path / "out.json")
+    assert [message.split(": ")[1] for message in caplog.messages] == [told.split(": ")[1]] * 2
+
+
+@pytest.mark.parametrize("change", [None, "piece", "special"])
+def test_scores_of_the_tokenizer_model_beside_it(
+    change: str | None, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a tokenizer.bin, if it is the same vocabulary and no special token is lost."""
+    tiny, path = tiny_tokenizer(), model / "tokenizer.json"
+    path.write_bytes(tokenizer_json(tiny))
+    merges = load_tokenizer(path)
+    assert isinstance(merges, MergeTokenizer)
+    texts = [merges.piece(i).decode() for i in range(300)]
+    specials = Specials(control={texts[299]: 299}) if change == "special" else None
+    kind = Characters("first", prefix_once=True)
+    made = [pair for pair in merges.merges if not specials or texts[299] not in "".join(pair)]
+    path.write_bytes(tokenizer_json(MergeTokenizer(texts, made, kind, 1, 2, specials, 0)))
+    (model / "tokenizer.bin").unlink()
+    raw = [tiny.piece(i) for i in range(300)]
+    raw[298] += b"x" if change == "piece" else b""
+    other = llama2py.Tokenizer(raw, [tiny.score(i) for i in range(300)])
+    (model / "tokenizer.model").write_bytes(sentencepiece_model(other))
+    if change:
+        with pytest.raises(TokenizerError, match="puts no space, or not always one, before a text"):
+            convert(model, tmp_path / "out.bin")
+        return
+    convert(model, tmp_path / "out.bin")
+    written = load_tokenizer(tmp_path / "out.tokenizer.bin")
+    assert [written.score(i) for i in range(300)] == [tiny.score(i) for i in range(300)]
+    assert [told.split(": ")[1][:26] for told in caplog.messages] == ["there a text that begins w"]
 
 
 # ---- the command ----

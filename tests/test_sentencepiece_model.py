@@ -256,6 +256,13 @@ HOSTILE = {
         model(tail=field(1, field(1, b"c") + field(3, 5))),
         "token 261 is unused or one too",
     ),
+    "a BOS in texts": (
+        GOOD.replace(
+            field(1, b"<s>") + field(2, 0.0) + field(3, 3),
+            field(1, b"<s>") + field(2, 0.0) + field(3, 4),
+        ),
+        "token 1 is found in texts, expected BOS and EOS not to be",
+    ),
     "spaces behind words": (
         model(field(3, 2) + field(24, 1)),
         "treat_whitespace_as_suffix is true",

@@ -20,7 +20,8 @@ Json = dict[str, Any]
 
 def tiny(**changes: Any) -> Json:
     """A byte-level file of three tokens; ``model__x`` changes something in the model."""
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+    vocab = {"a": 0, "b": 1, "ab": 2}
+    model = {"type": "BPE", "vocab": vocab, "merges": ["a b"], "unk_token": "a"}
     found: Json = {
         "added_tokens": [{"id": 3, "content": "<s>", "special": True}],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
@@ -101,6 +102,26 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ),
         "added token '<s>' is looked for behind NFC, expected before it",
     ),
+    "a step behind the bytes": (
+        tiny(
+            pre_tokenizer={
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "ByteLevel", "add_prefix_space": False},
+                    {"type": "Digits", "individual_digits": True},
+                ],
+            }
+        ),
+        "pre_tokenizer has the step {'type': 'ByteLevel', 'add_prefix_space': False}, expected a",
+    ),
+    "a byte missing": (
+        tiny(model__unk_token=None),
+        "the byte 0x00 is no piece, expected all 256, or a token for oth",
+    ),
+    "unknown bytes as one": (
+        tiny(model__fuse_unk=True),
+        "the byte 0x00 is no piece, expected all 256, or a token for oth",
+    ),
     "no bytes": (tiny(pre_tokenizer=None), "model.byte_fallback is not true, expected it or a B"),
     "lower case": (
         tiny(pre_tokenizer=None, model__byte_fallback=True, normalizer={"type": "Lowercase"}),
@@ -165,7 +186,7 @@ def test_the_config_beside_names_the_ends(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "ab"}}')
     ours = read_tokenizer_json(path)
     assert (ours.bos_id, ours.eos_id) == (3, 2)
-    assert ours.encode("abc", eos=True) == [2, 2]  # a character that nothing stands for is lost
+    assert ours.encode("abc", eos=True) == [2, 0, 2]  # what nothing stands for is the unknown
     assert ours.piece(2) == b"ab"
     assert re.fullmatch(r"<Tokenizer: 4 tokens>", repr(ours))
 

@@ -161,7 +161,7 @@ BYTE_LEVEL = {
 
 @pytest.mark.parametrize(
     ("form", "sequence", "prefix"),
-    [("NFC", False, False), ("NFC", True, True), ("NFKC", True, False), ("", False, True)],
+    [("NFC", False, False), ("NFC", True, True), ("NFKC", True, True), ("", False, True)],
 )
 def test_what_comes_before_the_bytes_is_tokenizers(
     form: Any, sequence: bool, prefix: bool, tmp_path: Path
@@ -183,7 +183,7 @@ def test_what_comes_before_the_bytes_is_tokenizers(
         gguf_pairs(ours)
     letters = st.sampled_from(["e", "é", "\u0301", "a", "\u0323", "\u030a", "ᄒ", "ᅡ", "ᆫ", "\u212a",
                                "cat sat", "\u2126", "\ufb1d", "\u0344", " ", "s", "½", "\xa0",
-                               "\ufb01", "ａ", "…", *ADDED])  # fmt: skip
+                               "\ufb01", "ａ", "…", "\u2003", *ADDED])  # fmt: skip
 
     @relaxed
     @given(st.lists(letters, max_size=12).map("".join) | TEXTS)
@@ -193,10 +193,10 @@ def test_what_comes_before_the_bytes_is_tokenizers(
         for tokenizer in (ours, again):
             assert tokenizer.encode(text, bos=False, special=True) == wanted
         assert ours.decode(wanted) == theirs.decode(wanted)
-        if "cat sat" in text or (prefix and text[:1] == " "):
+        normal = unicodedata.normalize(form, text) if form else text
+        if "cat sat" in text or (prefix and normal[:1] == " "):
             return  # a space more behind the added token, and a text as if it had no space
-        back = ours.decode([ours.bos_id, *ours.encode(text, bos=False)])
-        assert back == (unicodedata.normalize(form, text) if form else text)
+        assert ours.decode([ours.bos_id, *ours.encode(text, bos=False)]) == normal
 
     check()
 
@@ -239,6 +239,7 @@ def test_a_word_that_merges_do_not_make(tmp_path: Path, whole_first: bool) -> No
         "model": {
             **found["model"],
             "ignore_merges": whole_first,
+            "unk_token": "x",  # the other bytes are no pieces
             "vocab": {piece: token for token, piece in enumerate(pieces)},
             "merges": ["b c", "a b", "x ab", "a a", "a aa", "aa a"],
         },
