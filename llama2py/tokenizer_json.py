@@ -131,8 +131,9 @@ def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
         )
     unknown = model.get("unk_token")
     unk_id = ids.get(unknown) if isinstance(unknown, str) else None
-    missing = [byte for byte, letter in enumerate(LETTERS) if letter not in ids]
-    if isinstance(kind, ByteLevel) and missing and (unk_id is None or model.get("fuse_unk")):
+    spelled = LETTERS if isinstance(kind, ByteLevel) else [f"<0x{byte:02X}>" for byte in range(256)]
+    missing = [byte for byte, piece in enumerate(spelled) if piece not in ids]
+    if missing and (unk_id is None or model.get("fuse_unk")):
         raise TokenizerError(
             f"the byte 0x{missing[0]:02X} is no piece, expected all 256, or a token for others"
         )

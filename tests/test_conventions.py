@@ -187,18 +187,24 @@ def test_loading_keeps_it(test_data: Path) -> None:
 
 
 def test_a_chat_with_a_directory(tmp_path: Path) -> None:
-    """All of it from files: five tokens, of which "user" has no letter and "assistant" two a's."""
+    """All of it from files: five tokens, of which b stands for what has none."""
     tokenizer = {
         "added_tokens": [
             {"id": 3, "content": "<|im_start|>", "special": True},
             {"id": 4, "content": "<|im_end|>", "special": True},
         ],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
-        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+        "model": {
+            "type": "BPE",
+            "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": ["a b"],
+            "unk_token": "b",
+        },
     }
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHATML}
     directory(
         tmp_path,
+        config__json={**foreign.CONFIG, "max_position_embeddings": 64},
         tokenizer__json=tokenizer,
         tokenizer_config__json=names,
         generation_config__json={"eos_token_id": 4},
@@ -207,10 +213,12 @@ def test_a_chat_with_a_directory(tmp_path: Path) -> None:
         assert chat.template == "chatml"
         assert model.stop_tokens == {3, 4}
         stream = chat.say("ab")
-        assert stream.prompt_tokens == [3, 1, 0, 4, 3, 2, 4, 3, 0, 0]
+        system, user, assistant = [1] * 7, [1] * 5, [0, 1, 1, 1, 1, 1, 0, 1, 1, 1]  # and "\n"
+        turns = [3, *system, 1, 0, 4, 1, 3, *user, 2, 4, 1, 3, *assistant]
+        assert stream.prompt_tokens == turns
         for _ in stream:
             pass
-        assert len(stream.tokens) <= 16 - 10 + 1
+        assert len(stream.tokens) <= 64 - len(turns) + 1
 
 
 def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
