@@ -106,13 +106,15 @@ class ModelConfig:
             )
         if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
             raise ConfigError(f"norm_eps is {self.norm_eps}, expected a finite number from 0 up")
-        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
-            raise ConfigError(f"rope_theta is {self.rope_theta}, expected a finite number above 0")
-        if self.rope_scaling is not None:
-            divisors = self.rope_scaling.divisors(self.head_dim, self.rope_theta)
-            if len(divisors) != self.head_dim // 2:
+        if not 1e-30 < self.rope_theta < 1e30:  # its powers are numbers, too
+            raise ConfigError(
+                f"rope_theta is {self.rope_theta}, expected a finite number above 0 (1e-30 to 1e30)"
+            )
+        if self.rope_scaling is not None and self.rope_scaling.kind == "factors":
+            n_factors = len(self.rope_scaling.factors)
+            if n_factors != self.head_dim // 2:
                 raise ConfigError(
-                    f"RoPE scaling has {len(divisors)} factors,"
+                    f"RoPE scaling has {n_factors} factors,"
                     f" expected {self.head_dim // 2}, one for each pair of a head's channels"
                 )
 

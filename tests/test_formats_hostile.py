@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,20 @@ def test_headers_with_other_values(
     header[name][field] = value
     scratch["safetensors"].write_bytes(safetensors_file(header, data))
     opens(scratch["safetensors"])
+
+
+@pytest.mark.parametrize("theta", [10000.0, 5e-324, 1e308])
+def test_a_huge_head_with_scaled_positions_allocates_nothing(tmp_path: Path, theta: float) -> None:
+    """The fuzzer's: a divisor for each of 303,000 pairs took 20 MB, and small bases overflowed."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+    path = huggingface(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    about |= {"num_attention_heads": 1, "head_dim": 606000, "rope_theta": theta}
+    (tmp_path / "config.json").write_text(json.dumps(about | {"rope_scaling": scaling}))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError):
+        open_checkpoint(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * path.stat().st_size + (1 << 20)
