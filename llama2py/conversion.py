@@ -25,7 +25,7 @@ from .files import check_space, replacing, replacing_folder
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
 from .tokenizer import Tokenizer
-from .tokenizer_export import other_spaces, with_scores
+from .tokenizer_export import warn_of_spaces, with_scores
 from .tokenizer_files import bundled_tokenizer, load_tokenizer, write_tokenizer_bin
 from .tokenizer_output import (
     gguf_pairs,
@@ -259,7 +259,7 @@ def _to_llama2c(
             scored = with_scores(vocabulary, path)
         except TokenizerError as error:
             raise TokenizerError(f"{copy}: {error}, {_WITHOUT}") from None
-        _warn_of_spaces(copy, vocabulary, "bin")
+        warn_of_spaces(copy, vocabulary, "bin")
         vocabulary = scored
     if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
@@ -273,11 +273,6 @@ def _warn_of_another(target: Path, path: Path | None) -> None:
     other = beside(target)
     if os.path.isfile(other) and (path is None or not os.path.samefile(other, path)):
         _log.warning("%s lies there already: it is taken for %s's vocabulary", other, target)
-
-
-def _warn_of_spaces(target: Path, vocabulary: Tokenizer, format: str) -> None:
-    for told in other_spaces(vocabulary, format):
-        _log.warning("%s: %s", target, told)
 
 
 def _to_gguf(
@@ -294,7 +289,7 @@ def _to_gguf(
             pairs = gguf_pairs(vocabulary, checkpoint.chat_template)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
-        _warn_of_spaces(target, vocabulary, "gguf")
+        warn_of_spaces(target, vocabulary, "gguf")
     places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     ends = _ends(checkpoint, vocabulary)
     if len(ends) > len(places):
@@ -362,7 +357,7 @@ def _tokenizer_files(
         "tokenizer.json": tokenizer_json(vocabulary),
         "tokenizer_config.json": tokenizer_config(vocabulary, checkpoint.config.seq_len, template),
     }
-    _warn_of_spaces(target, vocabulary, "json")
+    warn_of_spaces(target, vocabulary, "json")
     try:
         files["tokenizer.model"] = sentencepiece_model(vocabulary)
     except TokenizerError:

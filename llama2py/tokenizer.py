@@ -276,6 +276,8 @@ class Tokenizer:
         """The ids of a text, special tokens and all; ``first`` if nothing stands before it."""
         self._check_text(text)
         tokens: list[int] = []
+        if not text:
+            return tokens
         if self.prefix_each:
             for part in self.specials.split(text, special):
                 tokens += [part] if isinstance(part, int) else self._encode_part(part, first)
@@ -283,7 +285,7 @@ class Tokenizer:
             return tokens
         # sentencepiece puts the space first, then looks for added tokens. It knows no control ones
         # in a text: programs split at them.
-        for stretch in self.specials.split_at_control(text) if special else filter(None, [text]):
+        for stretch in self.specials.split_at_control(text) if special else [text]:
             parts = [stretch] if isinstance(stretch, int) else self.specials.split(" " + stretch)
             for part in parts:
                 tokens += [part] if isinstance(part, int) else self._encoder.encode(part)

@@ -64,8 +64,7 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
             data = make(tokenizer)
     except TokenizerError as error:
         raise TokenizerError(f"{output}: {error}") from None
-    for told in other_spaces(read, output.suffix[1:]):
-        _log.warning("%s: %s", output, told)
+    warn_of_spaces(output, read, output.suffix[1:])
     if output.suffix == ".bin":
         write_tokenizer_bin(tokenizer, output)
     else:
@@ -103,6 +102,12 @@ def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
             " expected a format that holds them: hf, gguf or tokenizer.json"
         )
     return scored
+
+
+def warn_of_spaces(target: Path, tokenizer: Tokenizer, format: str) -> None:
+    """Log what `other_spaces` tells of what is written."""
+    for told in other_spaces(tokenizer, format):
+        _log.warning("%s: %s", target, told)
 
 
 def other_spaces(tokenizer: Tokenizer, format: str) -> list[str]:

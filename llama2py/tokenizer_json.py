@@ -216,7 +216,6 @@ def _kind(file: dict[str, Any], byte_fallback: bool) -> ByteLevel | Characters:
                 pass
             case _:
                 _refuse(normalizer, "normalizer")
-        # Behind another step it would put a space before each of the pieces.
         prefix = splitter[0].get("type") == "ByteLevel" and splitter[0].get("add_prefix_space")
         return ByteLevel(tuple(_patterns(splitter)), form, prefix is True)
     if not byte_fallback:
@@ -232,12 +231,14 @@ def _refuse(steps: list[dict[str, Any]], name: str) -> None:
 def _patterns(steps: list[dict[str, Any]]) -> list[str]:
     """What the steps before the bytes cut a text by."""
     patterns = []
-    for place, step in enumerate(steps):
+    for place, step in enumerate(steps, 1):
+        is_last, is_only = place == len(steps), len(steps) == 1
         match step:
-            # It turns bytes into letters: what came behind it would look at those.
-            case {"type": "ByteLevel", "add_prefix_space": bool(spaced)} if place == len(
-                steps
-            ) - 1 and not (spaced and place):
+            # It turns bytes into letters: what came behind it would look at those. And behind
+            # another step its space would come before each of the pieces.
+            case {"type": "ByteLevel", "add_prefix_space": bool(spaced)} if is_last and (
+                is_only or not spaced
+            ):
                 if step.get("use_regex", True):
                     patterns.append(GPT2)
             case {"type": "Digits", "individual_digits": True}:

@@ -150,10 +150,8 @@ def _first_byte(tokenizer: MergeTokenizer, pieces: list[str]) -> int:
     """Where the bytes begin in a vocabulary that is laid out as Llama's."""
     expected = [f"<0x{byte:02X}>" for byte in range(N_BYTES)]
     begin = pieces.index(expected[0]) if expected[0] in pieces else 0
-    special = set(tokenizer.specials.ids())
-    before = [token for token in range(EOS + 1, begin) if pieces[token] and token not in special]
     found = pieces[: EOS + 1] + pieces[begin : begin + N_BYTES]
-    odd = found != ["<unk>", "<s>", "</s>", *expected] or before
+    odd = found != ["<unk>", "<s>", "</s>", *expected]  # what is between, Tokenizer looks at
     if odd or tokenizer.bos_id != BOS or tokenizer.unk_id not in (UNK, BOS):
         raise TokenizerError(
             "the vocabulary does not begin with <unk>, <s>, </s>, special tokens if any,"

@@ -32,6 +32,11 @@ def tiny(**changes: Any) -> Json:
     return found
 
 
+def sequence(*steps: Json) -> Json:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+SINGLE_DIGITS = {"type": "Digits", "individual_digits": True}
 REFUSED: dict[str, tuple[Any, str]] = {
     "no object": ([1], "the file is [1], expected a JSON object"),
     "no model": (tiny(model=None), "model is None, expected a JSON object"),
@@ -73,13 +78,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a prefix space before each digit": (
         tiny(
-            pre_tokenizer={
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Digits", "individual_digits": True},
-                    {"type": "ByteLevel", "add_prefix_space": True},
-                ],
-            }
+            pre_tokenizer=sequence(SINGLE_DIGITS, {"type": "ByteLevel", "add_prefix_space": True})
         ),
         "pre_tokenizer has the step {'type': 'ByteLevel', 'add_prefix_space': True}, expected a",
     ),
@@ -104,13 +103,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a step behind the bytes": (
         tiny(
-            pre_tokenizer={
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "ByteLevel", "add_prefix_space": False},
-                    {"type": "Digits", "individual_digits": True},
-                ],
-            }
+            pre_tokenizer=sequence({"type": "ByteLevel", "add_prefix_space": False}, SINGLE_DIGITS)
         ),
         "pre_tokenizer has the step {'type': 'ByteLevel', 'add_prefix_space': False}, expected a",
     ),
