@@ -17,19 +17,9 @@ from hypothesis import strategies as st
 
 from llama2py.errors import TokenizerError
 from llama2py.merge_tokenizer import ByteLevel, MergeTokenizer
-from llama2py.pretokenize import (
-    DIGITS,
-    GPT2,
-    KNOWN_PATTERNS,
-    LLAMA3,
-    QWEN2,
-    TEKKEN,
-    UNTOLD,
-    words,
-)
+from llama2py.pretokenize import DIGITS, GPT2, LLAMA3, QWEN2, TEKKEN, UNTOLD
 from llama2py.tokenizer import Tokenizer
-from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
-from llama2py.tokenizer_gguf import read_gguf_vocabulary
+from llama2py.tokenizer_files import load_tokenizer
 from llama2py.tokenizer_json import read_tokenizer_json
 from llama2py.tokenizer_output import gguf_pairs, tokenizer_json
 
@@ -366,61 +356,3 @@ def test_gguf_has_the_same_byte_level(tmp_path: Path, pre: bytes | None, name: s
     ours = load_tokenizer(path)
     assert (ours.bos_id, ours.eos_id) == (0, 2)
     relaxed(given(TEXTS)(compare(theirs, ours)))()
-
-
-def test_the_special_tokens_of_a_sentencepiece_gguf(tmp_path: Path) -> None:
-    base = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))]
-    tokens = [*base, "▁".encode(), b"a", b"b", b"ab", b"<|im_end|>", b"ba"]
-    types = [2, 3, 3, *[6] * 256, 1, 1, 1, 1, 3, 4]
-    scores = [0.0] * 259 + [-1.0, -2.0, -3.0, -4.0, 0.0, 0.0]
-    values: Json = {
-        "model": b"llama", "tokens": tokens, "scores": scores, "token_type": types,
-        "eos_token_id": 263,
-    }  # fmt: skip
-    path = tmp_path / "chat.gguf"
-    path.write_bytes(made.gguf_file({f"tokenizer.ggml.{k}": v for k, v in values.items()}))
-    ours = read_gguf_vocabulary(path)
-    assert ours.eos_id == 263
-    # The user-defined one is found before any join; the control one only when asked for.
-    assert ours.encode("aba") == [1, 259, 260, 264]
-    assert ours.encode("ab<|im_end|>", special=True) == [1, 259, 262, 263]
-    assert 263 not in ours.encode("ab<|im_end|>")
-    assert ours.decode([1, 259, 262, 263]) == "ab"
-    with pytest.raises(TokenizerError, match=r"special tokens of its own, expected one that a tok"):
-        write_tokenizer_bin(ours, tmp_path / "out.bin")
-    assert not (tmp_path / "out.bin").exists()
-
-
-# ---- patterns ----
-
-
-def test_patterns_against_a_reading_by_hand() -> None:
-    cut = {
-        GPT2: ["we", "'ll", " see", " 1234", "  ", " é", "!?", "\n"],
-        LLAMA3: ["we", "'ll", " see", " ", "123", "4", "  ", " é", "!?\n"],
-        QWEN2: ["we", "'ll", " see", " ", "1", "2", "3", "4", "  ", " é", "!?\n"],
-    }
-    for pattern, expected in cut.items():
-        assert list(words("we'll see 1234   é!?\n", [pattern])) == expected
-    assert list(words("a12b", [DIGITS])) == ["a", "1", "2", "b"]
-    assert list(words("", [GPT2])) == []
-
-
-@relaxed
-@given(st.sampled_from(sorted(KNOWN_PATTERNS)), TEXTS)
-def test_words_make_the_text(pattern: str, text: str) -> None:
-    found = list(words(text, [pattern]))
-    assert "".join(found) == text
-    assert all(found)
-
-
-def test_classes_are_unicodes() -> None:
-    """Every letter alone is one word with what letters surround it, and nothing else is."""
-    for code in [*range(0x3000), 0x1F43B, 0x10400, 0x1D7D8]:
-        character = chr(code)
-        if unicodedata.category(character) == "Cs":
-            continue
-        is_letter = unicodedata.category(character)[0] == "L"
-        assert (list(words(f"a{character}b", [GPT2])) == [f"a{character}b"]) == is_letter
-        is_number = unicodedata.category(character)[0] == "N"
-        assert (list(words(f"1{character}2", [GPT2])) == [f"1{character}2"]) == is_number
