@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import gguf_files as made
 import pytest
+from gguf_files import ARRAY, BOOL, F32, I32, STRING, U32, array, gguf_file, pair, string
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer_files import GOOD, NAN, PIECES
@@ -20,20 +20,6 @@ from llama2py.gguf_metadata import GGUFArray, read_gguf_metadata
 from llama2py.tokenizer import Tokenizer
 from llama2py.tokenizer_files import write_tokenizer_bin
 from llama2py.tokenizer_gguf import read_gguf_vocabulary
-
-U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
-
-
-def string(raw: bytes) -> bytes:
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def array(kind: int, items: list[bytes]) -> bytes:
-    return struct.pack("<IQ", kind, len(items)) + b"".join(items)
-
-
-def pair(key: bytes, kind: int, value: bytes) -> bytes:
-    return string(key) + struct.pack("<I", kind) + value
 
 
 def metadata(**changes: tuple[int, bytes] | None) -> bytes:
@@ -49,9 +35,7 @@ def metadata(**changes: tuple[int, bytes] | None) -> bytes:
         "eos_token_id": (U32, struct.pack("<I", 2)),
         **changes,
     }
-    parts = [
-        pair(b"tokenizer.ggml." + name.encode(), *typed) for name, typed in pairs.items() if typed
-    ]
+    parts = [pair(f"tokenizer.ggml.{name}", *typed) for name, typed in pairs.items() if typed]
     return gguf(len(parts), b"".join(parts))
 
 
@@ -80,7 +64,7 @@ def test_metadata_of_every_type(tmp_path: Path) -> None:
     values = [(kind, struct.pack("<" + letter, 1)) for kind, letter in enumerate("BbHhIif?")]
     values += [(10, struct.pack("<Q", 2)), (11, struct.pack("<q", -3)), (12, struct.pack("<d", 4))]
     values += [(STRING, string(b"five")), (ARRAY, array(BOOL, [b"\0", b"\1"]))]
-    pairs = [pair(b"%d" % i, *typed) for i, typed in enumerate(values)]
+    pairs = [pair(str(i), *typed) for i, typed in enumerate(values)]
     path = tmp_path / "types.gguf"
     data = gguf(len(pairs), b"".join(pairs), version=2)
     path.write_bytes(data + b"tensors")
@@ -107,35 +91,35 @@ HOSTILE_GGUFS = {
         "the key of metadata pair 0 needs 9223372036854775808 bytes at offset 32",
     ),
     "long key": (
-        gguf(1, pair(bytes(65537), 0, b"\0")),
+        gguf(1, pair("\0" * 65537, 0, b"\0")),
         "the key of metadata pair 0 has 65537 bytes",
     ),
     "same key twice": (
-        gguf(2, pair(b"k", 0, b"\0") * 2),
+        gguf(2, pair("k", 0, b"\0") * 2),
         "the metadata key 'k' stands there twice, expected once",
     ),
     "unknown type": (
-        gguf(1, pair(b"k", 13, b"\0")),
+        gguf(1, pair("k", 13, b"\0")),
         "the metadata value 'k' is of type 13, expected 0 to 12",
     ),
     "value past the end": (
-        gguf(1, pair(b"k", STRING, struct.pack("<Q", 2**64 - 1))),
+        gguf(1, pair("k", STRING, struct.pack("<Q", 2**64 - 1))),
         "the metadata value 'k' needs 18446744073709551615 bytes at offset 45",
     ),
     "huge array": (
-        gguf(1, pair(b"k", ARRAY, struct.pack("<IQ", U32, 2**64 - 1))),
+        gguf(1, pair("k", ARRAY, struct.pack("<IQ", U32, 2**64 - 1))),
         "the metadata value 'k' is an array of 18446744073709551615, expected at most 16777216",
     ),
     "array past the end": (
-        gguf(1, pair(b"k", ARRAY, struct.pack("<IQ", U32, 2**24))),
+        gguf(1, pair("k", ARRAY, struct.pack("<IQ", U32, 2**24))),
         "the metadata value 'k' needs 67108864 bytes at offset 49, the file ends at 49",
     ),
     "strings past the end": (
-        gguf(1, pair(b"k", ARRAY, struct.pack("<IQ", STRING, 2**21) + bytes(80))),
+        gguf(1, pair("k", ARRAY, struct.pack("<IQ", STRING, 2**21) + bytes(80))),
         "the metadata value 'k' needs 8 bytes at offset 129, the file ends at 129",
     ),
     "array of arrays": (
-        gguf(1, pair(b"k", ARRAY, array(ARRAY, [b"\0"]))),
+        gguf(1, pair("k", ARRAY, array(ARRAY, [b"\0"]))),
         "the metadata value 'k' is an array of type 9, expected numbers or strings",
     ),
     "no vocabulary": (gguf(0, b""), "tokenizer.ggml.model is None, expected b'llama'"),
@@ -224,7 +208,7 @@ def test_the_special_tokens_of_a_sentencepiece_gguf(tmp_path: Path) -> None:
         "eos_token_id": 263,
     }  # fmt: skip
     path = tmp_path / "chat.gguf"
-    path.write_bytes(made.gguf_file({f"tokenizer.ggml.{k}": v for k, v in values.items()}))
+    path.write_bytes(gguf_file({f"tokenizer.ggml.{k}": v for k, v in values.items()}))
     ours = read_gguf_vocabulary(path)
     assert ours.eos_id == 263
     # The user-defined one is found before any join; the control one only when asked for.

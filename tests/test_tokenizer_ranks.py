@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, random_checkpoint, tiny_tokenizer
+from gguf_files import ARRAY, BOOL, I32, array
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer_gguf import ARRAY, BOOL, I32, array, metadata
+from test_tokenizer_gguf import metadata
 from test_tokenizer_merges import TEXTS, byte_level
 
 import llama2py
