@@ -34,7 +34,7 @@ wheel: $(VENV)/.story
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info llama2py/_engine.abi3.so llama2py/_engine.c
+	rm -rf $(VENV) build dist *.egg-info llama2py/engine/_engine.*so llama2py/engine/_engine.c
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

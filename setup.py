@@ -35,7 +35,9 @@ class BuildWithTokenizer(build_py):
         super().run()
         if not self.editable_mode:
             source = Path(__file__).resolve().parent / "tokenizer.bin"
-            self.copy_file(str(source), str(Path(self.build_lib) / "llama2py" / "tokenizer.bin"))
+            self.copy_file(
+                str(source), str(Path(self.build_lib) / "llama2py" / "_data" / "tokenizer.bin")
+            )
 
 
 setup(

@@ -1,4 +1,4 @@
-"""Compile the engine as ``llama2py._engine``: cffi in API mode, with the stable ABI (abi3)."""
+"""Compile the C engine as an extension: cffi in API mode, with the stable ABI (abi3)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def relative(path: Path) -> str:
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
-    "llama2py._engine",
+    "llama2py.engine._engine",
     '#include "llama2py.h"',
     sources=[relative(CSRC / name) for name in SOURCES],
     depends=[relative(path) for path in sorted(CSRC.glob("*.[hi]*"))],

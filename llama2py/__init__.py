@@ -12,6 +12,7 @@ Once upon a time, there was a dragon who was afraid of fire. ...
 from typing import TYPE_CHECKING
 
 from .config import ModelConfig
+from .engine.session import Session
 from .errors import (
     Cancelled,
     CheckpointError,
@@ -29,21 +30,20 @@ from .errors import (
     TooBigError,
     TrainingError,
 )
-from .generation import Generation, Stream
-from .job import Timings
-from .logprobs import TokenLogprob
+from .generation.job import Timings
+from .generation.logprobs import TokenLogprob
+from .generation.options import Options
+from .generation.sampling import SamplingParams
+from .generation.stream import Generation, Stream
 from .model import Model, load
-from .request import Options
-from .sampling import SamplingParams
-from .session import Session
-from .tokenizer import Tokenizer
+from .tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .chat import Chat
+    from .chat.dialogue import Chat
     from .conversion import convert
     from .hub import download
     from .scoring import Score, score_texts
-    from .story import Story, StoryTeller
+    from .stories.teller import Story, StoryTeller
 
 __version__ = "0.1.0"
 
@@ -85,10 +85,10 @@ __all__ = [
 
 # What a program that loads and generates does without, and need not wait for.
 _ON_USE = {
-    "Chat": "chat",
+    "Chat": "chat.dialogue",
     "Score": "scoring",
-    "Story": "story",
-    "StoryTeller": "story",
+    "Story": "stories.teller",
+    "StoryTeller": "stories.teller",
     "convert": "conversion",
     "download": "hub",
     "score_texts": "scoring",

@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .backend import Backend
-from .builtin import builtin_model
+from ._data import builtin_model
 from .checkpoint import open_checkpoint, own_dtype
 from .config import CacheDtype, Dtype, ModelConfig
-from .cpu import default_threads
+from .engine.backend import Backend
+from .engine.cpu import default_threads
+from .engine.session import Session
+from .engine.session_many import next_tokens_many
 from .errors import ParameterError
+from .generation.sampling import Sampler, SamplingParams
 from .hub import find_model
-from .sampling import Sampler, SamplingParams
-from .session import Session
-from .session_many import next_tokens_many
 
 if TYPE_CHECKING:  # who only reads reports needs no C extension
-    from .engine import Engine
+    from .engine.native import Engine
 
 GREEDY = SamplingParams(temperature=0.0)
 DEFAULT_SAMPLING = SamplingParams()
@@ -225,7 +225,7 @@ def _thread_counts() -> list[int]:
 def _load(
     path: str | os.PathLike[str], threads: int, dtype: Dtype, cache_dtype: CacheDtype = "float32"
 ) -> Engine:
-    from .engine import Engine
+    from .engine.native import Engine
 
     with open_checkpoint(path) as checkpoint:
         return Engine(checkpoint, threads, dtype, cache_dtype)
@@ -235,7 +235,7 @@ def _speeds(
     engine: Engine, prompt_tokens: int, generated_tokens: int, batches: Sequence[int]
 ) -> dict[str, float]:
     """One round: the machine's limits, and the speeds, in tokens per second."""
-    from .isa import products_per_second
+    from .engine.isa import products_per_second
 
     prompt = _prompt_speed(engine, prompt_tokens)
     products = products_per_second(engine.threads, engine.dtype)

@@ -8,31 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from ._data import bundled_tokenizer
 from .checkpoint import Checkpoint, default_group_size, open_checkpoint
-from .checkpoint.llama2c_layout import lay_out
-from .checkpoint.stored import DTYPES
-from .checkpoint.write_gguf import gguf_items, write_gguf
-from .checkpoint.write_huggingface import (
+from .checkpoint.gguf.writer import gguf_items, write_gguf
+from .checkpoint.huggingface.writer import (
     SHARD_SIZE,
     config_json,
     huggingface_items,
     write_huggingface,
 )
+from .checkpoint.llama2c_layout import lay_out
+from .checkpoint.llama2c_writer import check_config, write_llama2c
+from .checkpoint.stored import DTYPES
 from .checkpoint.write_numbers import FileDtype
-from .checkpoint.writer import check_config, write_llama2c
 from .errors import CheckpointError, ParameterError, TokenizerError
-from .files import check_space, replacing, replacing_folder
+from .formats.atomic_write import check_space, replacing, replacing_folder
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
-from .tokenizer import Tokenizer
-from .tokenizer_export import warn_of_spaces, with_scores
-from .tokenizer_files import bundled_tokenizer, load_tokenizer, write_tokenizer_bin
-from .tokenizer_output import (
+from .tokenizers.export import warn_of_spaces, with_scores
+from .tokenizers.load import load_tokenizer, write_tokenizer_bin
+from .tokenizers.output import (
     gguf_pairs,
     sentencepiece_model,
     tokenizer_config,
     tokenizer_json,
 )
+from .tokenizers.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TypedDict
 
-from .batch import run_jobs
+from .chat.templates import Message as Message
+from .chat.templates import Role as Role
 from .errors import CheckpointError, ParameterError, PromptError
-from .job import Job
-from .logprobs import log_probabilities
+from .generation.batch import run_jobs
+from .generation.job import Job
+from .generation.logprobs import log_probabilities
+from .generation.sampling import Coin, Sampler, SamplingParams
 from .model import Model, load
-from .sampling import Coin, Sampler, SamplingParams
-from .templates import Message as Message
-from .templates import Role as Role
 
 
 class CompletionPrediction(TypedDict, total=False):

@@ -9,18 +9,18 @@ from operator import index
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
-from .asking import Asking
-from .backend import Backend
-from .builtin import builtin_model
+from ._data import builtin_model, bundled_tokenizer
 from .checkpoint import Checkpoint, Conventions, open_checkpoint
 from .config import CacheDtype, Dtype, ModelConfig
-from .cpu import MAX_THREADS
+from .engine.backend import Backend
+from .engine.cpu import MAX_THREADS
+from .engine.session import Session, SessionOverflow
 from .errors import ClosedError, EngineError, ParameterError
+from .generation.asking import Asking
+from .generation.prefix_cache import Prefixes
 from .hub import find_model
-from .prefixes import Prefixes
-from .session import Session, SessionOverflow
-from .tokenizer import Tokenizer
-from .tokenizer_files import bundled_tokenizer, load_tokenizer
+from .tokenizers.load import load_tokenizer
+from .tokenizers.tokenizer import Tokenizer
 
 PREFIX_BYTES = 64 << 20
 
@@ -113,14 +113,14 @@ def load(
         weights: Backend
         if backend == "c":
             try:
-                from .engine import Engine  # the C extension; the reference runs without it
+                from .engine.native import Engine  # the C extension; the reference runs without it
             except ImportError as error:
                 raise EngineError(
                     f"the C engine is not built ({error}): pip install -e ., or use backend 'numpy'"
                 ) from error
             weights = Engine(checkpoint, threads, dtype, cache_dtype, progress)
         else:
-            from .reference import Reference
+            from .engine.reference import Reference
 
             weights = Reference(checkpoint, dtype, cache_dtype)
         if weights.non_finite:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import PromptError
-from .logprobs import log_probabilities
+from .generation.logprobs import log_probabilities
 from .model import Model
 
 

@@ -24,10 +24,10 @@ from llama2py.checkpoint import (
     write_checkpoint,
     write_llama2c,
 )
-from llama2py.engine import Engine
-from llama2py.reference import Reference
-from llama2py.tokenizer import Tokenizer
-from llama2py.tokenizer_files import write_tokenizer_bin
+from llama2py.engine.native import Engine
+from llama2py.engine.reference import Reference
+from llama2py.tokenizers.load import write_tokenizer_bin
+from llama2py.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -168,7 +168,7 @@ def story(test_data: Path) -> list[str]:
 
 def run_python(*args: str) -> subprocess.CompletedProcess[str]:
     """Another interpreter, which finds the same llama2py and these tests."""
-    places = [str(Path(llama2py.__file__).parents[1]), str(Path(__file__).parent)]
+    places = [str(Path(llama2py.__file__).parents[1]), str(ROOT)]
     return subprocess.run(
         [sys.executable, *args],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},

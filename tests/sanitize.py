@@ -19,27 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_TESTS = (
-    "api",
-    "batch",
-    "dtypes",
-    "forward_many",
-    "generate",
-    "generate_between",
-    "interrupt",
-    "next_tokens",
-    "next_tokens_many",
-    "numerics",
-    "numerics_bite",
-    "overflow",
-    "padding",
-    "plain_texts",
-    "prefixes",
-    "sampling",
-    "saved_session",
-    "session",
-    "session_end",
-    "session_many",
-    "texts_ahead",
+    "engine",
+    "generation/test_batch.py",
+    "generation/test_overflow.py",
+    "generation/test_padding.py",
+    "generation/test_plain_texts.py",
+    "generation/test_prefixes.py",
+    "generation/test_sampling.py",
+    "generation/test_texts_ahead.py",
+    "test_api.py",
 )
 OF_THE_REFERENCE = "[numpy or -numpy"  # ids of tests that ask nothing of the engine
 CC = os.environ.get("CC", "cc")
@@ -100,14 +88,14 @@ def main(arguments: list[str]) -> int:
         build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         subprocess.run(build, cwd=tree, env=os.environ | flags, check=True)
 
-        where = [sys.executable, "-c", "import llama2py._engine as e; print(e.__file__)"]
+        where = [sys.executable, "-c", "import llama2py.engine._engine as e; print(e.__file__)"]
         loaded = subprocess.run(
             where, cwd=tree, env=environment, capture_output=True, check=True, text=True
         ).stdout.strip()
         if not Path(loaded).is_relative_to(tree):
             raise SystemExit(f"the tests would load {loaded}, expected the extension in {tree}")
 
-        engine_tests = [f"tests/test_{name}.py" for name in ENGINE_TESTS]
+        engine_tests = [f"tests/{name}" for name in ENGINE_TESTS]
         tests = arguments or ["-k", f"not ({OF_THE_REFERENCE})", *engine_tests]
         # Reports go to the bare stderr; caught by pytest, they would be gone when it dies.
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]

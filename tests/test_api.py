@@ -6,18 +6,18 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, random_checkpoint, tiny_tokenizer
 
 import llama2py
 from llama2py import CheckpointError, Llama2pyError, ParameterError, TokenizerError
 from llama2py.checkpoint import write_checkpoint
-from llama2py.tokenizer_files import write_tokenizer_bin
+from llama2py.tokenizers.load import write_tokenizer_bin
+from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
+from tests.test_layers import TREES
 
 PACKAGE = Path(llama2py.__file__).parent
 CPUINFO = Path("/proc/cpuinfo")
@@ -114,211 +114,12 @@ def test_weights_that_are_no_numbers_are_told(
         assert "nan.bin: 2 weights are NaN or infinite" in caplog.text
 
 
-# ---- the import graph ----
-
-
-def modules() -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name within it: 'model', 'checkpoint.base'."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        found[name.removesuffix(".__init__") or "__init__"] = ast.parse(path.read_text("utf-8"))
-    return found
-
-
-def imports(name: str, tree: ast.Module, known: set[str]) -> Iterator[str]:
-    """The package's own modules that one imports, wherever in the file it does so."""
-    is_package = any(other.startswith(f"{name}.") for other in known) or name == "__init__"
-    parts = [] if name == "__init__" else name.split(".")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            bases = [(alias.name, "") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                up = node.level - (1 if is_package else 0)
-                base = ".".join(["llama2py", *parts[: len(parts) - up], *filter(None, [base])])
-            bases = [(base, alias.name) for alias in node.names]
-        else:
-            continue
-        for base, item in bases:
-            if base.split(".")[0] == "llama2py":
-                inside = base.removeprefix("llama2py").removeprefix(".")
-                full = ".".join(filter(None, [inside, item]))
-                yield full if full in known | {"_engine"} else inside or "__init__"
-
-
-@pytest.fixture(scope="module")
-def graph() -> dict[str, set[str]]:
-    trees = modules()
-    return {name: set(imports(name, tree, set(trees))) for name, tree in trees.items()}
-
-
-def test_the_graph_is_read_right(graph: dict[str, set[str]]) -> None:
-    assert {"engine", "reference", "session", "checkpoint", "errors"} <= graph["model"]
-    assert "config" in graph["checkpoint.base"]
-    assert "checkpoint.base" in graph["checkpoint"]
-    assert "model" in graph["__init__"]
-
-
-def test_only_engine_imports_the_extension(graph: dict[str, set[str]]) -> None:
-    assert [name for name, needs in graph.items() if "_engine" in needs] == ["engine", "isa"]
-    users = {name.split(".")[0] for name, needs in graph.items() if "engine" in needs}
-    assert users <= {"model", "bench", "cli"}
-
-
-# The arrow of the design: file -> checkpoint -> model -> session -> sampler -> tokenizer -> text.
-# What a module may import, itself and its own package apart.
-BASE = {"closing", "errors", "config"}
-MAY_IMPORT = {
-    "errors": set[str](),
-    "closing": set[str](),
-    "amount": set[str](),
-    "files": {"amount", "errors"},
-    "hub": {"errors"},
-    "rope": {"errors"},
-    "config": {"errors", "rope"},
-    "cpu": {"errors"},
-    "backend": {"config"},
-    "foreign": set[str](),
-    "checkpoint": {*BASE, "files", "foreign", "gguf_metadata", "rope"},
-    "bpe": {"errors"},
-    "specials": set[str](),
-    "tokenizer": {"bpe", "errors", "specials"},
-    "tokenizer_files": {
-        "bpe",
-        "errors",
-        "files",
-        "foreign",
-        "sentencepiece_model",
-        "tokenizer",
-        "tokenizer_gguf",
-        "tokenizer_json",
-        "tokenizer_ranks",
-    },
-    "tokenizer_ranks": {"errors", "merge_tokenizer", "pretokenize", "specials"},
-    "tokenizer_scores": {
-        "bpe",
-        "errors",
-        "merge_tokenizer",
-        "sentencepiece_model",
-        "specials",
-        "tokenizer",
-    },
-    "tokenizer_output": {
-        "bpe",
-        "errors",
-        "merge_tokenizer",
-        "pretokenize",
-        "sentencepiece_model",
-        "tokenizer",
-        "tokenizer_gguf",
-        "tokenizer_scores",
-    },
-    "tokenizer_export": {
-        "checkpoint",
-        "errors",
-        "files",
-        "hub",
-        "merge_tokenizer",
-        "tokenizer",
-        "tokenizer_files",
-        "tokenizer_output",
-        "tokenizer_scores",
-    },
-    "conversion": {
-        *BASE,
-        "checkpoint",
-        "files",
-        "hub",
-        "model",
-        "tokenizer",
-        "tokenizer_export",
-        "tokenizer_files",
-        "tokenizer_output",
-    },
-    "sentencepiece_model": {"bpe", "errors", "specials", "tokenizer"},
-    "pretokenize": set[str](),
-    "merges": {"bpe"},
-    "merge_tokenizer": {"errors", "merges", "pretokenize", "specials", "tokenizer"},
-    "tokenizer_gguf": {
-        "sentencepiece_model",
-        "errors",
-        "gguf_metadata",
-        "merge_tokenizer",
-        "pretokenize",
-        "tokenizer",
-    },
-    "tokenizer_json": {"errors", "merge_tokenizer", "pretokenize", "specials"},
-    "gguf_metadata": {"errors"},
-    "adjusting": {"backend", "errors"},
-    "sampling": {*BASE, "backend", "adjusting"},
-    "saved_session": {*BASE, "backend", "files"},
-    "session": {*BASE, "backend", "saved_session"},
-    "templates": {"checkpoint", "errors", "tokenizer"},
-    "prefixes": {"closing", "session"},
-    "stopping": {"errors"},
-    "logprobs": {"backend", "errors", "session"},
-    "job": {"backend", "logprobs", "sampling", "session", "stopping", "tokenizer"},
-    "generation": {*BASE, "job", "logprobs", "prefixes", "session", "tokenizer"},
-    "request": {*BASE, "adjusting", "backend", "job", "sampling", "stopping"},
-    "asking": {
-        *BASE,
-        "backend",
-        "batch",
-        "generation",
-        "job",
-        "logprobs",
-        "prefixes",
-        "progress",
-        "request",
-        "session",
-        "tokenizer",
-    },
-    "memory": {"amount", "checkpoint", "config", "errors"},
-    "isa": {"_engine", "config", "errors"},
-    "engine": {*BASE, "_engine", "amount", "backend", "checkpoint", "cpu", "isa", "memory"},
-    "reference_linear": {"checkpoint"},
-    "reference": {*BASE, "backend", "checkpoint", "reference_linear", "rope", "sampling"},
-    "builtin": {"errors"},
-    "corpus": {"errors"},
-    "words": set[str](),
-    "tense": set[str](),
-    "opening": {"tense", "words"},
-    "guide": {"backend", "tokenizer", "words"},
-    "session_many": {"backend", "session"},
-    "batch": {*BASE, "job", "session", "session_many", "tokenizer"},
-    "scoring": {*BASE, "logprobs", "model"},
-    "chat": {*BASE, "generation", "job", "model", "prefixes", "sampling", "session", "templates"},
-    "meta": {*BASE, "batch", "job", "logprobs", "model", "sampling", "templates"},
-}
-
-
-@pytest.mark.parametrize("module", MAY_IMPORT)
-def test_imports_follow_the_arrow(module: str, graph: dict[str, set[str]]) -> None:
-    for name, needs in graph.items():
-        if name.split(".")[0] == module:
-            outside = {need.split(".")[0] for need in needs} - {module}
-            assert outside <= MAY_IMPORT[module], name
-
-
-def test_only_the_command_line_imports_the_trainer(graph: dict[str, set[str]]) -> None:
-    users = {name for name, needs in graph.items() if any(n.startswith("training") for n in needs)}
-    assert {name for name in users if not name.startswith("training")} == {
-        "cli.train",
-        "cli.train_tokenizer",
-    }
-
-
-def test_nothing_imports_the_command_line(graph: dict[str, set[str]]) -> None:
-    for name, needs in graph.items():
-        if not name.startswith("cli") and name != "__main__":
-            assert not [need for need in needs if need.split(".")[0] == "cli"], name
+# ---- manners ----
 
 
 def test_the_library_never_prints_nor_exits() -> None:
     """It raises and logs; the command line prints."""
-    for name, tree in modules().items():
+    for name, tree in TREES.items():
         if name.split(".")[0] in ("cli", "__main__"):
             continue
         for node in ast.walk(tree):
@@ -334,11 +135,11 @@ def test_a_program_that_tells_a_story_waits_for_nothing_else() -> None:
     code = "import sys, llama2py; llama2py.load().generate(max_tokens=2); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     ours = {name.removeprefix("llama2py.") for name in done.stdout.split() if "llama2py." in name}
-    assert {"engine", "checkpoint.llama2c", "tokenizer_files"} <= ours
-    readers = {"gguf", "huggingface", "meta", "torch_file", "safetensors_file", "write_gguf"}
+    assert {"engine.native", "checkpoint.llama2c", "tokenizers.load"} <= ours
+    readers = {"gguf", "huggingface", "meta", "torch"}
     assert ours.isdisjoint(f"checkpoint.{name}" for name in readers)
-    others = {"chat", "conversion", "scoring", "story", "tokenizer_gguf", "tokenizer_json", "cli"}
-    assert ours.isdisjoint(others)
+    others = {"chat", "conversion", "scoring", "stories", "tokenizers.gguf", "cli"}
+    assert ours.isdisjoint({*others, "tokenizers.huggingface", "tokenizers.tiktoken"})
 
 
 def test_names_loaded_on_use_are_there() -> None:

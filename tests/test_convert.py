@@ -9,22 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 import llama2py
 from llama2py.checkpoint import Tensor, open_checkpoint
-from llama2py.checkpoint.write_gguf import write_gguf
-from llama2py.checkpoint.write_huggingface import write_huggingface
+from llama2py.checkpoint.gguf.writer import write_gguf
+from llama2py.checkpoint.huggingface.writer import write_huggingface
 from llama2py.cli import main
-from llama2py.config import ModelConfig
+from llama2py.config import ModelConfig, RopeScaling
 from llama2py.conversion import convert, format_of
 from llama2py.errors import CheckpointError, ParameterError, TokenizerError
-from llama2py.merge_tokenizer import Characters, MergeTokenizer
-from llama2py.rope import RopeScaling
-from llama2py.specials import Specials
-from llama2py.tokenizer_export import export_tokenizer
-from llama2py.tokenizer_files import load_tokenizer, write_tokenizer_bin
-from llama2py.tokenizer_output import sentencepiece_model, tokenizer_json
+from llama2py.tokenizers.export import export_tokenizer
+from llama2py.tokenizers.load import load_tokenizer, write_tokenizer_bin
+from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
+from llama2py.tokenizers.output import sentencepiece_model, tokenizer_json
+from llama2py.tokenizers.specials import Specials
+from tests.conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 LLAMA3 = RopeScaling("llama3", 32.0, original_seq_len=8192)
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, random_checkpoint
-from test_convert import left, make
 
 from llama2py.checkpoint import Checkpoint, DenseTensor, write_checkpoint
 from llama2py.cli import main
 from llama2py.conversion import convert
 from llama2py.errors import CheckpointError
+from tests.conftest import TINY, random_checkpoint
+from tests.test_convert import left, make
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_a_chat_takes_turns(tmp_path: Path) -> None:
     rooms = [int(n) for n in re.findall(r"room for (\d+) more tokens", out)]
     assert len(rooms) == 2
     assert 512 > rooms[0] > rooms[1] > 0  # the first turn is still there in the second
-    checkpoint = str(Path(llama2py.__file__).parent / "models" / "story.bin")
+    checkpoint = str(Path(llama2py.__file__).parent / "_data" / "story.bin")
     out = run(4, tmp_path, checkpoint, stdin="Hello!\n\n")
     assert "User: Hello!\nAssistant:" in out
     assert out.count("Assistant:") == 1

@@ -13,17 +13,17 @@ from typing import Any, get_args
 
 import pytest
 
-from llama2py.checkpoint.gguf_blocks import FORMATS
+from llama2py.chat.templates import TEMPLATES
+from llama2py.checkpoint.gguf.blocks import FORMATS
 from llama2py.checkpoint.write_numbers import FileDtype
 from llama2py.cli import build_parser
 from llama2py.config import Dtype
 from llama2py.conversion import _HOLDS
+from llama2py.engine.isa import isa_names
+from llama2py.engine.session import SessionOverflow
+from llama2py.generation.job import Overflow
+from llama2py.generation.options import Options
 from llama2py.hub import STORIES
-from llama2py.isa import isa_names
-from llama2py.job import Overflow
-from llama2py.request import Options
-from llama2py.session import SessionOverflow
-from llama2py.templates import TEMPLATES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 README = DOCS.parent / "README.md"

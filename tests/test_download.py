@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_hub import TINYLLAMAS, FakeHub, serve
 
 import llama2py
 from llama2py import CheckpointError, DownloadError
 from llama2py.cli import main
 from llama2py.hub import download, find_model
+from tests.support.fake_hub import TINYLLAMAS, FakeHub, serve
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from foreign_files import torch_file, torch_state
 
 import llama2py
-from llama2py.builtin import builtin_model
+from llama2py._data import builtin_model
 from llama2py.checkpoint import open_checkpoint
 from llama2py.checkpoint.meta import NAMES
 from llama2py.model import beside
+from tests.conftest import ROOT
+from tests.support.foreign_files import torch_file, torch_state
 
 # Not the cookbook: test_cookbook.py runs its programs, each by itself.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,7 +47,12 @@ def test_examples(name: str) -> None:
 
 def test_what_people_start_with_has_examples() -> None:
     """That none is overlooked above."""
-    assert {"llama2py", "llama2py.model", "llama2py.asking", "llama2py.story"} <= {*MODULES}
+    assert {
+        "llama2py",
+        "llama2py.model",
+        "llama2py.generation.asking",
+        "llama2py.stories.teller",
+    } <= {*MODULES}
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ModelFiles
 from numpy.typing import NDArray
 
 import llama2py
-from llama2py.isa import isa_names
-from llama2py.sampling import Sampler, SamplingParams
-from llama2py.tokenizer import Tokenizer
+from llama2py.engine.isa import isa_names
+from llama2py.generation.sampling import Sampler, SamplingParams
+from llama2py.tokenizers.tokenizer import Tokenizer
+from tests.conftest import ModelFiles
 
 CHECKPOINTS = ["stories260K", "stories260K_q80", "15M", "15M_q80"]
 ENGINE = ["default", *isa_names()]

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path, PureWindowsPath
 
 import pytest
-from fake_hub import COMMIT, TINYLLAMAS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +16,8 @@ import llama2py
 from llama2py import CheckpointError, DownloadError, TokenizerError
 from llama2py.cli import main
 from llama2py.hub import HubModel, download, find_model, hub_model
-from llama2py.tokenizer_export import export_tokenizer
+from llama2py.tokenizers.export import export_tokenizer
+from tests.support.fake_hub import COMMIT, TINYLLAMAS
 
 
 def in_cache(cache: Path, repo: str, files: dict[str, bytes]) -> Path:

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
-from scripted import ScriptedBackend
 
 from llama2py import CheckpointError, Model, ParameterError, PromptError, convert
 from llama2py.checkpoint import write_checkpoint
 from llama2py.meta import UNSAFE_ERROR, Llama
-from llama2py.tokenizer import BOS, EOS
-from llama2py.tokenizer_files import write_tokenizer_bin
+from llama2py.tokenizers.load import write_tokenizer_bin
+from llama2py.tokenizers.tokenizer import BOS, EOS
+from tests.conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
+from tests.support.scripted import ScriptedBackend
 
 A, B, C, D = 260, 261, 262, 263  # "a" to "d", of conftest's tokenizer
 

@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, random_checkpoint, tiny_tokenizer
 from numpy.typing import NDArray
-from test_formats import cases
-from test_golden import run
 
 import llama2py
 from llama2py.checkpoint import (
@@ -26,7 +23,10 @@ from llama2py.checkpoint import (
     write_checkpoint,
 )
 from llama2py.config import ModelConfig
-from llama2py.tokenizer_files import write_tokenizer_bin
+from llama2py.tokenizers.load import write_tokenizer_bin
+from tests.checkpoint.test_formats import cases
+from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
+from tests.test_golden import run
 
 Weights = dict[str, list[NDArray[np.float32]]]
 

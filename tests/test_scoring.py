@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
 from numpy.typing import NDArray
 
 from llama2py import Model, PromptError, Score, score_texts
-from llama2py.backend import Logits
-from llama2py.engine import Engine
-from llama2py.logprobs import log_probabilities
-from llama2py.reference import Reference
-from llama2py.tokenizer import BOS
+from llama2py.engine.backend import Logits
+from llama2py.engine.native import Engine
+from llama2py.engine.reference import Reference
+from llama2py.generation.logprobs import log_probabilities
+from llama2py.tokenizers.tokenizer import BOS
+from tests.conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model, widened."""
-    from llama2py.builtin import builtin_model
+    from llama2py._data import builtin_model
 
     folder = tmp_path_factory.mktemp("hf") / "story"
     return llama2py.convert(builtin_model(), folder, dtype="float32")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import llama2py
-from llama2py.backend import Logits
+from llama2py.engine.backend import Logits
 
 model = llama2py.load()
 pieces = [model.tokenizer.piece(token) for token in range(model.tokenizer.vocab_size)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import llama2py
-from llama2py.backend import Logits
+from llama2py.engine.backend import Logits
 
 PROMPT = "Tom wanted a pet. So his dad went to the shop and came back with a little"
 WORDS = ["dog", "cat", "puppy", "elephant"]

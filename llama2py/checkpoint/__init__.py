@@ -9,21 +9,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..formats.mapped_file import MappedFile
+from ..formats.sniff import HEAD, is_description, kind_of
 from . import llama2c
 from .base import Checkpoint
 from .conventions import Conventions
-from .converting import (
+from .llama2c_writer import write_checkpoint, write_llama2c
+from .quantize import (
     convert_matrix,
     default_group_size,
     int8_group_size,
     own_dtype,
     round_to_bfloat16,
 )
-from .mapped_file import MappedFile
-from .sniffing import HEAD, is_description, kind_of
 from .stored import JoinedTensor, StoredTensor
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize, tensor_shapes
-from .writer import write_checkpoint, write_llama2c
 
 __all__ = [
     "Checkpoint",
@@ -69,7 +69,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Examples
     --------
-    >>> from llama2py.builtin import builtin_model
+    >>> from llama2py._data import builtin_model
     >>> with open_checkpoint(builtin_model()) as checkpoint:
     ...     checkpoint.config.dim, checkpoint.tensors["wq"][0].shape
     (160, (160, 160))
@@ -92,7 +92,7 @@ def _read(file: MappedFile) -> Checkpoint:
         case "llama2.c":
             return llama2c.read_versioned(file)
         case "GGUF":
-            from .gguf import read_gguf
+            from .gguf.reader import read_gguf
 
             return read_gguf(file)
         case "zip":

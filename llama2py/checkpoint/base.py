@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from ..closing import Closing
+from .._util import Closing
 from ..config import ModelConfig
 from ..errors import ClosedError
+from ..formats.mapped_file import MappedFile
 from .conventions import Conventions
-from .mapped_file import MappedFile
 from .tensors import Tensor
 
 

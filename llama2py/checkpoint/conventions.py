@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .json_text import JsonFile
+from ..formats.json_text import JsonFile
 
 MAX_TEMPLATE = 1 << 20  # bytes: Llama 3.2's has 4,000
 MAX_END_TOKENS = 1 << 10

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..formats.mapped_file import MappedFile
 from .base import Checkpoint
-from .huggingface import read_huggingface_directory
-from .mapped_file import MappedFile
+from .huggingface.reader import read_huggingface_directory
 from .meta import is_trainer_state, read_meta_directory, read_trainer_state
-from .torch_file import read_torch_file
+from .torch.file import read_torch_file
 
 # Best first. In a directory of Hugging Face's, tokenizer.json alone has the tokens that were added
 # after sentencepiece had made its model.

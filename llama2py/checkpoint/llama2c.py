@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
-from ..foreign import HEAD, describe
+from ..formats.foreign import HEAD, describe
+from ..formats.mapped_file import MappedFile
 from .base import Checkpoint
 from .llama2c_layout import (
     HEADER_SIZES,
@@ -19,7 +20,6 @@ from .llama2c_layout import (
     header_config,
     lay_out,
 )
-from .mapped_file import MappedFile
 from .tensors import DenseTensor, QuantizedTensor, Tensor
 
 # The engine sums a group up in 32 bits: 127 * 127 * 65536 fits, with room for its offsets.

@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
+from ..config import ModelConfig, RopeScaling
 from ..errors import CheckpointError, ConfigError, ParameterError
-from ..rope import RopeScaling
+from ..formats.json_text import JsonFile
+from ..formats.mapped_file import MappedFile
 from .base import Checkpoint
 from .conventions import Conventions
-from .json_text import JsonFile
-from .mapped_file import MappedFile
 from .stored import DTYPES, JoinedTensor, stored
 from .tensors import Tensor, tensor_shapes
-from .torch_file import read_torch_file
+from .torch.file import read_torch_file
 from .weights import Weight, check_weight, collect, listed, make_checkpoint, unwrapped
 
 NAMES = {

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from ..formats.mapped_file import MappedFile
 from .base import Checkpoint
 from .conventions import Conventions
-from .mapped_file import MappedFile
 from .stored import DTYPES
 from .tensors import Tensor, tensor_shapes
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .converting import round_to_bfloat16
-from .gguf_blocks import FORMATS
+from .gguf.blocks import FORMATS
+from .quantize import round_to_bfloat16
 from .tensors import QuantizedTensor, Tensor
 
 FileDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]

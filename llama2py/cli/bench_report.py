@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import EngineError, ParameterError
-from ..files import replacing
+from ..formats.atomic_write import replacing
 
 if TYPE_CHECKING:
     from ..bench import Figure, Report

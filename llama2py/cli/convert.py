@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ..checkpoint.write_numbers import FileDtype
 from ..conversion import FileFormat, convert
-from ..cpu import default_threads
+from ..engine.cpu import default_threads
 from . import options
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..tokenizer_export import export_tokenizer
+from ..tokenizers.export import export_tokenizer
 
 if TYPE_CHECKING:
     from .options import Subparsers

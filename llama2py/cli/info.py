@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..amount import amount
-from ..builtin import builtin_model
+from .._data import builtin_model, bundled_tokenizer
+from .._util import amount
+from ..chat.templates import recognise
 from ..checkpoint import Checkpoint, open_checkpoint, own_dtype
 from ..config import ModelConfig
+from ..engine.memory import free_memory, memory_by_dtype, packed_bytes, shortage
 from ..errors import TokenizerError
 from ..hub import find_model
-from ..memory import free_memory, memory_by_dtype, packed_bytes, shortage
 from ..model import own_tokenizer, vocabulary_for
-from ..templates import recognise
-from ..tokenizer_files import bundled_tokenizer
 from . import options
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
             if bar is None:
                 if perf_counter() - start < _PATIENCE or not sys.stderr.isatty():
                     return
-                from ..progress import Bar  # only here: tqdm would slow down every start
+                from .._util import progress_bar
 
-                made = Bar(
+                made = progress_bar(
                     desc="loading",
                     initial=done,
                     total=total,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..config import CacheDtype, Dtype
-from ..cpu import MAX_THREADS
+from ..engine.cpu import MAX_THREADS
 from ..errors import ParameterError
-from ..sampling import SamplingParams
+from ..generation.sampling import SamplingParams
 
 if TYPE_CHECKING:  # generic for type checkers only
     Subparsers = argparse._SubParsersAction[Any]
@@ -82,10 +82,10 @@ def counts(text: str) -> list[int]:
 @contextlib.contextmanager
 def progress(**looks: Any) -> Iterator[Callable[[int, int], None]]:
     """A bar that is told (done, total); by default of weights, for what takes over a second."""
-    from ..progress import Bar
+    from .._util import progress_bar
 
     looks = looks or {"unit": "w", "unit_scale": True, "delay": 1}
-    with Bar(disable=None, **looks) as bar:
+    with progress_bar(disable=None, **looks) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

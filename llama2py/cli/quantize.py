@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import open_checkpoint
 from ..conversion import convert
-from ..cpu import default_threads
+from ..engine.cpu import default_threads
 from ..hub import find_model
 from . import options
 

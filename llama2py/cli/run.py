@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..chat import Chat
+from ..chat.dialogue import Chat
+from ..chat.templates import TEMPLATES
 from ..errors import PromptError
-from ..generation import Stream
-from ..job import Timings
+from ..generation.job import Timings
+from ..generation.sampling import random_seed
+from ..generation.stream import Stream
 from ..model import Model, load
-from ..sampling import random_seed
-from ..templates import TEMPLATES
 from . import options
 from .loading import loading_bar
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..corpus import read_stories
+from ..formats.corpus import read_stories
 from ..model import load
 from ..scoring import score_texts
 from . import options
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
         model = load(*where, "c", *dtypes, progress)
     with model:
         quiet = not sys.stderr.isatty()
-        from ..progress import Bar  # only here: tqdm would slow down the start of every command
+        from .._util import progress_bar
 
-        score = score_texts(model, Bar(stories, unit="story", leave=False, disable=quiet))
+        score = score_texts(model, progress_bar(stories, unit="story", leave=False, disable=quiet))
     facts = {
         "bits_per_byte": score.bits_per_byte,
         "nats_per_token": score.nats_per_token,

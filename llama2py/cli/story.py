@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..sampling import random_seed
-from ..story import StoryTeller
+from ..generation.sampling import random_seed
+from ..stories.teller import StoryTeller
 from . import options
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..corpus import read_stories
 from ..errors import TrainingError
-from ..tokenizer_files import write_tokenizer_bin
+from ..formats.corpus import read_stories
+from ..tokenizers.load import write_tokenizer_bin
 from . import options
 
 if TYPE_CHECKING:

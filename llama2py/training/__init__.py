@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..corpus import read_stories
 from ..errors import ParameterError
-from ..tokenizer import Tokenizer
-from ..tokenizer_files import load_tokenizer
+from ..formats.corpus import read_stories
+from ..tokenizers.load import load_tokenizer
+from ..tokenizers.tokenizer import Tokenizer
 from .config import TrainConfig, config_from
 
 if TYPE_CHECKING:

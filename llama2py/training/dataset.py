@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorpusError
-from ..tokenizer import Tokenizer
+from ..tokenizers.tokenizer import Tokenizer
 
 IGNORED = -1  # a target that does not count
 Tokens = NDArray[np.int64]

@@ -17,12 +17,12 @@ from ..checkpoint import (
     write_llama2c,
 )
 from ..config import ModelConfig
-from ..corpus import SEPARATOR
 from ..errors import TrainingError
-from ..files import replacing
+from ..formats.atomic_write import replacing
+from ..formats.corpus import SEPARATOR
 from ..model import beside, load
-from ..tokenizer import Tokenizer
-from ..tokenizer_files import write_tokenizer_bin
+from ..tokenizers.load import write_tokenizer_bin
+from ..tokenizers.tokenizer import Tokenizer
 from .curve import draw_curve
 from .state import Record
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import TrainingError
-from ..files import replacing
+from ..formats.atomic_write import replacing
 from .config import TrainConfig
 
 # What may differ between two parts of a run: how it is watched and computed, and how long it is.

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import CorpusError, TrainingError
-from ..tokenizer import Tokenizer
+from ..tokenizers.tokenizer import Tokenizer
 from .config import TrainConfig
 from .dataset import Batch, Dataset
 from .network import Transformer

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import sentencepiece
 
-from ..bpe import FIRST_PIECE
 from ..errors import ParameterError, TokenizerError
-from ..sentencepiece_model import tokenizer_of_pieces
-from ..tokenizer import Tokenizer
+from ..tokenizers.bpe import FIRST_PIECE
+from ..tokenizers.sentencepiece import tokenizer_of_pieces
+from ..tokenizers.tokenizer import Tokenizer
 
 UNKNOWN = " \u2047 "  # how sentencepiece prints the unknown token, in Llama's vocabulary too
 

@@ -1,0 +1,55 @@
+"""Small helpers that several packages share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Self = TypeVar("Self", bound="Closing")
+T = TypeVar("T")
+
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def amount(nbytes: int) -> str:
+    """Format a number of bytes for people: ``'7.2 GB'``, ``'2.3 MB'``."""
+    unit, name = next(pair for pair in _UNITS if nbytes >= pair[0] or pair == _UNITS[-1])
+    return f"{nbytes / unit:.1f} {name}"
+
+
+class Closing:
+    """A context manager that returns itself and closes itself."""
+
+    def close(self) -> None:
+        """Free what is held. Closing twice does no harm."""
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def progress_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
+    """Wrap an iterable in tqdm's progress bar, without the monitor thread that tqdm starts."""
+    return _bar_class()(iterable, **options)
+
+
+@cache
+def _bar_class() -> type[tqdm[Any]]:
+    from tqdm import tqdm  # slow to import: most programs never show a bar
+
+    class Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers only
+        monitor_interval = 0
+
+    return Bar

@@ -1,0 +1,1 @@
+"""Hugging Face's model directories: reader and writer."""

@@ -1,0 +1,177 @@
+"""How much memory a model takes, how much is free, and whether that is enough: before loading."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from .._util import amount
+from ..checkpoint import Checkpoint, int8_group_size, tensor_shapes
+from ..config import Dtype
+from ..errors import TooBigError
+
+_LANES = 16  # rows that the engine packs together (csrc/kernels.h)
+_INT4_GROUP = 32
+
+_log = logging.getLogger(__name__)
+
+
+def packed_bytes(checkpoint: Checkpoint, dtype: Dtype) -> int:
+    """Bytes of a checkpoint's weights in the engine, as matrices of a dtype."""
+    config = checkpoint.config
+    group_size = int8_group_size(checkpoint)
+    total = 4 * _round_up(config.head_dim // 2, _LANES)  # the rotary frequencies
+    for count, shape in tensor_shapes(config).values():
+        rows = _round_up(shape[0], _LANES)
+        if len(shape) == 1:
+            total += count * 4 * rows
+        else:
+            total += count * (rows // _LANES) * _block_bytes(shape[1], dtype, group_size)
+    return total
+
+
+def _block_bytes(cols: int, dtype: Dtype, group_size: int) -> int:
+    """Bytes of 16 rows of a matrix, with their scales."""
+    if dtype == "int8":
+        group = math.gcd(group_size, cols)
+        return cols // group * (_round_up(group, 4) + 4) * _LANES
+    if dtype == "int4":
+        groups = -(-cols // _INT4_GROUP)
+        return _round_up(groups * (_INT4_GROUP // 2 + 2) * _LANES, 64)
+    return cols * _LANES * (4 if dtype == "float32" else 2)
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def memory_by_dtype(checkpoint: Checkpoint) -> dict[Dtype, int]:
+    """Bytes of a checkpoint's weights in the engine, for each dtype that `load` takes."""
+    return {dtype: packed_bytes(checkpoint, dtype) for dtype in get_args(Dtype)}
+
+
+def check_memory(checkpoint: Checkpoint, dtype: Dtype, session: int) -> None:
+    """Refuse a model whose weights are more than can be had, before any of them is read.
+
+    Does nothing where it is not known how much that is. A session's keys and values, so many bytes
+    at full length, take memory only as it grows: if they would not fit, that is logged.
+
+    Raises
+    ------
+    TooBigError
+        The message says how much each dtype needs, and which to use.
+    """
+    free = free_memory()
+    if free is None:
+        return
+    problem = shortage(checkpoint, dtype, free)
+    if problem is not None:
+        raise problem
+    weights = packed_bytes(checkpoint, dtype)
+    if weights + session > free:
+        _log.warning(
+            "%s: %s of weights and %s of keys and values in a session of %d tokens are more than"
+            " the %s that are free",
+            *(checkpoint.path, amount(weights), amount(session), checkpoint.config.seq_len),
+            amount(free),
+        )
+
+
+def shortage(checkpoint: Checkpoint, dtype: Dtype, free: int) -> TooBigError | None:
+    """The error if the weights do not fit into so many bytes, or None."""
+    sizes = memory_by_dtype(checkpoint)
+    needed = sizes[dtype]
+    if needed <= free:
+        return None
+    smaller = {other: size for other, size in sizes.items() if size < needed}
+    fits = next((other for other, size in smaller.items() if size <= free), None)
+    listed = ", ".join(f"{amount(size)} as {other}" for other, size in smaller.items())
+    advice = f": use dtype={fits!r}" if fits else ", expected a smaller model or more memory"
+    return TooBigError(
+        f"{checkpoint.path} needs {amount(needed)} as {dtype}{f' ({listed})' if listed else ''}"
+        f" and {amount(free)} are free{advice}",
+        fits,
+    )
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process could still have, without anybody being killed for it.
+
+    What the system says is available, and a container's limits (cgroup v1 and v2) less what is in
+    use there. Cached files count as free, mapped ones too, and so does swap: rather too much than
+    too little.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are.
+
+    Returns
+    -------
+    int or None
+        None where the system does not say, as outside Linux.
+    """
+    system = _numbers(root / "proc" / "meminfo", unit=1024)
+    if "MemAvailable:" not in system:
+        return None
+    swap = system.get("SwapFree:", 0)
+    of_groups = (_free_in_group(folder, swap) for folder in _cgroups(root))
+    limits = [free for free in of_groups if free is not None]
+    return max(0, min([system["MemAvailable:"] + swap, *limits]))
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's control groups, and of those that these are in."""
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text("utf-8").splitlines()
+    except (OSError, UnicodeError):
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "sys" / "fs" / "cgroup" / ("memory" if controllers else "")
+        folder = base / path.lstrip("/")  # may be missing: a container sees its own as the root
+        yield folder
+        while folder != base and base in folder.parents:
+            folder = folder.parent
+            yield folder
+
+
+def _free_in_group(folder: Path, swap: int) -> int | None:
+    """Bytes left below a group's limit; None if it has none."""
+    stat = _numbers(folder / "memory.stat")
+    limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+    if limit is not None and used is not None:
+        cached = sum(stat.get(name, 0) for name in ("inactive_file", "active_file"))
+        swap_limit = _number(folder / "memory.swap.max")
+        if swap_limit is not None:
+            swap = min(swap, max(0, swap_limit - (_number(folder / "memory.swap.current") or 0)))
+        return limit - used + cached + stat.get("slab_reclaimable", 0) + swap
+    limit = _number(folder / "memory.limit_in_bytes")  # of cgroup v1
+    used = _number(folder / "memory.usage_in_bytes")
+    if limit is not None and used is not None:
+        cached = sum(stat.get(name, 0) for name in ("total_inactive_file", "total_active_file"))
+        return limit - used + cached + swap
+    return None
+
+
+def _number(file: Path) -> int | None:
+    """The whole number that a file holds; None if there is none, or ``max``."""
+    try:
+        return int(file.read_text("ascii"))
+    except (OSError, ValueError):  # a UnicodeError is a ValueError
+        return None
+
+
+def _numbers(file: Path, unit: int = 1) -> dict[str, int]:
+    """Lines of a name, a whole number of units, and perhaps the unit; none if unreadable."""
+    try:
+        lines = [line.split() for line in file.read_text("ascii").splitlines()]
+        return {name: int(value) * unit for name, value, *_ in lines}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,399 @@
+"""The C engine behind the `Backend` interface. The only importer of the C extension."""
+
+from __future__ import annotations
+
+import atexit
+import math
+from collections.abc import Callable, Sequence
+from threading import Event, Thread, current_thread, main_thread
+from typing import Any
+
+import numpy as np
+
+from .._util import amount
+from ..checkpoint import (
+    Checkpoint,
+    QuantizedTensor,
+    StoredTensor,
+    Tensor,
+    int8_group_size,
+    own_dtype,
+)
+from ..config import CacheDtype, Dtype, ModelConfig
+from ..errors import Cancelled, ClosedError, EngineError
+from ._engine import ffi, lib
+from .backend import Draw, Floats, Logits
+from .cpu import default_threads
+from .isa import choose_isa
+from .memory import check_memory, packed_bytes
+
+# Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
+LONG_WORK = 1_000_000_000
+# What the tokens drawn in one call of C may read: some milliseconds' worth, too short to wait for.
+# Python is cold after each call, and would be a large part of a small model's time.
+_AHEAD_BYTES = 120_000_000
+_MOST_AHEAD = 16
+
+_TENSORS = {
+    "token_embedding_table": lib.L2P_TOKEN_EMBEDDING_TABLE,
+    "rms_att_weight": lib.L2P_RMS_ATT_WEIGHT,
+    "wq": lib.L2P_WQ,
+    "wk": lib.L2P_WK,
+    "wv": lib.L2P_WV,
+    "wo": lib.L2P_WO,
+    "rms_ffn_weight": lib.L2P_RMS_FFN_WEIGHT,
+    "w1": lib.L2P_W1,
+    "w2": lib.L2P_W2,
+    "w3": lib.L2P_W3,
+    "rms_final_weight": lib.L2P_RMS_FINAL_WEIGHT,
+    "wcls": lib.L2P_WCLS,
+}
+
+_DTYPES: dict[Dtype, int] = {
+    "float32": lib.L2P_FLOAT32,
+    "bfloat16": lib.L2P_BFLOAT16,
+    "int8": lib.L2P_INT8,
+    "int4": lib.L2P_INT4,
+}
+
+_STORED = {
+    np.dtype(np.float32): lib.L2P_FLOAT32,
+    np.dtype(np.float16): lib.L2P_FLOAT16,
+    np.dtype(np.uint16): lib.L2P_BFLOAT16,
+}
+
+atexit.register(lib.l2p_release)  # no thread is left to the interpreter's exit
+
+
+class EngineCache:
+    """A session's keys and values in the engine's memory."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        session = lib.l2p_session_new(engine.handle)
+        if session == ffi.NULL:
+            config = engine.config
+            raise EngineError(
+                f"no memory for a session: {engine.cache_bytes / 2**20:.0f} MiB of keys and values"
+                f" for {config.seq_len} positions, expected that much free"
+            )
+        self._session: Any = ffi.gc(session, lib.l2p_session_free)
+        self.cancel: Any = ffi.new("int32_t *")  # the engine looks at it once a layer
+
+    @property
+    def handle(self) -> Any:
+        """The C pointer."""
+        if self._session is None:
+            raise ClosedError("the session is closed, expected an open one")
+        return self._session
+
+    def copy(self, n_positions: int) -> EngineCache:
+        model, session = self._engine.handle, self.handle  # alive during the copy
+        made = EngineCache(self._engine)
+        lib.l2p_session_copy(made.handle, session, n_positions)
+        del model
+        return made
+
+    def read(self, n_positions: int) -> tuple[Floats, Floats]:
+        keys, values = (np.empty(self._shape(n_positions), np.float32) for _ in range(2))
+        self._move(n_positions, keys, values, 1)
+        return keys, values
+
+    def write(self, keys: Floats, values: Floats) -> None:
+        keys, values = (np.array(array, np.float32, order="C") for array in (keys, values))
+        n_positions = keys.shape[2]
+        if not keys.shape == values.shape == self._shape(n_positions):
+            raise EngineError(f"keys of shape {keys.shape}, expected {self._shape(n_positions)}")
+        self._move(n_positions, keys, values, 0)
+
+    def _shape(self, n_positions: int) -> tuple[int, ...]:
+        config = self._engine.config
+        return (config.n_layers, config.n_kv_heads, n_positions, config.head_dim)
+
+    def _move(self, n_positions: int, keys: Floats, values: Floats, out: int) -> None:
+        model, session = self._engine.handle, self.handle  # alive during the copy
+        if n_positions > self._engine.config.seq_len:
+            raise EngineError(f"{n_positions} positions, expected at most the context")
+        buffers = [ffi.from_buffer("float[]", a, require_writable=True) for a in (keys, values)]
+        lib.l2p_session_move(session, n_positions, *buffers, out)
+        del model
+
+    def close(self) -> None:
+        self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then
+        self._session = None  # the memory is freed
+
+
+class Engine:
+    """Weights packed for one instruction set. See `Backend` for the methods.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Where the weights come from; its pages are given back tensor by tensor, so that memory
+        peaks at the packed model plus one tensor. May be closed afterwards.
+    threads : int, optional
+        Threads of a forward pass; by default the physical cores.
+    dtype : {'float32', 'bfloat16', 'int8', 'int4'}, optional
+        What to make the matrices of; by default what the checkpoint has. Converted and quantized by
+        all threads while packing, as `checkpoint.convert_matrix` does.
+    cache_dtype : {'float32', 'bfloat16'}
+        What to round keys and values to; bfloat16 halves the memory of a session and what a token
+        far on in the context reads.
+    progress : callable, optional
+        Told after each tensor how many of how many weights are packed.
+
+    Raises
+    ------
+    TooBigError
+        If the packed weights are more than the memory that is free, before anything is read.
+    EngineError
+        If the instruction set forced by ``LLAMA2PY_ISA`` is not to be had, or memory is short.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        threads: int | None = None,
+        dtype: Dtype | None = None,
+        cache_dtype: CacheDtype = "float32",
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> None:
+        self.config = checkpoint.config
+        self._n_params = checkpoint.config.n_params
+        self.dtype: Dtype = dtype or own_dtype(checkpoint)
+        self.cache_dtype: CacheDtype = cache_dtype
+        self.cache_bytes = self.config.cache_bytes // (1 if cache_dtype == "float32" else 2)
+        self.threads = threads or default_threads()
+        isa = choose_isa()
+        self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
+        check_memory(checkpoint, self.dtype, self.cache_bytes)
+        divisors = _rope_divisors(self.config)  # alive during the call
+        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype, cache_dtype, divisors), isa)
+        if model == ffi.NULL:
+            raise EngineError(
+                f"{checkpoint.path}: no memory for the weights, expected"
+                f" {amount(packed_bytes(checkpoint, self.dtype))} free"
+            )
+        self._model: Any = ffi.gc(model, lib.l2p_model_free)
+        self.nbytes = int(lib.l2p_model_bytes(model))
+        self.ahead = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // (self.nbytes + self.cache_bytes)))
+        self.non_finite = 0
+        group_size, done = int8_group_size(checkpoint), 0
+        for name, tensors in checkpoint.tensors.items():
+            for layer, tensor in enumerate(tensors):
+                self._pack(name, layer, tensor, group_size)
+                checkpoint.release(tensor)
+                done += math.prod(tensor.shape)
+                progress(done, self._n_params)
+
+    def _pack(self, name: str, layer: int, tensor: Tensor, group_size: int) -> None:
+        # Some tensors make their arrays on use: they must live until the engine has read them.
+        arrays: tuple[np.ndarray[Any, Any], ...]
+        if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
+            kind, arrays = lib.L2P_INT4, (tensor.values, tensor.scales.astype(np.float16))
+        elif isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
+            kind, arrays = lib.L2P_INT8, (tensor.values, tensor.scales)
+        elif (
+            isinstance(tensor, StoredTensor)
+            and len(tensor.shape) == 2
+            and tensor.data.flags.c_contiguous
+        ):
+            kind, arrays = _STORED[tensor.data.dtype], (tensor.data,)  # widened as it is packed
+        else:
+            kind = lib.L2P_FLOAT32
+            arrays = (np.ascontiguousarray(tensor.dequantize()),)
+        values, scales = [*map(_address, arrays), ffi.NULL][:2]
+        bad = ffi.new("int64_t *")
+        error = lib.l2p_model_set(
+            self.handle, _TENSORS[name], layer, kind, values, scales, self.threads, bad
+        )
+        _check(error, f"tensor {name}")
+        self.non_finite += bad[0]
+
+    @property
+    def handle(self) -> Any:
+        """The C pointer."""
+        if self._model is None:
+            raise ClosedError("the model is closed, expected an open one")
+        return self._model
+
+    def new_cache(self) -> EngineCache:
+        return EngineCache(self)
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[EngineCache],
+        positions: Sequence[int],
+        logits_rows: Sequence[int],
+    ) -> Logits:
+        out = np.empty((len(logits_rows), self.config.vocab_size), np.float32)
+        rows = ffi.new("int32_t[]", list(logits_rows))
+        into = ffi.from_buffer("float[]", out, require_writable=True)
+        self._run_batch(lib.l2p_forward, tokens, caches, positions, (len(rows), rows, into))
+        return out
+
+    def next_tokens(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[EngineCache],
+        positions: Sequence[int],
+        logits_rows: Sequence[int],
+        draws: Sequence[Draw],
+    ) -> list[int]:
+        if len(logits_rows) != len(draws):
+            raise EngineError(f"{len(draws)} draws from {len(logits_rows)} rows, expected as many")
+        rows, drawn = (ffi.new("int32_t[]", start) for start in (list(logits_rows), len(draws)))
+        asked = (len(rows), rows, ffi.new("l2p_draw[]", list(draws)), drawn)
+        self._run_batch(lib.l2p_next, tokens, caches, positions, asked)
+        return list(drawn)
+
+    def generate(
+        self,
+        token: int,
+        cache: EngineCache,
+        position: int,
+        draws: Sequence[Draw],
+        ends: Sequence[int],
+    ) -> list[int]:
+        n, n_ends = len(draws), len(ends)
+        drawn = ffi.new("int32_t[]", n)
+        text = cache.handle, token, position
+        how = n, ffi.new("l2p_draw[]", draws), n_ends, ffi.new("int32_t[]", ends)
+        arguments = (self.handle, *text, *how, drawn, self.threads, cache.cancel)
+        n_drawn = self._run(lib.l2p_generate, arguments, [text[0]], cache.cancel)
+        if n_drawn < 0:
+            _check(-n_drawn, "a forward pass")
+        tokens: list[int] = ffi.unpack(drawn, n_drawn)
+        return tokens
+
+    def _run_batch(
+        self,
+        call: Callable[..., int],
+        tokens: Sequence[int],
+        caches: Sequence[EngineCache],
+        positions: Sequence[int],
+        wanted: tuple[Any, ...],
+    ) -> None:
+        model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
+        # A mixed batch runs on when one of its sessions is closed.
+        cancel = caches[0].cancel if len(set(caches)) == 1 else ffi.new("int32_t *")
+        arguments = (
+            model,
+            len(tokens),
+            ffi.new("int32_t[]", list(tokens)),
+            ffi.new("l2p_session *[]", sessions),
+            ffi.new("int32_t[]", list(positions)),
+            *wanted,
+            self.threads,
+            cancel,
+        )
+        _check(self._run(call, arguments, sessions, cancel), "a forward pass")
+
+    def _run(
+        self, call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
+    ) -> int:
+        """One forward pass, which Ctrl-C can interrupt if it may take long."""
+        if self._n_params * len(sessions) < LONG_WORK or current_thread() is not main_thread():
+            return call(*arguments)
+        return _run_aside(call, arguments, sessions, cancel)
+
+    def digest(self) -> bytes:
+        out = ffi.new("uint64_t[4]")
+        lib.l2p_model_digest(self.handle, out)  # all of them
+        return bytes(ffi.buffer(out))
+
+    def argmax(self, logits: Logits) -> int:
+        values = ffi.from_buffer("float[]", logits)
+        return int(lib.l2p_argmax(self.handle, values, len(values)))
+
+    def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
+        values = ffi.from_buffer("float[]", logits, require_writable=True)
+        scratch = ffi.new("int32_t[]", len(values))
+        return int(
+            lib.l2p_sample(self.handle, values, len(values), temperature, top_p, coin, scratch)
+        )
+
+    def read_seconds(self) -> float:
+        """How long all threads together take to read the packed weights once; for `bench`."""
+        return float(lib.l2p_time_reading(self.handle, self.threads))
+
+    def close(self) -> None:
+        self._model = None  # freed here, or when a call that runs in another thread is done
+
+
+def _run_aside(
+    call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
+) -> int:
+    """A forward pass in a thread of its own, while the main one, which gets the signals, waits.
+
+    An exception that a signal handler raises, such as Ctrl-C's, ends the pass within a layer.
+    """
+    errors: list[int] = []
+    done = Event()  # Python 3.11's Thread.join takes an interrupted thread for one that has ended
+
+    def run() -> None:
+        try:
+            errors.append(call(*arguments))
+        finally:
+            done.set()
+            sessions.clear()  # alive until here, whatever becomes of the caller
+
+    try:
+        Thread(target=run, daemon=True).start()
+    except RuntimeError:  # the system gives no thread
+        return call(*arguments)
+    try:
+        done.wait()
+    except BaseException:
+        cancel[0] = 1
+        if done.wait(10):
+            cancel[0] = 0  # the session stays of use; one closed meanwhile says so by itself
+        raise
+    return errors[0]
+
+
+def _address(array: np.ndarray[Any, Any]) -> Any:
+    """Where a C-contiguous array's bytes are; the caller keeps the array alive."""
+    return ffi.cast("void *", array.ctypes.data)
+
+
+def _rope_divisors(config: ModelConfig) -> Any:
+    if config.rope_scaling is None:
+        return ffi.NULL
+    return ffi.new("float[]", config.rope_scaling.divisors(config.head_dim, config.rope_theta))
+
+
+def _c_config(
+    checkpoint: Checkpoint, dtype: Dtype, cache_dtype: CacheDtype, rope_divisors: Any
+) -> Any:
+    config: ModelConfig = checkpoint.config
+    return ffi.new(
+        "l2p_config *",
+        {
+            "dim": config.dim,
+            "hidden_dim": config.hidden_dim,
+            "n_layers": config.n_layers,
+            "n_heads": config.n_heads,
+            "n_kv_heads": config.n_kv_heads,
+            "head_dim": config.head_dim,
+            "vocab_size": config.vocab_size,
+            "seq_len": config.seq_len,
+            "shared_classifier": config.shared_classifier,
+            "weight_type": _DTYPES[dtype],
+            "cache_type": _DTYPES[cache_dtype],
+            "group_size": int8_group_size(checkpoint),
+            "norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+            "rope_divisors": rope_divisors,
+        },
+    )
+
+
+def _check(error: int, what: str) -> None:
+    if error == lib.L2P_NO_MEMORY:
+        raise EngineError(f"no memory left for {what}")
+    if error == lib.L2P_CANCELLED:
+        raise Cancelled(f"{what} was cancelled: its session has been closed meanwhile")
+    if error != lib.L2P_OK:
+        raise EngineError(f"{what} got an argument that the engine refuses (error {error})")

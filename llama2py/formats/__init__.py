@@ -1,0 +1,1 @@
+"""Bytes to structures, without any knowledge of models: the readers' and writers' foundation."""

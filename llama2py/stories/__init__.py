@@ -1,0 +1,1 @@
+"""Whole stories: an opening about a subject, a guided middle, an end."""

@@ -1,0 +1,235 @@
+"""The chat loop: what the model reads, turn by turn, and when a dialogue ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from llama2py import ContextError, Model, ModelConfig, PromptError
+from llama2py._data import bundled_tokenizer
+from llama2py.chat.dialogue import Chat, render_turn
+from llama2py.engine.native import Engine
+from llama2py.generation.sampling import Coin
+from llama2py.tokenizers.load import load_tokenizer
+from llama2py.tokenizers.tokenizer import BOS, EOS, Tokenizer
+from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
+from tests.support.scripted import ScriptedBackend
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(bundled_tokenizer())
+
+
+def words(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens that say " text" in the middle of a text."""
+    return tokenizer.encode(text, bos=False)
+
+
+def test_render_turn_is_llama2s_schema() -> None:
+    assert render_turn("Hi") == "[INST] Hi [/INST]"
+    assert render_turn("Hi", "Be kind.") == "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]"
+    assert render_turn("Hi", "") == "[INST] Hi [/INST]"  # no system prompt was given
+
+
+def test_two_turns_read_as_one_dialogue(tokenizer: Tokenizer) -> None:
+    first, second = words(tokenizer, "Hello you"), words(tokenizer, "Bye")
+    backend = ScriptedBackend([*first, EOS, *second, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer), system="Be kind.", seed=1)
+
+    answer = chat.say("Hi").finish()
+    assert (answer.text, answer.finish_reason) == (" Hello you", "stop")
+    assert chat.say("Ciao").finish().text == " Bye"
+
+    # The answer is part of the context, and its EOS, which was sampled but not run, precedes the
+    # next turn. The system prompt belongs to the first turn only; each turn begins with BOS.
+    turn = tokenizer.encode("[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]")
+    next_turn = tokenizer.encode("[INST] Ciao [/INST]")
+    assert turn[0] == next_turn[0] == BOS
+    dialogue = [*turn, *first, EOS, *next_turn, *second]
+    assert backend.runs == list(enumerate(dialogue))
+
+
+def test_the_coin_is_flipped_for_sampled_tokens_only(tokenizer: Tokenizer) -> None:
+    """llama2.c draws one for every token of the prompt, too, and throws it away."""
+    backend = ScriptedBackend([300, 301, EOS, 302, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer), seed=7)
+    chat.say("Hi").finish()
+    chat.say("Hi again").finish()
+    coin = Coin(7)
+    assert backend.coins == [coin.flip() for _ in range(5)]
+
+
+def test_an_answer_broken_off_stays_as_far_as_it_was_heard(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, 302, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    answer = chat.say("Hi")
+    next(answer)
+    next(answer)
+    answer.close()
+    chat.say("Stop").finish()
+    heard, turn = tokenizer.encode("[INST] Hi [/INST]"), tokenizer.encode("[INST] Stop [/INST]")
+    dialogue = [*heard, 300, 301, EOS, *turn, 302]
+    assert backend.runs == list(enumerate(dialogue))
+
+
+def test_a_turn_that_was_never_heard_leaves_no_trace(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    chat.say("Hi")
+    chat.say("Hello").finish()
+    assert backend.runs == list(enumerate([*tokenizer.encode("[INST] Hello [/INST]"), 300]))
+
+
+def test_a_turn_that_does_not_fit_leaves_the_dialogue_as_it_was(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, EOS, 302, EOS], len(tokenizer), seq_len=64)
+    chat = Chat(Model(backend, tokenizer))
+    chat.say("Hi").finish()
+    with pytest.raises(PromptError, match="do not fit"):
+        chat.say("and so on " * 50)
+    chat.say("never heard")
+    chat.say("Bye").finish()
+    hi, bye = tokenizer.encode("[INST] Hi [/INST]"), tokenizer.encode("[INST] Bye [/INST]")
+    assert backend.runs == list(enumerate([*hi, 300, 301, EOS, *bye, 302]))
+
+
+def test_bos_does_not_end_an_answer(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, BOS, 301, EOS], len(tokenizer))
+    assert Chat(Model(backend, tokenizer)).say("Hi").finish().tokens == [300, BOS, 301]
+
+
+def test_the_room_ends_an_answer(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300] * 100, len(tokenizer))
+    chat = Chat(Model(backend, tokenizer), max_tokens=20)
+    turn = len(tokenizer.encode(render_turn("Hi")))
+    answer = chat.say("Hi").finish()
+    assert answer.finish_reason == "length"
+    assert len(answer.tokens) == 20 - turn + 1  # the last one is not run: it needs no room
+    assert backend.runs[-1][0] == 19
+    assert chat.room == 0
+
+
+def test_a_turn_longer_than_the_context_is_an_error(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300] * 100, len(tokenizer), seq_len=64)
+    with Chat(Model(backend, tokenizer)) as chat:
+        with pytest.raises(PromptError, match="do not fit"):
+            chat.say("and so on " * 50).finish()
+        assert backend.runs == []
+
+
+def test_the_next_turn_ends_an_answer_that_is_still_coming(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, 302, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    first = chat.say("Hi")
+    next(first)
+    unheard = chat.say("Hm")
+    second = chat.say("Stop")
+    assert list(first) == list(unheard) == []
+    assert (first.finish_reason, unheard.finish_reason) == ("cancelled", "cancelled")
+    second.finish()
+    heard, turn = tokenizer.encode("[INST] Hi [/INST]"), tokenizer.encode("[INST] Stop [/INST]")
+    assert backend.runs == list(enumerate([*heard, 300, EOS, *turn, 301, 302]))
+    words = [tokenizer.decode(tokens).strip() for tokens in ([300], [301, 302])]
+    assert chat.messages == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": words[0]},
+        {"role": "user", "content": "Stop"},
+        {"role": "assistant", "content": words[1]},
+    ]
+
+
+def test_a_turn_that_the_next_one_came_before_is_over(tokenizer: Tokenizer) -> None:
+    """Nothing of it is run, also where there would be no room for it any more."""
+    backend = ScriptedBackend([300] * 40, len(tokenizer), seq_len=24)
+    chat = Chat(Model(backend, tokenizer), seed=1)
+    early = chat.say("Hi you all")
+    chat.say("Hi").finish()
+    ran = list(backend.runs)
+    assert list(early) == []
+    assert early.finish_reason == "cancelled"
+    assert backend.runs == ran
+
+
+def test_a_turn_that_does_not_fit_does_not_end_the_answer(tokenizer: Tokenizer) -> None:
+    backend = ScriptedBackend([300, 301, EOS], len(tokenizer), seq_len=64)
+    chat = Chat(Model(backend, tokenizer))
+    answer = chat.say("Hi")
+    next(answer)
+    with pytest.raises(PromptError, match="do not fit"):
+        chat.say("and so on " * 50)
+    assert answer.finish().tokens == [300, 301]
+
+
+def test_an_interrupted_prompt_is_run_again(tokenizer: Tokenizer) -> None:
+    """Ctrl-C in a long turn: what was run of it is forgotten."""
+    backend = ScriptedBackend([300, EOS], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer))
+    chat._session.forward(tokenizer.encode("[INST] Hello")[:3])
+    backend.runs.clear()
+    backend._script = iter([300, EOS])
+    chat.say("Bye").finish()
+    tokens = tokenizer.encode("[INST] Bye [/INST]")
+    assert backend.runs == list(enumerate([*tokens, 300]))[3:]
+
+
+@pytest.mark.parametrize("overflow", ["error", "shift"])
+@pytest.mark.parametrize("template", ["llama2", "zephyr", "plain"])
+def test_what_is_remembered_is_what_was_said(template: str, overflow: Any) -> None:
+    """Whatever was kept, rewound, run again: each answer is that of a text begun afresh."""
+    config = ModelConfig(24, 44, 2, 4, 2, 300, 150, shared_classifier=False)
+    with Model(Engine(random_checkpoint(config)), tiny_tokenizer()) as model:
+        model.reuse_prefixes(0)
+        chat = Chat(model, "s", temperature=0, template=template, overflow=overflow)
+        heard = 0
+        for user in ("ab", "a longer one", "c d", "e f g"):
+            try:
+                answer = chat.say(user)
+            except ContextError:
+                assert overflow == "error"
+                break
+            while len(answer.tokens) < 8 and next(answer, None) is not None:
+                pass
+            tokens = chat._session.tokens
+            before = tokens[: len(tokens) - len(answer.tokens) + 1]
+            ends: Any = {"temperature": 0, "stop_tokens": (), "max_tokens": len(answer.tokens)}
+            assert answer.tokens == model.generate(before, **ends).tokens
+            heard += 1
+        assert heard == 4 if overflow == "shift" else heard >= 2
+        assert len(chat.messages) == 1 + 2 * heard
+
+
+# ---- a backend that is ahead ----
+
+
+def dialogue(model: Model, seed: int, overflow: Any) -> list[Any]:
+    """Answers that are heard to their end or not, or drawn until somebody is interrupted."""
+    facts: list[Any] = []
+    with Chat(model, temperature=1.5, seed=seed, template="plain", overflow=overflow) as chat:
+        for n in range(6):
+            if chat.room < 25:
+                break
+            stream = chat.say("ab"[n % 2])
+            if (seed + n) % 3 == 0:
+                facts.append("".join(stream))
+            else:
+                facts.append("".join(islice(stream, (5 * seed + 7 * n) % 12)))
+            facts += [stream.tokens, stream.finish_reason, chat.room, chat.messages]
+        facts.append(chat._session.tokens)
+        facts.append(chat._sampler.plain_draws(3))
+    return facts
+
+
+@pytest.mark.parametrize("overflow", ["error", "shift"])
+def test_a_chat_is_the_same_however_far_ahead(
+    overflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, seq_len=160)
+    with Model(Engine(random_checkpoint(config)), tiny_tokenizer()) as model:
+        told = [dialogue(model, seed, overflow) for seed in range(12)]
+        assert sum(len(facts) > 7 for facts in told) > 6
+        for ahead in (1, 2, 7):
+            monkeypatch.setattr(model.backend, "ahead", ahead)
+            assert [dialogue(model, seed, overflow) for seed in range(12)] == told

@@ -1,0 +1,110 @@
+"""Mistral's chat templates: the tokens that mistral-common makes of a dialogue, written by hand."""
+
+from __future__ import annotations
+
+from string import ascii_letters
+
+import pytest
+
+from llama2py import Chat, Model
+from llama2py.chat.templates import recognise
+from llama2py.tokenizers.bpe import FIRST_PIECE
+from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
+from llama2py.tokenizers.specials import Specials
+from llama2py.tokenizers.tokenizer import Tokenizer
+from tests.support.scripted import ScriptedBackend
+from tests.support.scripted_dialogues import TURNS, ids, talk, vocabulary
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_mistrals_markers_are_tokens_where_the_vocabulary_has_them(control: bool) -> None:
+    """Of a vocabulary by bytes (Nemo's) there are no spaces then."""
+    tokenizer = vocabulary("nemo", control)
+    run = talk(tokenizer, "mistral", TURNS, "Be kind.")
+    assert run == ids(
+        tokenizer,
+        "⟨<s>⟩⟨[INST]⟩Be kind.\n\nHi⟨[/INST]⟩Hello.⟨</s>⟩"
+        "⟨[INST]⟩How are you?⟨[/INST]⟩Fine⟨</s>⟩⟨[INST]⟩Bye⟨[/INST]⟩",
+    )
+
+
+@pytest.mark.parametrize("prefix", ["scores", "each", "first"])
+@pytest.mark.parametrize("markers", [(), ("[INST]", "[/INST]")])
+def test_mistrals_spaces(markers: tuple[str, ...], prefix: str) -> None:
+    """As mistral-common encodes: every text begins with one space, however a vocabulary adds it.
+
+    v1: ``<s>▁[INST]▁Hi▁[/INST]▁Yo</s>▁[INST]▁Bye▁[/INST]``.
+    v3: ``<s>[INST]▁Hi[/INST]▁Yo</s>[INST]▁Bye[/INST]``, where the brackets are tokens.
+    """
+    letters = " \n./[]" + ascii_letters
+    first = FIRST_PIECE + len(letters)
+    special = {marker: first + i for i, marker in enumerate(markers)}
+    tokenizer: Tokenizer
+    if prefix == "scores":
+        pieces = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256))]
+        pieces += [*letters, *markers]
+        tokenizer = Tokenizer(
+            [piece.encode() for piece in pieces], [0.0] * len(pieces), Specials(control=special)
+        )
+    else:
+        pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        pieces += [*letters.replace(" ", "\u2581"), *markers]
+        control = {"<s>": 1, "</s>": 2, **special}
+        kind = Characters(prefix, prefix_once=prefix == "first")
+        tokenizer = MergeTokenizer(pieces, [], kind, 1, 2, Specials(control=control))
+
+    def spelled(text: str) -> list[int]:
+        return [FIRST_PIECE + letters.index(letter) for letter in text]
+
+    backend = ScriptedBackend([*spelled(" Yo"), 2, *spelled(" Yo"), 2], len(tokenizer))
+    chat = Chat(Model(backend, tokenizer), "Be kind.", template="mistral")
+    for user in ("Hi", "Bye"):
+        assert chat.say(user).finish().text.strip() == "Yo"
+    if markers:
+        begin, end = special.values()
+        first_turn = [begin, *spelled(" Be kind.\n\nHi"), end]
+        turn = [begin, *spelled(" Bye"), end]
+    else:
+        first_turn = spelled(" [INST] Be kind.\n\nHi [/INST]")
+        turn = spelled(" [INST] Bye [/INST]")
+    expected = [1, *first_turn, *spelled(" Yo"), 2, *turn, *spelled(" Yo")]
+    assert backend.runs == list(enumerate(expected))
+
+
+# What tells the programs of these models apart from others, in their words.
+_TURN = (
+    "{%% for m in messages %%}{%% if m.role == 'user' %%}{{ %s }}{%% else %%}{{ %s }}{%% endif %%}"
+)
+KNOWN = {
+    "v0.1": "{{ bos_token }}"
+    + _TURN % ("'[INST] ' + m.content + ' [/INST]'", "m.content + eos_token + ' '"),
+    "v0.2": "{{- bos_token }}"
+    + _TURN % ("' [INST] ' + s + '\\n\\n' + m.content + ' [/INST]'", "' ' + m.content + eos_token"),
+    "v0.3": "{{- bos_token }}"
+    + "{{ '[AVAILABLE_TOOLS]' }}"
+    + _TURN % ('"[INST] " + m.content + "[/INST]"', '" " + m.content|trim + eos_token'),
+    "nemo": "{{- bos_token }}"
+    + _TURN % ('"[INST]" + m.content + "[/INST]"', "m.content + eos_token"),
+}
+
+
+@pytest.mark.parametrize("jinja", KNOWN.values(), ids=KNOWN)
+def test_their_programs_are_known(jinja: str) -> None:
+    found = recognise(jinja)
+    assert found is not None
+    assert found.name == "mistral"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "name"),
+    [
+        ("{{ bos_token ~ '[INST] <<SYS>>' ~ s ~ '<</SYS>>' ~ m ~ ' [/INST]' }}", "llama2"),
+        ('{{ bos_token + "[INST] " + m + " [/INST]" }}', None),
+        ("{{ bos_token ~ '[INST] ' ~ m ~ ' [/INST]' }}", None),
+        ("{{ '[SYSTEM_PROMPT]' + s }}{{ '[INST]' + m + '[/INST]' }}", None),
+        ("{{ '[INST]' + m }}", None),
+    ],
+)
+def test_their_neighbours_are_not_taken_for_them(jinja: str, name: str | None) -> None:
+    found = recognise(jinja)
+    assert (found and found.name) == name

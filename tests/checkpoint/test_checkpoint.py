@@ -1,0 +1,272 @@
+"""Reading good checkpoints: every number and tensor, views, release, close."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama2py.checkpoint import (
+    DenseTensor,
+    QuantizedTensor,
+    open_checkpoint,
+    quantize,
+    tensor_shapes,
+)
+from llama2py.config import ModelConfig
+from llama2py.errors import CheckpointError, ClosedError, ParameterError
+from tests.conftest import ROOT
+from tests.support.tiny_checkpoints import GROUPED, SHAPES, UNALIGNED, Shape, make_file
+
+
+def write(folder: Path, shape: Shape, version: int) -> Path:
+    path = folder / "tiny.bin"
+    path.write_bytes(make_file(shape, version).data)
+    return path
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_tensor_is_what_the_author_wrote(tmp_path: Path, name: str, version: int) -> None:
+    shape = SHAPES[name]
+    expected = make_file(shape, version).expected
+    with open_checkpoint(write(tmp_path, shape, version)) as checkpoint:
+        assert checkpoint.tensors.keys() == expected.keys()
+        for tensor_name, layers in expected.items():
+            found = checkpoint.tensors[tensor_name]
+            assert len(found) == len(layers)
+            for tensor, layer in zip(found, layers, strict=True):
+                if isinstance(layer, tuple):
+                    assert isinstance(tensor, QuantizedTensor)
+                    assert tensor.group_size == shape.group_size
+                    np.testing.assert_array_equal(tensor.values, layer[0])
+                    np.testing.assert_array_equal(tensor.scales, layer[1])
+                else:
+                    assert isinstance(tensor, DenseTensor)
+                    assert tensor.data.dtype == np.float32
+                    np.testing.assert_array_equal(tensor.data, layer)
+
+
+@pytest.mark.parametrize(
+    ("version", "format", "dtype", "group_size"),
+    [
+        (0, "llama2.c v0", "float32", None),
+        (1, "llama2.c v1", "float32", None),
+        (2, "llama2.c v2 (int8)", "int8", 8),
+    ],
+)
+def test_the_numbers_of_a_checkpoint(
+    tmp_path: Path, version: int, format: str, dtype: str, group_size: int | None
+) -> None:
+    path = write(tmp_path, GROUPED, version)
+    with open_checkpoint(str(path)) as checkpoint:
+        assert checkpoint.path == path
+        assert checkpoint.format == format
+        assert checkpoint.dtype == dtype
+        assert checkpoint.group_size == group_size
+        assert checkpoint.file_size == path.stat().st_size
+        assert checkpoint.tokenizer_path is None
+        assert checkpoint.config == ModelConfig(
+            dim=8,
+            hidden_dim=12,
+            n_layers=2,
+            n_heads=4,
+            n_kv_heads=2,
+            vocab_size=5,
+            seq_len=3,
+            shared_classifier=False,
+        )
+        assert str(path) in repr(checkpoint)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tensor_shapes_are_those_of_the_file(tmp_path: Path, name: str) -> None:
+    with open_checkpoint(write(tmp_path, SHAPES[name], 2)) as checkpoint:
+        found = {key: (len(layers), layers[0].shape) for key, layers in checkpoint.tensors.items()}
+        assert found == tensor_shapes(checkpoint.config)
+
+
+def test_tensors_are_read_only_views(tmp_path: Path) -> None:
+    with open_checkpoint(write(tmp_path, GROUPED, 1)) as checkpoint:
+        (embedding,) = checkpoint.tensors["token_embedding_table"]
+        assert isinstance(embedding, DenseTensor)
+        assert not embedding.data.flags.owndata
+        with pytest.raises(ValueError, match="read-only"):
+            embedding.data[0, 0] = 1
+        with pytest.raises(TypeError):
+            checkpoint.tensors["wq"] = ()  # type: ignore[index]
+
+
+def test_unaligned_scales_are_read_right(tmp_path: Path) -> None:
+    with open_checkpoint(write(tmp_path, UNALIGNED, 2)) as checkpoint:
+        (table,) = checkpoint.tensors["token_embedding_table"]
+        assert isinstance(table, QuantizedTensor)
+        assert not table.scales.flags.aligned
+        groups = table.values.astype(np.float32).reshape(-1, 3) * table.scales.copy()[:, None]
+        np.testing.assert_array_equal(table.dequantize(), groups.reshape(7, 6))
+
+
+def test_close_gives_up_the_tensors_and_may_be_repeated(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, GROUPED, 0))
+    (norm,) = checkpoint.tensors["rms_final_weight"]
+    before = norm.dequantize().copy()
+    checkpoint.close()
+    checkpoint.close()
+    with pytest.raises(ClosedError, match=r"tiny\.bin: the checkpoint is closed"):
+        _ = checkpoint.tensors
+    assert "closed" in repr(checkpoint)
+    # One who still holds a tensor may use it.
+    np.testing.assert_array_equal(norm.dequantize(), before)
+    checkpoint.release(norm)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc/self")
+
+
+def mapped_kib(path: Path) -> int | None:
+    """Resident KiB of this process's mapping of a file, or None where there is none."""
+    smaps = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape")
+    found = re.search(re.escape(str(path)) + r"\n(?:.*\n)*?Rss:\s+(\d+) kB", smaps)
+    return int(found[1]) if found else None
+
+
+@linux
+def test_close_unmaps_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GROUPED, 2)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.tensors["w1"][0].dequantize().size
+        assert mapped_kib(path) is not None
+    assert mapped_kib(path) is None
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@linux
+def test_a_refused_file_is_unmapped_while_the_error_is_still_held(tmp_path: Path) -> None:
+    path = tmp_path / "cut.bin"
+    path.write_bytes(make_file(GROUPED, 0).data[:-1])
+    with pytest.raises(CheckpointError) as held:
+        open_checkpoint(path)
+    assert held.tb is not None  # the reader's frames, and in them the file
+    assert mapped_kib(path) is None
+
+
+@linux
+@pytest.mark.parametrize("version", [0, 2])
+def test_release_drops_the_pages_and_keeps_the_values(tmp_path: Path, version: int) -> None:
+    big = Shape(64, 64, 1, 4, 4, 16384, 4, shared=True, group_size=64)  # 4 MiB of embedding in v0
+    path = write(tmp_path, big, version)
+    with open_checkpoint(path) as checkpoint:
+        (table,) = checkpoint.tensors["token_embedding_table"]
+        before = table.dequantize().copy()
+        held = mapped_kib(path)
+        assert held is not None
+        assert held * 1024 >= table.nbytes - 8192
+        checkpoint.release(table)
+        left = mapped_kib(path)
+        assert left is not None
+        assert left < held / 4
+        np.testing.assert_array_equal(table.dequantize(), before)
+
+
+def test_release_of_small_or_foreign_tensors_does_nothing(tmp_path: Path) -> None:
+    with open_checkpoint(write(tmp_path, GROUPED, 2)) as checkpoint:
+        for layers in checkpoint.tensors.values():
+            for tensor in layers:
+                checkpoint.release(tensor)
+        checkpoint.release(DenseTensor(np.ones((4096, 16), np.float32)))
+        checkpoint.release(quantize(np.ones((4096, 16), np.float32), 16))
+
+
+def test_quantize_by_hand() -> None:
+    # Group 1: the peak is 127, so the scale is 1 and halves go to the even neighbour.
+    # Group 2: zeros. Group 3: a negative peak.
+    weights = np.array([[127, 0.5, 1.5], [-2.5, 0, 0], [0, 0, -0.0], [0, 1, -254]], np.float32)
+    tensor = quantize(weights, 4)
+    np.testing.assert_array_equal(tensor.values, [[127, 0, 2], [-2, 0, 0], [0, 0, 0], [0, 0, -127]])
+    np.testing.assert_array_equal(tensor.scales, np.array([1, 0, 2], np.float32))
+    assert not np.signbit(tensor.scales).any()
+    assert tensor.values.dtype == np.int8
+    assert tensor.scales.dtype == np.float32
+    assert tensor.shape == (4, 3)
+    assert tensor.nbytes == 12 + 3 * 4
+    restored = tensor.dequantize()
+    assert restored.dtype == np.float32
+    np.testing.assert_array_equal(restored, [[127, 0, 2], [-2, 0, 0], [0, 0, 0], [0, 0, -254]])
+
+
+def test_quantize_holds_where_the_scale_is_subnormal() -> None:
+    # 190 steps of the smallest float32: the scale rounds to one step, the ratio would be 190.
+    step = np.float32(1e-45)
+    tensor = quantize(np.array([[190 * step, -190 * step], [step, 0]], np.float32), 2)
+    np.testing.assert_array_equal(tensor.values, [[127, -127], [0, 0]])
+    assert np.isfinite(tensor.dequantize()).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_quantize_refuses_what_no_scale_can_hold(bad: float) -> None:
+    with pytest.raises(ParameterError, match="expected finite weights"):
+        quantize(np.array([[1, bad]], np.float32), 2)
+
+
+@pytest.mark.parametrize("group_size", [0, -4, 5, 1 << 40])
+def test_quantize_refuses_groups_that_do_not_fill_the_matrix(group_size: int) -> None:
+    with pytest.raises(ParameterError, match=f"group_size is {group_size}, expected a positive"):
+        quantize(np.ones((4, 6), np.float32), group_size)
+
+
+def test_tensors_refuse_parts_that_do_not_fit() -> None:
+    with pytest.raises(ParameterError, match="expected a float32 vector or matrix"):
+        DenseTensor(np.ones((2, 2), np.float64))
+    with pytest.raises(ParameterError, match="expected a float32 vector or matrix"):
+        DenseTensor(np.ones((2, 2, 2), np.float32))
+    with pytest.raises(ParameterError, match="expected one scale for each whole group"):
+        QuantizedTensor(np.ones((4, 6), np.int8), np.ones(5, np.float32), 4)
+    with pytest.raises(ParameterError, match="expected one scale for each whole group"):
+        QuantizedTensor(np.ones((4, 6), np.int8), np.ones(6, np.float32), 0)
+    with pytest.raises(ParameterError, match="expected an int8 matrix and float32 scales"):
+        QuantizedTensor(np.ones(24, np.int8), np.ones(6, np.float32), 4)
+
+
+def test_the_reader_needs_no_engine() -> None:
+    """Loaded without the package's front page, which imports everything, the engine included."""
+    code = (
+        "import sys, types; package = types.ModuleType('llama2py');"
+        f"package.__path__ = [{str(ROOT / 'llama2py')!r}]; sys.modules['llama2py'] = package;"
+        "import importlib, pkgutil, llama2py.checkpoint as c;"
+        "names = [f'{c.__name__}.{module.name}' for module in pkgutil.iter_modules(c.__path__)];"
+        "[importlib.import_module(name) for name in names];"
+        "print(*sorted(sys.modules))"
+    )
+    modules = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    ours = {name for name in modules if name.startswith("llama2py.")}
+    inside = {name for name in ours if name.startswith("llama2py.checkpoint")}
+    assert "llama2py.checkpoint" in inside
+    outside = {name.split(".")[1] for name in ours - inside}
+    assert outside == {"_util", "config", "errors", "formats"}
+    assert "_cffi_backend" not in modules
+
+
+def test_the_real_model(test_data: Path) -> None:
+    """Its v0 and v1 files hold the same weights, in another order."""
+    with (
+        open_checkpoint(test_data / "data/stories260K.bin") as v0,
+        open_checkpoint(test_data / "data/formats/stories260K_v1.bin") as v1,
+    ):
+        assert v0.config == v1.config
+        assert (v0.config.dim, v0.config.hidden_dim, v0.config.n_kv_heads) == (64, 172, 4)
+        assert v0.tensors.keys() == v1.tensors.keys()
+        for name in v0.tensors:
+            for left, right in zip(v0.tensors[name], v1.tensors[name], strict=True):
+                np.testing.assert_array_equal(left.dequantize(), right.dequantize())
+        # Read off the file by hand: the last four floats in front of the RoPE tables' 512 * 8.
+        (norm,) = v0.tensors["rms_final_weight"]
+        last = np.array([1.721722, 0.9720381, 1.4526384, 1.7077769], np.float32)
+        np.testing.assert_array_equal(norm.dequantize()[-4:], last)

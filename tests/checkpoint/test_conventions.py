@@ -1,0 +1,256 @@
+"""What a checkpoint's metadata says about texts: the chat template, BOS, what ends a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llama2py
+from llama2py import Chat, CheckpointError, Model, convert
+from llama2py.checkpoint import Conventions, open_checkpoint
+from llama2py.cli import main
+from llama2py.tokenizers.tokenizer import BOS, EOS
+from tests.conftest import tiny_tokenizer
+from tests.support import foreign_files as foreign
+from tests.support import gguf_files as made
+from tests.support.scripted import ScriptedBackend
+from tests.test_convert import make
+
+CHATML = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+
+
+def directory(folder: Path, **files: Any) -> Path:
+    """Hugging Face's, with the tiny model and these files (their names with a dot for __)."""
+    files = {"config__json": foreign.CONFIG} | files
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")
+    data = foreign.safetensors_file(*foreign.safetensors(foreign.tiny_tensors()))
+    (folder / "model.safetensors").write_bytes(data)
+    return folder
+
+
+def of_directory(folder: Path, **files: Any) -> Conventions:
+    with open_checkpoint(directory(folder, **files)) as checkpoint:
+        assert checkpoint.chat_template == checkpoint.conventions.chat_template
+        return checkpoint.conventions
+
+
+def of_gguf(folder: Path, **changes: Any) -> Conventions:
+    """``x__y`` is tokenizer.x.y."""
+    pairs = {f"tokenizer.{name.replace('__', '.')}": value for name, value in changes.items()}
+    tensors = {name: (0, w.shape, w.tobytes()) for name, w in made.weights().items()}
+    path = folder / "tiny.gguf"
+    path.write_bytes(made.gguf_file(made.metadata() | pairs, *made.lay_out(tensors)))
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.conventions
+
+
+def test_a_bare_directory_says_nothing(tmp_path: Path) -> None:
+    assert of_directory(tmp_path) == Conventions()
+
+
+def test_a_directory_that_says_everything(tmp_path: Path) -> None:
+    found = of_directory(
+        tmp_path,
+        tokenizer_config__json={"chat_template": CHATML, "add_bos_token": False},
+        generation_config__json={"eos_token_id": [1, 3]},
+        config__json=foreign.CONFIG | {"eos_token_id": 2},
+    )
+    assert found == Conventions(CHATML, False, frozenset([1, 3]))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            {"config__json": foreign.CONFIG | {"eos_token_id": 2}},
+            Conventions(end_tokens=frozenset([2])),
+        ),
+        (
+            {"config__json": foreign.CONFIG | {"eos_token_id": [2, 4]}},
+            Conventions(end_tokens=frozenset([2, 4])),
+        ),
+        ({"generation_config__json": {"max_length": 3}}, Conventions()),
+        ({"chat_template__jinja": CHATML}, Conventions(CHATML)),
+        (
+            {"chat_template__jinja": CHATML, "tokenizer_config__json": {"chat_template": "old"}},
+            Conventions(CHATML),
+        ),
+        (
+            {
+                "tokenizer_config__json": {
+                    "chat_template": [
+                        {"name": "tool_use", "template": "x"},
+                        {"name": "default", "template": CHATML},
+                    ]
+                }
+            },
+            Conventions(CHATML),
+        ),
+        ({"tokenizer_config__json": {"chat_template": [{"name": "rag"}, 3]}}, Conventions()),
+        ({"tokenizer_config__json": {"chat_template": None, "add_bos_token": None}}, Conventions()),
+    ],
+)
+def test_where_it_stands(files: Any, expected: Conventions, tmp_path: Path) -> None:
+    assert of_directory(tmp_path, **files) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer_config__json": "{"}, "tokenizer_config.json: this is no JSON"),
+        ({"tokenizer_config__json": {"chat_template": 3}}, "chat_template is 3, expected a text"),
+        ({"tokenizer_config__json": {"add_bos_token": "no"}}, "expected true or false"),
+        ({"generation_config__json": {"eos_token_id": "2"}}, "expected the ids of tokens"),
+        ({"generation_config__json": {"eos_token_id": [1, True]}}, "expected the ids of tokens"),
+        ({"generation_config__json": {"eos_token_id": [0] * 2000}}, "expected the ids of tokens"),
+        (
+            {"generation_config__json": {"eos_token_id": 5}},
+            "token 5 shall end a text, expected one",
+        ),
+        ({"generation_config__json": {"eos_token_id": -1}}, "token -1 shall end a text"),
+        ({"chat_template__jinja": "x" * ((1 << 20) + 1)}, "expected a chat template"),
+    ],
+)
+def test_a_directory_that_says_it_wrong(files: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        of_directory(tmp_path, **files)
+    assert message in str(raised.value)
+
+
+def test_a_template_that_is_no_text(tmp_path: Path) -> None:
+    directory(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="expected UTF-8 text"):
+        open_checkpoint(tmp_path)
+
+
+def test_gguf(tmp_path: Path) -> None:
+    assert of_gguf(tmp_path) == Conventions()
+    found = of_gguf(
+        tmp_path,
+        chat_template=CHATML.encode(),
+        ggml__add_bos_token=True,
+        ggml__eos_token_id=2,
+        ggml__eot_token_id=4,
+    )
+    assert found == Conventions(CHATML, True, frozenset([2, 4]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chat_template": 3}, "tokenizer.chat_template is 3, expected a text"),
+        ({"ggml__add_bos_token": 1}, "add_bos_token is 1, expected true or false"),
+        ({"ggml__eos_token_id": b"2"}, "eos_token_id is b'2', expected the id of a token"),
+        ({"ggml__eot_token_id": 6}, "token 6 shall end a text, expected one of 6 tokens"),
+    ],
+)
+def test_gguf_that_says_it_wrong(changes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        of_gguf(tmp_path, **changes)
+    assert message in str(raised.value)
+
+
+def test_a_text_ends_where_the_metadata_says() -> None:
+    """In one text, in many, and not where the caller says otherwise."""
+    script = [260, EOS, 261, BOS]
+    for conventions, expected in (
+        (None, [260, EOS, 261]),  # llama2.c's rule
+        (Conventions(end_tokens=frozenset([EOS])), [260]),
+        (Conventions(eos_ends=True), [260]),
+    ):
+
+        def model(conventions: Conventions | None = conventions) -> Model:
+            return Model(ScriptedBackend(script, 300), tiny_tokenizer(), conventions)
+
+        assert model().generate().tokens == expected
+        assert [one.tokens for one in model().generate([""])] == [expected]
+        assert "".join(model().stream()) == model().tokenizer.decode([BOS, *expected])
+        assert model().generate(stop_tokens=[BOS]).tokens == [260, EOS, 261]
+
+
+def test_loading_keeps_it(test_data: Path) -> None:
+    formats = test_data / "data" / "formats"
+    with llama2py.load(formats / "stories260K-hf") as model:
+        assert model.conventions.add_bos is True
+        assert BOS in model.stop_tokens
+    with llama2py.load(formats / "stories260K-meta") as model:  # no file says so: Meta's code does
+        assert model.stop_tokens == {BOS, EOS}
+    data = test_data / "data"
+    with llama2py.load(data / "stories260K.bin", data / "tok512.bin") as model:
+        assert model.stop_tokens == {BOS}
+
+
+def test_a_chat_with_a_directory(tmp_path: Path) -> None:
+    """All of it from files: five tokens, of which b stands for what has none."""
+    tokenizer = {
+        "added_tokens": [
+            {"id": 3, "content": "<|im_start|>", "special": True},
+            {"id": 4, "content": "<|im_end|>", "special": True},
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "model": {
+            "type": "BPE",
+            "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": ["a b"],
+            "unk_token": "b",
+        },
+    }
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHATML}
+    directory(
+        tmp_path,
+        config__json={**foreign.CONFIG, "max_position_embeddings": 64},
+        tokenizer__json=tokenizer,
+        tokenizer_config__json=names,
+        generation_config__json={"eos_token_id": 4},
+    )
+    with llama2py.load(tmp_path) as model, Chat(model, "ba", temperature=0) as chat:
+        assert chat.template == "chatml"
+        assert model.stop_tokens == {3, 4}
+        stream = chat.say("ab")
+        system, user, assistant = [1] * 7, [1] * 5, [0, 1, 1, 1, 1, 1, 0, 1, 1, 1]  # and "\n"
+        turns = [3, *system, 1, 0, 4, 1, 3, *user, 2, 4, 1, 3, *assistant]
+        assert stream.prompt_tokens == turns
+        for _ in stream:
+            pass
+        assert len(stream.tokens) <= 64 - len(turns) + 1
+
+
+def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for jinja, name in ((CHATML, "chatml"), ("{{ x }}", "another one"), (None, "none of its own")):
+        directory(tmp_path, tokenizer_config__json={"chat_template": jinja})
+        assert main(["info", str(tmp_path)]) == 0
+        assert f"\ntemplate     {name}\n" in capsys.readouterr().out
+
+
+# ---- written ----
+
+
+@pytest.mark.parametrize("ends", [[2], [2, 259], [7, 259], [2, 7, 259], [2, 7, 11, 259]])
+def test_what_ends_a_text_goes_along(
+    ends: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a chat's model there may be several; GGUF has names for three."""
+    model = make(tmp_path / "model")
+    about = json.dumps({"bos_token_id": 1, "eos_token_id": ends})
+    (model / "generation_config.json").write_text(about, encoding="ascii")
+    template = "{{ '[INST]' }}{{ '<<SYS>>' }}"
+    (model / "chat_template.jinja").write_text(template, encoding="ascii")
+    convert(model, tmp_path / "a.gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "b")
+    convert(model, tmp_path / "c")
+    whole = {2, *ends}  # the vocabulary's own, too
+    for name, expected in {
+        "a.gguf": whole - {259} if len(whole) > 3 else whole,
+        "c": whole,
+    }.items():
+        for path in (tmp_path / name, tmp_path / name.replace("a.gguf", "b")):
+            with open_checkpoint(path) as checkpoint:
+                assert checkpoint.conventions.end_tokens == expected
+                assert checkpoint.chat_template == template
+    assert ("GGUF names 3 of the 4 tokens that end a text" in caplog.text) == (len(whole) > 3)
