@@ -46,10 +46,11 @@ def python_prose(text: str, strings: bool) -> Iterator[tuple[int, str]]:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 yield node.lineno, node.name.replace("_", " ")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node in docstrings or strings:
-                for offset, line in enumerate(node.value.splitlines()):
-                    yield node.lineno + offset, line
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        if node in docstrings or strings:
+            for offset, line in enumerate(node.value.splitlines()):
+                yield node.lineno + offset, line
 
 
 def c_prose(text: str) -> Iterator[tuple[int, str]]:
