@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: story test test-slow lint sanitize wheel clean
+.PHONY: story test test-slow lint sanitize adversary wheel clean
 
 story: $(VENV)/.story
 	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
@@ -33,6 +33,11 @@ lint: $(VENV)/.test
 # The tests on an extension that checks its memory accesses and its arithmetic.
 sanitize: $(VENV)/.test
 	$(BIN)/python tests/sanitize.py $(ARGS)
+
+# Hostile files, failing allocations, signals and callbacks at bad moments, for an hour.
+MINUTES ?= 60
+adversary: $(VENV)/.test
+	$(BIN)/python -W ignore::DeprecationWarning -m tests.adversary --minutes $(MINUTES) $(ARGS)
 
 wheel: $(VENV)/.story
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

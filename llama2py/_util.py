@@ -42,7 +42,8 @@ class Closing:
 
 def progress_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """Wrap an iterable in tqdm's progress bar, without the monitor thread that tqdm starts."""
-    return _bar_class()(iterable, **options)
+    bar: tqdm[T] = _bar_class()(iterable, **options)
+    return bar
 
 
 @cache
