@@ -15,11 +15,11 @@ story: $(VENV)/.story
 	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # What takes longer: the slow tests alone.
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
 # Style and types of the Python code, and C without a warning (`make test` builds it so, too, with optimization).
 lint: $(VENV)/.test
