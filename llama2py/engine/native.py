@@ -220,6 +220,28 @@ class Engine:
     def new_cache(self) -> EngineCache:
         return EngineCache(self)
 
+    def run(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[EngineCache],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        draws: Sequence[Sequence[Draw]] | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> Any:
+        if draws is None:
+            return self.forward(tokens, caches, positions, rows)
+        if len(tokens) == len(draws) == 1 and len(draws[0]) > 1:
+            return [self.generate(tokens[0], caches[0], positions[0], draws[0], stop_tokens)]
+        first = self.next_tokens(tokens, caches, positions, rows, [d[0] for d in draws])
+        drawn = []
+        for row, token, more in zip(rows, first, draws, strict=True):
+            text = [token]
+            if len(more) > 1 and token not in stop_tokens:
+                text += self.generate(token, caches[row], positions[row] + 1, more[1:], stop_tokens)
+            drawn.append(text)
+        return drawn
+
     def forward(
         self,
         tokens: Sequence[int],
