@@ -17,8 +17,8 @@ void find_chunks(Forward *f) {
             f->chunks[f->n_chunks++] = (Chunk){i, 1, i};
     }
     if (leaves_some(f)) {
-        f->n_last_chunks = f->n_logits;
-        for (int i = 0; i < f->n_logits; i++) f->last_chunks[i] = (Chunk){f->logits_rows[i], 1, i};
+        f->n_last_chunks = f->n_rows;
+        for (int i = 0; i < f->n_rows; i++) f->last_chunks[i] = (Chunk){f->rows[i], 1, i};
     } else {
         f->n_last_chunks = f->n_chunks;
         f->last_chunks = f->chunks;

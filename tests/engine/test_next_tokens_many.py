@@ -128,9 +128,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(lib, name)
 
-    def l2p_next(self, *arguments: Any) -> int:
+    def l2p_forward(self, *arguments: Any) -> int:
         self._happens()
-        self.ends.append(lib.l2p_next(*arguments))
+        self.ends.append(lib.l2p_forward(*arguments))
         return self.ends[-1]
 
 
