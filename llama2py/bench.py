@@ -15,8 +15,7 @@ from .checkpoint import open_checkpoint, own_dtype
 from .config import CacheDtype, Dtype, ModelConfig
 from .engine.backend import Backend
 from .engine.cpu import default_threads
-from .engine.session import Session
-from .engine.session_many import next_tokens_many
+from .engine.session import Session, run_sessions
 from .errors import ParameterError
 from .generation.sampling import Sampler, SamplingParams
 from .hub import find_model
@@ -171,7 +170,7 @@ def benchmark(
             engine = _load(path, n, dtype, cache_dtype)
             measured = {"load_seconds": perf_counter() - start}
             with Session(engine) as session:
-                next(session.generate([1], Sampler(engine, GREEDY).plain_draws(1)))
+                run_sessions([session], [[1]], [Sampler(engine, GREEDY).draws(1)])
             measured["first_token_seconds"] = perf_counter() - start
             facts[dtype, n] = engine.nbytes, engine.isa
             session_bytes = engine.cache_bytes
@@ -300,11 +299,11 @@ def _generation_speed(backend: Backend, params: SamplingParams, n: int) -> float
         start = perf_counter()
         left = n
         while left:
-            draws = sampler.plain_draws(min(left, session.ahead))
-            drawn = list(session.generate([token], draws))
+            draws = sampler.draws(min(left, session.ahead))
+            drawn = list(run_sessions([session], [[token]], [draws])[0])
             token, left = drawn[-1], left - len(drawn)
             for _ in drawn:
-                sampler.take_coin()
+                sampler.use_draw()
         return n / (perf_counter() - start)
 
 
@@ -315,11 +314,11 @@ def _batch_speed(backend: Backend, batch: int) -> float:
     for session in sessions:
         _warm_up(session, steps)
     tokens = _some_tokens(backend.config, batch)
-    draws = Sampler(backend, GREEDY).plain_draws(len(sessions))
+    draws = [Sampler(backend, GREEDY).draws(1)] * len(sessions)
     start = perf_counter()
     for _ in range(steps):
-        drawn = next_tokens_many(sessions, [[token] for token in tokens], draws)
-        tokens = [token for token in drawn if token is not None]
+        drawn = run_sessions(sessions, [[token] for token in tokens], draws)
+        tokens = [next(text) for text in drawn]
     seconds = perf_counter() - start
     for session in sessions:
         session.close()

@@ -193,7 +193,7 @@ class Llama:
         eos = self.tokenizer.eos_id
         jobs = [
             Job(
-                prompt,
+                self.model.prompt_tokens(prompt),
                 Sampler(self.model.backend, params, self._next_seed()),
                 min(max_gen_len, self.max_seq_len - len(prompt)),
                 stop_tokens=frozenset([eos]),

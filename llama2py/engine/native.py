@@ -275,40 +275,6 @@ class Engine:
             error = _run_aside(lib.l2p_forward, arguments, alive, cancel)
         _check(error, "a forward pass")
 
-    # The three methods of the protocol so far.
-
-    def forward(
-        self,
-        tokens: Sequence[int],
-        caches: Sequence[EngineCache],
-        positions: Sequence[int],
-        logits_rows: Sequence[int],
-    ) -> Logits:
-        logits: Logits = self.run(tokens, caches, positions, logits_rows)
-        return logits
-
-    def next_tokens(
-        self,
-        tokens: Sequence[int],
-        caches: Sequence[EngineCache],
-        positions: Sequence[int],
-        logits_rows: Sequence[int],
-        draws: Sequence[Draw],
-    ) -> list[int]:
-        drawn = self.run(tokens, caches, positions, logits_rows, [[draw] for draw in draws])
-        return [token for (token,) in drawn]
-
-    def generate(
-        self,
-        token: int,
-        cache: EngineCache,
-        position: int,
-        draws: Sequence[Draw],
-        ends: Sequence[int],
-    ) -> list[int]:
-        drawn: list[int] = self.run([token], [cache], [position], [0], [draws], ends)[0]
-        return drawn
-
     def digest(self) -> bytes:
         out = ffi.new("uint64_t[4]")
         lib.l2p_model_digest(self.handle, out)  # all of them
