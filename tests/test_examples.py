@@ -50,7 +50,6 @@ def test_what_people_start_with_has_examples() -> None:
     assert {
         "llama2py",
         "llama2py.model",
-        "llama2py.generation.asking",
         "llama2py.stories.teller",
     } <= {*MODULES}
 
