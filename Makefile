@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: story test lint sanitize wheel clean
+.PHONY: story test lint sanitize wheel docs clean
 
 story: $(VENV)/.story
 	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
@@ -30,11 +30,15 @@ lint: $(VENV)/.test
 sanitize: $(VENV)/.test
 	$(BIN)/python tests/sanitize.py $(ARGS)
 
+# The documentation site, in site/. A warning, a dead link or a dead anchor is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
 wheel: $(VENV)/.story
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info llama2py/engine/_engine.*so llama2py/engine/_engine.c
+	rm -rf $(VENV) build dist site *.egg-info llama2py/engine/_engine.*so llama2py/engine/_engine.c
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,4 +49,8 @@ $(VENV)/.story: $(VENV)/bin/python $(SOURCES)
 
 $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.story
+
+$(VENV)/.docs: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.story
