@@ -1,6 +1,6 @@
 # make story                              from a fresh clone: an environment, a build, a story
 # make story CHECKPOINT=stories15M.bin    told by another model
-# make test                               from a fresh clone: an environment, a build, the tests
+# make test                               from a fresh clone: an environment, a build, the quick tests
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,13 +9,17 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: story test lint sanitize wheel docs clean
+.PHONY: story test test-slow lint sanitize wheel docs clean
 
 story: $(VENV)/.story
 	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+# What takes longer: the slow tests alone.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # Style and types of the Python code, and C without a warning (`make test` builds it so, too, with optimization).
 lint: $(VENV)/.test
@@ -32,7 +36,8 @@ sanitize: $(VENV)/.test
 
 # The documentation site, in site/. A warning, a dead link or a dead anchor is an error.
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
 
 wheel: $(VENV)/.story
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
