@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the C extension, tokenizer.bin's place in a wheel, and the README's links."""
+"""What pyproject.toml cannot say: the C extension, tokenizer.bin in a wheel, the README's links."""
 
 import os
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class BuildOnAllCores(build_ext):
-    """Compile the sources of an extension side by side: each instruction set takes a while."""
+    """Compile the sources of an extension in parallel: each instruction set takes a while."""
 
     def build_extension(self, ext: Extension) -> None:
         compile_in_turn = self.compiler.compile
@@ -32,7 +32,7 @@ class BuildOnAllCores(build_ext):
 
 
 class BuildWithTokenizer(build_py):
-    """Put tokenizer.bin beside the modules; a source tree reads it where it stands."""
+    """Copy tokenizer.bin into the package; a source tree reads it from the root."""
 
     def run(self) -> None:
         super().run()

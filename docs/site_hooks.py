@@ -19,7 +19,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files of the repository's root that the site shows, and their pages.
-ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+ROOT_PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
 API_NAME = re.compile(r"^- `(llama2py[\w.]*)`(?::.*\n(?:  .*\n)*|\n)", re.MULTILINE)
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -41,7 +45,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         folder = posixpath.join("docs", posixpath.dirname(path))
     prose = _FENCE.split(markdown)
     code = _FENCE.findall(markdown)
-    prose = [_LINK.sub(lambda link: _site_link(link, folder, config["repo_url"]), part) for part in prose]
+    prose = [
+        _LINK.sub(lambda link: _site_link(link, folder, config["repo_url"]), part) for part in prose
+    ]
     code = [re.sub(r"\A```python\n(?=>>>)", "```pycon\n", block) for block in code] + [""]
     text = "".join(part for pair in zip(prose, code, strict=True) for part in pair)
     return API_NAME.sub(r"::: \1\n\n", text) if path == "api.md" else text
