@@ -3,6 +3,7 @@
 - CHANGELOG.md, CONTRIBUTING.md and SECURITY.md become pages of the site.
 - Links from docs/ to a file of the repository outside docs/ lead to that file on GitHub.
 - Each name listed in docs/api.md becomes the reference entry that its docstring gives.
+- Escaped pipes in the code of a table become pipes (Python's Markdown shows the backslash).
 - Examples that begin with ``>>>`` are highlighted as a Python console.
 - A build fails when a public name has no entry in the reference.
 """
@@ -26,7 +27,8 @@ ROOT_PAGES = {
 }
 API_NAME = re.compile(r"^- `(llama2py[\w.]*)`(?::.*\n(?:  .*\n)*|\n)", re.MULTILINE)
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?\)")
-_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_CODE_WITH_PIPE = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -38,23 +40,31 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Make the Markdown of GitHub that of the site."""
-    path = page.file.src_uri
-    if path in ROOT_PAGES.values():
-        folder, page.edit_url = "", None
-    else:
-        folder = posixpath.join("docs", posixpath.dirname(path))
-    prose = _FENCE.split(markdown)
-    code = _FENCE.findall(markdown)
-    prose = [
-        _LINK.sub(lambda link: _site_link(link, folder, config["repo_url"]), part) for part in prose
-    ]
-    code = [re.sub(r"\A```python\n(?=>>>)", "```pycon\n", block) for block in code] + [""]
-    text = "".join(part for pair in zip(prose, code, strict=True) for part in pair)
+    path: str = page.file.src_uri
+    folder = "" if path in ROOT_PAGES.values() else posixpath.join("docs", posixpath.dirname(path))
+    repository = config["extra"]["source"]
+
+    def of_the_site(text: str, is_code: bool) -> str:
+        if is_code:
+            return re.sub(r"\A```python\n(?=>>>)", "```pycon\n", text)
+        text = _LINK.sub(lambda link: _site_link(link, folder, repository), text)
+        return _CODE_WITH_PIPE.sub(lambda match: _code(match[1].replace("\\|", "|")), text)
+
+    parts = _FENCE.split(markdown)  # prose and code in turns
+    text = "".join(of_the_site(part, is_code=n % 2 == 1) for n, part in enumerate(parts))
     return API_NAME.sub(r"::: \1\n\n", text) if path == "api.md" else text
 
 
+def _code(text: str) -> str:
+    """Return HTML of code without characters that Markdown or a table would interpret."""
+    entities = "".join(
+        char if char.isalnum() or char == " " else f"&#{ord(char)};" for char in text
+    )
+    return f"<code>{entities}</code>"
+
+
 def _site_link(link: re.Match[str], folder: str, repository: str) -> str:
-    """One link of a page in `folder` of the repository, as the site needs it."""
+    """Return a link of a page in `folder` of the repository, as the site needs it."""
     target, anchor = link[2], link[3] or ""
     if "://" in target:
         return link[0]

@@ -37,7 +37,7 @@ def test_a_story_is_one_paragraph_about_its_hero(model: llama2py.Model, hero: st
     assert len(story.split()) > 20
 
 
-def test_the_same_seed_tells_the_same_story(model: llama2py.Model) -> None:
+def test_the_same_seed_gives_the_same_story(model: llama2py.Model) -> None:
     assert bedtime_story(model, "cat", seed=1) == bedtime_story(model, "cat", seed=1)
     assert bedtime_story(model, "cat", seed=1) != bedtime_story(model, "cat", seed=2)
 
