@@ -27,6 +27,7 @@ from llama2py.engine.session import SessionOverflow
 from llama2py.generation.job import Overflow
 from llama2py.generation.options import Options
 from llama2py.hub import STORIES
+from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -269,6 +270,22 @@ def test_the_index_and_the_site_list_every_page() -> None:
 def test_prose_wraps_at_120_columns(page: Path) -> None:
     lines = without_code(page.read_text(encoding="utf-8")).splitlines()
     assert [n for n in lines if len(n) > 120 and not n.startswith("|") and " " in n.strip()] == []
+
+
+PATH = re.compile(r"`((?:llama2py|csrc|tests|docs|benchmarks|\.ci)/[\w./*]*)`")
+
+
+@EVERY_PAGE
+def test_paths_that_a_page_names_exist(page: Path) -> None:
+    for path in PATH.findall(without_code(page.read_text(encoding="utf-8"))):
+        assert any(ROOT.glob(path.rstrip("/"))) or "NAME" in path, path
+
+
+def test_architecture_shows_the_layers_that_are_tested() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```text\n(errors.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shown = [set(line.split(", ")) for line in block.splitlines()]
+    assert [*shown, {"__init__", "__main__"}] == LAYERS
 
 
 # ---- names ----
