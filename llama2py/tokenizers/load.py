@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import TokenizerError
 from ..formats.atomic_write import replacing
-from ..formats.foreign import HEAD, JSON, TOKENIZER_BIN, describe
+from ..formats.sniff import HEAD, JSON, TOKENIZER_BIN, kind_of
 from .bpe import FIRST_BYTE
 from .tokenizer import EOS, Tokenizer
 
@@ -88,7 +88,7 @@ def _read_other(path: Path, head: bytes) -> Tokenizer:
     try:
         return _read_tokenizer_bin(path)
     except TokenizerError:
-        kind = describe(head)
+        kind = kind_of(head)
         if kind is None or kind in (TOKENIZER_BIN, JSON):
             raise
         raise TokenizerError(

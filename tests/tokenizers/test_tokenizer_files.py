@@ -109,7 +109,7 @@ def test_another_models_tokenizer(tmp_path: Path) -> None:
             b"version https://git-lfs.github.com/spec/v1\noid sha256:9e5d\nsize 499723\n",
             "a git-lfs pointer to a file, not the file itself (git lfs pull gets it)",
         ),
-        (b"<!DOCTYPE html>\n<html>", "an HTML page, not what it links to"),
+        (b"<!DOCTYPE html>\n<html>", "an HTML page, not the file it links to"),
         (b"#version: 0.2\nt h\nth e\n", "a text file"),
     ],
 )

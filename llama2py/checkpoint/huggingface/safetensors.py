@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError
-from ...formats.foreign import HEAD, describe
+from ...formats.sniff import HEAD, kind_of
 from ...formats.json_text import MAX_SIZE, parse_json_object
 from ...formats.mapped_file import MappedFile
 from ..weights import Weight
@@ -55,7 +55,7 @@ def read_safetensors(file: MappedFile) -> dict[str, Weight]:
 
 def _read(file: MappedFile) -> dict[str, Weight]:
     head = file.read(0, HEAD)
-    if head[8:9] != b"{" and (kind := describe(head)) is not None:
+    if head[8:9] != b"{" and (kind := kind_of(head)) is not None:
         raise CheckpointError(f"this is {kind}, expected safetensors")
     length = int.from_bytes(file.read(0, 8), "little")
     if file.size < 8 or length > min(MAX_SIZE, file.size - 8):
