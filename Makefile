@@ -9,17 +9,17 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: story test test-slow lint sanitize wheel clean
+.PHONY: story test test-slow lint sanitize adversary wheel clean
 
 story: $(VENV)/.story
 	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # What takes longer: the slow tests alone.
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
 # Style and types of the Python code, and C without a warning (`make test` builds it so, too, with optimization).
 lint: $(VENV)/.test
@@ -33,6 +33,11 @@ lint: $(VENV)/.test
 # The tests on an extension that checks its memory accesses and its arithmetic.
 sanitize: $(VENV)/.test
 	$(BIN)/python tests/sanitize.py $(ARGS)
+
+# Hostile files, failing allocations, signals and callbacks at bad moments, for an hour.
+MINUTES ?= 60
+adversary: $(VENV)/.test
+	$(BIN)/python -W ignore::DeprecationWarning -m tests.adversary --minutes $(MINUTES) $(ARGS)
 
 wheel: $(VENV)/.story
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
