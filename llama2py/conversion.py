@@ -25,14 +25,12 @@ from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_space, replacing, replacing_folder
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
-from .tokenizers.export import warn_of_spaces, with_scores
-from .tokenizers.load import load_tokenizer, write_tokenizer_bin
-from .tokenizers.output import (
-    gguf_pairs,
-    sentencepiece_model,
-    tokenizer_config,
-    tokenizer_json,
-)
+from .tokenizers.export import for_tokenizer_bin, warn_of_space_changes
+from .tokenizers.gguf import gguf_pairs
+from .tokenizers.huggingface import tokenizer_config, tokenizer_json
+from .tokenizers.llama2c import write_tokenizer_bin
+from .tokenizers.load import load_tokenizer
+from .tokenizers.sentencepiece import sentencepiece_model
 from .tokenizers.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -257,10 +255,10 @@ def _to_llama2c(
     copy = beside(target)
     if vocabulary is not None:
         try:
-            scored = with_scores(vocabulary, path)
+            scored = for_tokenizer_bin(vocabulary, path)
         except TokenizerError as error:
             raise TokenizerError(f"{copy}: {error}, {_WITHOUT}") from None
-        warn_of_spaces(copy, vocabulary, "bin")
+        warn_of_space_changes(copy, vocabulary, "bin")
         vocabulary = scored
     if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
@@ -290,7 +288,7 @@ def _to_gguf(
             pairs = gguf_pairs(vocabulary, checkpoint.chat_template)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
-        warn_of_spaces(target, vocabulary, "gguf")
+        warn_of_space_changes(target, vocabulary, "gguf")
     places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     ends = _ends(checkpoint, vocabulary)
     if len(ends) > len(places):
@@ -358,7 +356,7 @@ def _tokenizer_files(
         "tokenizer.json": tokenizer_json(vocabulary),
         "tokenizer_config.json": tokenizer_config(vocabulary, checkpoint.config.seq_len, template),
     }
-    warn_of_spaces(target, vocabulary, "json")
+    warn_of_space_changes(target, vocabulary, "json")
     try:
         files["tokenizer.model"] = sentencepiece_model(vocabulary)
     except TokenizerError:

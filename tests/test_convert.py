@@ -19,10 +19,12 @@ from llama2py.config import ModelConfig, RopeScaling
 from llama2py.conversion import convert, format_of
 from llama2py.errors import CheckpointError, ParameterError, TokenizerError
 from llama2py.tokenizers.export import export_tokenizer
-from llama2py.tokenizers.load import load_tokenizer, write_tokenizer_bin
+from llama2py.tokenizers.huggingface import tokenizer_json
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
+from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
-from llama2py.tokenizers.output import sentencepiece_model, tokenizer_json
-from llama2py.tokenizers.specials import Specials
+from llama2py.tokenizers.sentencepiece import sentencepiece_model
+from llama2py.tokenizers.tokenizer import Specials
 from tests.conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 LLAMA3 = RopeScaling("llama3", 32.0, original_seq_len=8192)
@@ -290,7 +292,7 @@ def test_a_vocabulary_that_a_format_lacks(model: Path, tmp_path: Path) -> None:
     special = llama2py.Tokenizer(pieces, [-float(i) for i in range(300)], specials, 299)
     json_file = tmp_path / "tokenizer.json"
     json_file.write_bytes(tokenizer_json(special))
-    message = r"out\.tokenizer\.bin: the vocabulary has special tokens, .* \(--no-tokenizer, or to"
+    message = r"out\.tokenizer\.bin: a tokenizer\.bin cannot hold .* \(--no-tokenizer, or to"
     with pytest.raises(TokenizerError, match=message):
         convert(model, tmp_path / "out.bin", tokenizer=json_file)
     assert left(tmp_path) == ["model", "tokenizer.json"]
@@ -313,7 +315,8 @@ def test_newer_transformers_spaces_in_gguf(
     (model / "tokenizer.bin").unlink()
     (model / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     convert(model, tmp_path / "out.gguf")
-    assert [told.partition(": there a ")[2][:5] for told in caplog.messages] == ["space", "text "]
+    changes = [message.partition(": this format puts a space ")[2] for message in caplog.messages]
+    assert [change[:6] for change in changes] == ["after ", "before"]
     written = load_tokenizer(tmp_path / "out.gguf", 300)
     assert (written.specials, written.adds_bos) == (specials, False)
     for text in ("ab nab", "x<s>\u00e9", " ab", "  "):
@@ -331,10 +334,10 @@ def test_symbols_in_texts_get_other_spaces(
     file = tmp_path / "tokenizer.model"
     file.write_bytes(sentencepiece_model(symbols))
     convert(model, tmp_path / name, tokenizer=file)
-    told = f"{tmp_path / name}: there a space comes behind special tokens in a text, here none"
-    assert caplog.messages == [told]
+    change = "this format puts a space after special tokens in a text, the source puts none"
+    assert caplog.messages == [f"{tmp_path / name}: {change}"]
     export_tokenizer(file, tmp_path / "out.json")
-    assert [message.split(": ")[1] for message in caplog.messages] == [told.split(": ")[1]] * 2
+    assert [message.split(": ")[1] for message in caplog.messages] == [change] * 2
 
 
 @pytest.mark.parametrize("change", [None, "piece", "special"])
@@ -357,13 +360,14 @@ def test_scores_of_the_tokenizer_model_beside_it(
     other = llama2py.Tokenizer(raw, [tiny.score(i) for i in range(300)])
     (model / "tokenizer.model").write_bytes(sentencepiece_model(other))
     if change:
-        with pytest.raises(TokenizerError, match="puts no space, or not always one, before a text"):
+        with pytest.raises(TokenizerError, match="does not put a space before every text"):
             convert(model, tmp_path / "out.bin")
         return
     convert(model, tmp_path / "out.bin")
     written = load_tokenizer(tmp_path / "out.tokenizer.bin")
     assert [written.score(i) for i in range(300)] == [tiny.score(i) for i in range(300)]
-    assert [told.split(": ")[1][:26] for told in caplog.messages] == ["there a text that begins w"]
+    (message,) = caplog.messages
+    assert ": this format puts a space before a text that begins with one" in message
 
 
 # ---- the command ----

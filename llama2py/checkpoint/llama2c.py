@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
-from ..formats.sniff import HEAD, kind_of
 from ..formats.mapped_file import MappedFile
+from ..formats.sniff import HEAD, kind_of
 from .base import Checkpoint
 from .llama2c_layout import (
     HEADER_SIZES,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError
-from ...formats.sniff import HEAD, kind_of
 from ...formats.json_text import MAX_SIZE, parse_json_object
 from ...formats.mapped_file import MappedFile
+from ...formats.sniff import HEAD, kind_of
 from ..weights import Weight
 
 # dtype: its name and NumPy's, bfloat16 by its bits, what is no weight by its size.

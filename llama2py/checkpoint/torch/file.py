@@ -17,8 +17,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...errors import CheckpointError
-from ...formats.sniff import HEAD, kind_of
 from ...formats.mapped_file import MappedFile
+from ...formats.sniff import HEAD, kind_of
 from ..weights import Weight
 from .unpickler import Function, fill, unpickle
 from .zip_archive import MAGIC, Entry, read_entries
