@@ -24,14 +24,12 @@ from .formats.atomic_write import check_name, check_space, replacing, replacing_
 from .formats.json_text import parse_json_object
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
-from .tokenizers.export import warn_of_spaces, with_scores
-from .tokenizers.load import load_tokenizer, write_tokenizer_bin
-from .tokenizers.output import (
-    gguf_pairs,
-    sentencepiece_model,
-    tokenizer_config,
-    tokenizer_json,
-)
+from .tokenizers.export import for_tokenizer_bin, warn_of_space_changes
+from .tokenizers.gguf import gguf_pairs
+from .tokenizers.huggingface import tokenizer_config, tokenizer_json
+from .tokenizers.llama2c import write_tokenizer_bin
+from .tokenizers.load import load_tokenizer
+from .tokenizers.sentencepiece import sentencepiece_model
 from .tokenizers.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -299,10 +297,10 @@ def _to_llama2c(task: _Task, version: int, group_size: int | None, threads: int)
     if vocabulary is not None:
         check_name(vocabulary_target, CheckpointError)
         try:
-            scored = with_scores(vocabulary, task.vocabulary_path)
+            scored = for_tokenizer_bin(vocabulary, task.vocabulary_path)
         except TokenizerError as error:
             raise TokenizerError(f"{vocabulary_target}: {error}, {_WITHOUT}") from None
-        warn_of_spaces(vocabulary_target, vocabulary, "bin")
+        warn_of_space_changes(vocabulary_target, vocabulary, "bin")
         vocabulary = scored
     if group_size is None or config.dim % group_size == 0:  # else write_llama2c raises
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
@@ -321,7 +319,7 @@ def _to_gguf(task: _Task, dtype: str) -> None:
             pairs = gguf_pairs(vocabulary, checkpoint.chat_template)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
-        warn_of_spaces(target, vocabulary, "gguf")
+        warn_of_space_changes(target, vocabulary, "gguf")
     places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     ends = _end_tokens(task)
     if len(ends) > len(places):
@@ -372,7 +370,7 @@ def _tokenizer_files(
         "tokenizer.json": tokenizer_json(vocabulary),
         "tokenizer_config.json": tokenizer_config(vocabulary, checkpoint.config.seq_len, template),
     }
-    warn_of_spaces(target, vocabulary, "json")
+    warn_of_space_changes(target, vocabulary, "json")
     try:
         files["tokenizer.model"] = sentencepiece_model(vocabulary)
     except TokenizerError:

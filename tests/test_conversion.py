@@ -20,10 +20,12 @@ from llama2py.config import ModelConfig, RopeScaling
 from llama2py.conversion import convert, format_of
 from llama2py.errors import CheckpointError, ParameterError, TokenizerError
 from llama2py.tokenizers.export import export_tokenizer
-from llama2py.tokenizers.load import load_tokenizer, write_tokenizer_bin
+from llama2py.tokenizers.huggingface import tokenizer_json
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
+from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
-from llama2py.tokenizers.output import sentencepiece_model, tokenizer_json
-from llama2py.tokenizers.specials import Specials
+from llama2py.tokenizers.sentencepiece import sentencepiece_model
+from llama2py.tokenizers.tokenizer import Specials
 from tests.conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 LLAMA3 = RopeScaling("llama3", 32.0, original_seq_len=8192)
@@ -125,7 +127,9 @@ def test_wrong_parameters_are_errors(change: dict[str, Any], message: str, model
         ({"head_size": 10}, "the head size is 10"),
     ],
 )
-def test_llama2c_files_lack_some_parameters(change: dict[str, Any], name: str, tmp_path: Path) -> None:
+def test_llama2c_files_lack_some_parameters(
+    change: dict[str, Any], name: str, tmp_path: Path
+) -> None:
     """The other formats hold them, and the model stays the same."""
     source = make(tmp_path / "model", replace(TINY, **change))
     for format in ("v0", "v1", "v2"):
@@ -263,7 +267,9 @@ def test_an_older_vocabulary_that_load_would_use_is_a_warning(
 
 
 @pytest.mark.parametrize("name", ["out.gguf", "out"])
-def test_half_a_character_in_a_chat_template_is_replaced(name: str, model: Path, tmp_path: Path) -> None:
+def test_half_a_character_in_a_chat_template_is_replaced(
+    name: str, model: Path, tmp_path: Path
+) -> None:
     """JSON can express it, UTF-8 cannot."""
     (model / "tokenizer_config.json").write_text('{"chat_template": "[INST] \\ud800 <<SYS>>"}')
     with open_checkpoint(convert(model, tmp_path / name)) as checkpoint:
@@ -288,7 +294,9 @@ def test_the_end_tokens_are_written_with_the_model(
         assert ends == [2, 7, 9]
 
 
-def test_a_model_may_be_written_without_a_vocabulary(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_may_be_written_without_a_vocabulary(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("a.bin", "a.gguf", "a"):
         convert(model, tmp_path / name, tokenizer=False)
         with open_checkpoint(tmp_path / name) as checkpoint:
@@ -310,7 +318,7 @@ def test_a_vocabulary_that_a_format_cannot_hold_is_an_error(model: Path, tmp_pat
     special = llama2py.Tokenizer(pieces, [-float(i) for i in range(300)], specials, 299)
     json_file = tmp_path / "tokenizer.json"
     json_file.write_bytes(tokenizer_json(special))
-    message = r"out\.tokenizer\.bin: the vocabulary has special tokens, .* \(--no-tokenizer, to"
+    message = r"out\.tokenizer\.bin: a tokenizer\.bin cannot hold .* \(--no-tokenizer, or to"
     with pytest.raises(TokenizerError, match=message):
         convert(model, tmp_path / "out.bin", tokenizer=json_file)
     assert names_in(tmp_path) == ["model", "tokenizer.json"]
@@ -333,7 +341,8 @@ def test_gguf_cannot_express_the_spaces_of_newer_transformers(
     (model / "tokenizer.bin").unlink()
     (model / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     convert(model, tmp_path / "out.gguf")
-    assert [message.partition(": there a ")[2][:5] for message in caplog.messages] == ["space", "text "]
+    changes = [message.partition(": this format puts a space ")[2] for message in caplog.messages]
+    assert [change[:6] for change in changes] == ["after ", "before"]
     written = load_tokenizer(tmp_path / "out.gguf", 300)
     assert (written.specials, written.adds_bos) == (specials, False)
     for text in ("ab nab", "x<s>\u00e9", " ab", "  "):
@@ -351,11 +360,10 @@ def test_spaces_after_symbols_differ_from_sentencepiece(
     file = tmp_path / "tokenizer.model"
     file.write_bytes(sentencepiece_model(symbols))
     convert(model, tmp_path / name, tokenizer=file)
-    warning = f"{tmp_path / name}: there a space comes behind special tokens in a text, here none"
-    assert caplog.messages == [warning]
+    change = "this format puts a space after special tokens in a text, the source puts none"
+    assert caplog.messages == [f"{tmp_path / name}: {change}"]
     export_tokenizer(file, tmp_path / "out.json")
-    warnings = [message.split(": ")[1] for message in caplog.messages]
-    assert warnings == [warning.split(": ")[1]] * 2
+    assert [message.split(": ")[1] for message in caplog.messages] == [change] * 2
 
 
 @pytest.mark.parametrize("change", [None, "piece", "special"])
@@ -378,19 +386,22 @@ def test_scores_come_from_the_tokenizer_model_in_the_same_folder(
     other = llama2py.Tokenizer(raw, [tiny.score(i) for i in range(300)])
     (model / "tokenizer.model").write_bytes(sentencepiece_model(other))
     if change:
-        with pytest.raises(TokenizerError, match="puts no space, or not always one, before a text"):
+        with pytest.raises(TokenizerError, match="does not put a space before every text"):
             convert(model, tmp_path / "out.bin")
         return
     convert(model, tmp_path / "out.bin")
     written = load_tokenizer(tmp_path / "out.tokenizer.bin")
     assert [written.score(i) for i in range(300)] == [tiny.score(i) for i in range(300)]
-    assert [message.split(": ")[1][:26] for message in caplog.messages] == ["there a text that begins w"]
+    (message,) = caplog.messages
+    assert ": this format puts a space before a text that begins with one" in message
 
 
 # ---- the command ----
 
 
-def test_the_convert_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_convert_command(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.gguf"
     assert main(["convert", str(model), "-o", str(out), "--dtype", "float16"]) == 0
     assert capsys.readouterr().err == f"{out}: {out.stat().st_size / 1e6:.1f} MB\n"

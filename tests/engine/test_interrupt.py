@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llama2py.engine.session_many import forward_many, next_tokens_many
 
 from llama2py import Model, ModelConfig
 from llama2py.engine import native as engine
 from llama2py.engine._engine import lib
 from llama2py.engine.backend import Draw
 from llama2py.engine.native import Engine
-from llama2py.engine.session_many import forward_many, next_tokens_many
 from tests.conftest import random_checkpoint, tiny_tokenizer
 from tests.support.drawing import next_token
 
