@@ -380,7 +380,12 @@ static int next_pass(Forward *f) {
 
 static void run_pass(Forward *f, int n_threads) {
     n_threads = threads_that_help(threads_worth_it(f->model, f->n, n_threads));
-    lay_out_workspace(f, n_threads, PLACE);
+    if (f->n != f->laid_out.n || f->n_rows != f->laid_out.n_rows || n_threads != f->laid_out.n_threads) {
+        lay_out_workspace(f, n_threads, PLACE);
+        f->laid_out.n = f->n;
+        f->laid_out.n_rows = f->n_rows;
+        f->laid_out.n_threads = n_threads;
+    }
     find_chunks(f);
     threads_run(n_threads, forward_share, f);
 }

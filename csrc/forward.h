@@ -35,6 +35,9 @@ typedef struct {
     const int32_t *cancel;
     atomic_int *cancelled; /* of all threads */
     Going going;
+    struct {
+        int n, n_rows, n_threads;
+    } laid_out; /* what the pointers below are for */
 
     /* the workspace, rows being tokens */
     float *x;       /* (n, dim) the residual stream */
