@@ -218,7 +218,7 @@ def dialogue(model: Model, seed: int, overflow: Any) -> list[Any]:
                 facts.append("".join(islice(stream, (5 * seed + 7 * n) % 12)))
             facts += [stream.tokens, stream.finish_reason, chat.room, chat.messages]
         facts.append(chat._session.tokens)
-        facts.append(chat._sampler.plain_draws(3))
+        facts.append(chat._sampler.draws(3))
     return facts
 
 

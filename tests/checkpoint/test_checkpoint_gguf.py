@@ -154,7 +154,7 @@ def test_an_int8_model_runs_as_one(tmp_path: Path) -> None:
         assert engine.dtype == "int8"
         assert engine.non_finite == 0
         cache = engine.new_cache()
-        logits.append(engine.forward([1, 5, 2], [cache] * 3, [0, 1, 2], [0, 1, 2]))
+        logits.append(engine.run([1, 5, 2], [cache] * 3, [0, 1, 2], [0, 1, 2]))
     assert np.ptp(logits[0]) > 0.01
     assert logits[0].tobytes() == logits[1].tobytes()
 
@@ -195,7 +195,7 @@ def test_mixed_types_are_widened(tmp_path: Path, backend: str) -> None:
             weights = Engine(checkpoint) if backend == "c" else Reference(checkpoint)
             assert weights.dtype == "float32"
         cache: Any = weights.new_cache()
-        logits.append(weights.forward([1, 5], [cache] * 2, [0, 1], [1]))
+        logits.append(weights.run([1, 5], [cache] * 2, [0, 1], [1]))
     assert np.ptp(logits[0]) > 1e-4
     assert logits[0].tobytes() == logits[1].tobytes()
 
