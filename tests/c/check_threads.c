@@ -4,6 +4,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
+#if defined(__linux__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 
 #include "check.h"
 #include "feeding.h"
@@ -302,6 +306,54 @@ static void check_cores(void) {
 }
 #else
 static void check_cores(void) {}
+#endif
+
+/* What LLAMA2PY_SCHEDULING=off leaves to the caller. The engine reads it once, so this is for a process that has it. */
+static void check_off(void) {
+    now("LLAMA2PY_SCHEDULING=off");
+    const Synthetic s = synthesize(SHAPES[1]);
+    l2p_model *small = pack(&s, best_isa(), 1);
+    CHECK(scheduling_threads(small, 1, 2) == 2 && scheduling_threads(small, 1, 1) == 1);
+    CHECK(scheduling_threads(small, 1, 0) == 1 && scheduling_threads(small, 1, INT32_MAX) == MAX_THREADS);
+    threads_take_turn();
+    for (int i = 0; i < 3; i++) {
+        CHECK(scheduling_before_run(2) == 2); /* a run that was all waiting makes no pause */
+        threads_run(2, wait_for_the_second, NULL);
+    }
+    CHECK(scheduling_before_run(2) == 2);
+    threads_end_turn();
+    l2p_model_free(small);
+    free_synthetic(s);
+}
+
+#if defined(__linux__)
+void check_unscheduled(void) {
+    const char *value = getenv("LLAMA2PY_SCHEDULING");
+    if (value && strcmp(value, "off") == 0) {
+        check_off();
+        return;
+    }
+    now("the small model's threads"); /* with scheduling, so that what is switched off can be seen */
+    const Synthetic s = synthesize(SHAPES[1]);
+    l2p_model *small = pack(&s, best_isa(), 1);
+    CHECK(scheduling_threads(small, 1, 2) == 1);
+    l2p_model_free(small);
+    free_synthetic(s);
+    now("a process without scheduling");
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        setenv("LLAMA2PY_SCHEDULING", "off", 1);
+        execl("/proc/self/exe", "kernel_check", "unscheduled", (char *)NULL);
+        _exit(127);
+    }
+    int status;
+    if (child < 0 || waitpid(child, &status, 0) != child) fail("no child process for the check");
+    if (status) fail("see above");
+    printf("unscheduled\n");
+}
+#else
+void check_unscheduled(void) {}
 #endif
 
 void check_threads(void) {

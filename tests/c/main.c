@@ -8,6 +8,7 @@
  *            session or many at once, and leaves the same sessions behind
  *   texts    many tokens in a call: with a workspace that grows, cancelled anywhere, by several callers
  *   threads  pool, turns, cancelling and l2p_release, several callers at once, a model whose steps threads share
+ *   unscheduled  LLAMA2PY_SCHEDULING=off: threads as asked, in a process of its own
  *   stories  eight threads tell stories with one model, each what a thread alone tells
  *
  * `kernel_check [part...]` runs some parts, or all. `models` prints a line per instruction set and weight type, with a
@@ -30,6 +31,7 @@ int main(int argc, char **argv) {
                  {"draws", check_draws},
                  {"texts", check_texts},
                  {"threads", check_threads},
+                 {"unscheduled", check_unscheduled},
                  {"stories", check_stories}};
     enum { N_PARTS = sizeof parts / sizeof parts[0] };
     static const int signals[] = {SIGSEGV, SIGBUS, SIGILL};
