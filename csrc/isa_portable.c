@@ -1,4 +1,4 @@
-/* Plain C, for any machine: the compiler's own vectors of four. */
+/* Plain C for any machine, with the compiler's own vectors of four floats. */
 #include <stdint.h>
 
 #include "engine.h"
@@ -6,7 +6,7 @@
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef struct { f32x4 part[4]; } f32x16;
 typedef struct { int32_t lane[16]; } i32x16;
-typedef struct { const int8_t *bytes; int shift; } i8x64; /* [16][4], left in memory */
+typedef struct { const int8_t *bytes; int shift; } i8x64; /* [16][4], in memory */
 
 #define INLINE_PRIMITIVE static inline __attribute__((always_inline))
 

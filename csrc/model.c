@@ -19,7 +19,8 @@ void *pages_alloc(size_t bytes, int pages) {
     if (memory == MAP_FAILED) return NULL;
     if (!huge) {
 #if defined(MADV_NOHUGEPAGE)
-        madvise(memory, bytes, MADV_NOHUGEPAGE); /* a system that uses huge pages by itself would give a whole one to a few positions */
+        /* A system that uses huge pages by itself would give a whole one to a few positions. */
+        madvise(memory, bytes, MADV_NOHUGEPAGE);
 #endif
         return memory;
     }

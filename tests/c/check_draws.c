@@ -1,6 +1,6 @@
 /* `draws`: l2p_forward draws what l2p_argmax or l2p_sample draws from the logits that l2p_forward returns, one token a row
- * or many, and leaves the same sessions behind. Here: any batch; texts drawn ahead, of one session and of many; a
- * workspace that grows; cancelling; several callers. */
+ * or many, and the sessions are the same afterwards. Here: any batch; texts drawn ahead, of one session and of many;
+ * a workspace that grows; cancelling; several callers. */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -300,7 +300,7 @@ static void check_one(l2p_config config, int isa, int most_threads) {
     free_synthetic(s);
 }
 
-/* A step of one token of it is split over threads, too */
+/* The threads share even a step of one token of it. */
 void draw_big(void) {
     check_one(with_weights(BIG, 0), best_isa(), 4);
     check_one(with_weights(BIG, 8), best_isa(), 3);
@@ -437,7 +437,7 @@ static void check_cancel_by_another(void) {
 enum { CALLERS = 4, TEXTS = 6, CALLERS_TEXT = 13 };
 
 typedef struct {
-    const Run *run; /* whose first session has run the beginning; nobody changes it */
+    const Run *run; /* whose first session has run the beginning; it does not change */
     const l2p_draw *draws;
     const int32_t *want; /* (TEXTS, CALLERS_TEXT), text i from position i on */
     int number;
@@ -469,7 +469,7 @@ static void *caller_main(void *argument) {
     return NULL;
 }
 
-/* On one model, while another thread keeps taking pool and workspace away: whoever has the turn keeps it for the text */
+/* On one model, while another thread keeps taking pool and workspace away: a caller keeps the turn for its whole text */
 static void check_callers(l2p_config config) {
     const Synthetic s = synthesize(config);
     Run run = start_run(&s, best_isa(), 2);

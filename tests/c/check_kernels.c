@@ -98,8 +98,8 @@ static void check_softmax(const FloatKernels *kernels) {
     CHECK(infinite[0] == 1.0f && infinite[1] == 0.0f);
 }
 
-/* Rows of n, n + step, ... scores, each in whole vectors with `gap` canaries behind, but the last; behind a row's scores is
- * what must not count. */
+/* Rows of n, n + step, ... scores, each in whole vectors, with `gap` canaries after all but the last. What follows a row's
+ * scores must not count. */
 static void check_weigh_rows(const FloatKernels *kernels, int rows, int n, int step, int gap) {
     const float divisor = 2.5f;
     const int longest = (int)round_up(n + (rows - 1) * step, LANES);

@@ -155,7 +155,7 @@ static void check_cancel(void) {
                                    .n_drawn = &n_drawn};
             const int error = l2p_forward(run.model, &one, n_threads, &cancel_flag);
             CHECK(error == (cancelled ? L2P_CANCELLED : L2P_OK));
-            CHECK((drawn == -7) == (cancelled || !draws)); /* a token that is not there is none */
+            CHECK((drawn == -7) == (cancelled || !draws)); /* a cancelled call draws no token */
             /* each thread norms for itself; a cancelled call ends after the first products of its layer */
             const int want = !cancelled ? 2 * config.n_layers + 1 : 2 * (layer + 1) + 1;
             CHECK(norms == n_threads * want);
@@ -215,8 +215,8 @@ static void work_well(void *context, int thread, int n_threads) {
     while (!atomic_load(second_has_begun)) sched_yield();
 }
 
-/* A run of 20 ms that is all waiting, and the pause behind it: microseconds */
-static int64_t pause_behind(int64_t *run) {
+/* A run of 20 ms that is all waiting, and the pause after it, in microseconds */
+static int64_t pause_after(int64_t *run) {
     CHECK(scheduling_before_run(2) == 2);
     const int64_t start = microseconds();
     threads_run(2, wait_for_the_second, NULL);
@@ -230,14 +230,14 @@ static int64_t pause_behind(int64_t *run) {
     return microseconds() - end;
 }
 
-/* Behind a run that was all waiting there is one thread for a while, longer each time it soon happens again. */
+/* After a run that was all waiting there is one thread for a while; longer each time it soon happens again. */
 static void check_pauses(void) {
-    now("one thread behind a run that was all waiting");
+    now("one thread after a run that was all waiting");
     l2p_release();
     threads_take_turn();
     int64_t run, pause = 0;
     for (int times = 2; times <= 8; times *= 2) {
-        pause = pause_behind(&run);
+        pause = pause_after(&run);
         CHECK(pause >= times * 20000);
     }
     for (int64_t well = 0; well < pause + 20000; well += 10000) { /* as long as the last pause was */
@@ -245,14 +245,14 @@ static void check_pauses(void) {
         scheduling_before_run(2);
         threads_run(2, work_well, &second_has_begun);
     }
-    pause = pause_behind(&run);
+    pause = pause_after(&run);
     CHECK(pause < 12 * run); /* from the start: 2 times, and as long as this thread took to see it */
     CHECK(scheduling_before_run(2) == 2);
     threads_run(2, wait_for_the_second, NULL);
     threads_end_turn();
     l2p_release(); /* which forgets it */
     threads_take_turn();
-    threads_run(2, wait_for_the_second, NULL); /* nobody asked whether two would help: no pause */
+    threads_run(2, wait_for_the_second, NULL); /* a run that is not judged: no pause */
     CHECK(scheduling_before_run(2) == 2);
     threads_end_turn();
 }
@@ -263,7 +263,7 @@ typedef struct {
     cpu_set_t allowed, one;
     clockid_t worker; /* its CPU time */
     atomic_int waits;
-    int parted, wrong;
+    int moved, wrong;
 } Meeting;
 
 /* The second thread comes to the core of the first, waits there for it, and should then be on another. */
@@ -283,7 +283,7 @@ static void meet(void *context, int thread, int n_threads) {
     m->wrong |= sched_setaffinity(0, sizeof m->allowed, &m->allowed) != 0;
     atomic_store(&m->waits, 1);
     threads_barrier(n_threads);
-    m->parted += !CPU_ISSET(sched_getcpu(), &m->one);
+    m->moved += !CPU_ISSET(sched_getcpu(), &m->one);
     m->wrong |= sched_getaffinity(0, sizeof left, &left) != 0 || !CPU_EQUAL(&left, &m->allowed);
 }
 
@@ -294,12 +294,12 @@ static void check_cores(void) {
     CPU_SET(sched_getcpu(), &m.one);
     threads_take_turn();
     threads_run(2, pool_work, &(PoolTest){0}); /* the second thread is there, and may go wherever this one may now */
-    if (sched_setaffinity(0, sizeof m.one, &m.one) == 0) { /* else nobody may say where threads run */
+    if (sched_setaffinity(0, sizeof m.one, &m.one) == 0) { /* else the system does not let us place threads */
         for (int i = 0; i < 8; i++) {
             atomic_store(&m.waits, 0);
             threads_run(2, meet, &m);
         }
-        CHECK(m.parted >= 4 && !m.wrong); /* the system may move them, too */
+        CHECK(m.moved >= 4 && !m.wrong); /* the system may move them, too */
         CHECK(sched_setaffinity(0, sizeof m.allowed, &m.allowed) == 0);
     }
     threads_end_turn();

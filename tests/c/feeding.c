@@ -136,7 +136,7 @@ void feed_interleaved(Run *run) { /* no two neighbours of one session, until the
     feed(run, &all, 0, "all sessions interleaved");
 }
 
-void feed_rewound(Run *run) { /* what an earlier use of the session left behind must not matter */
+void feed_rewound(Run *run) { /* what an earlier use left in the session must not matter */
     fresh_sessions(run);
     Synthetic other = *run->s;
     memcpy(other.tokens[0], run->s->tokens[2], sizeof other.tokens[0]);
