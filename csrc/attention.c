@@ -33,8 +33,8 @@ static void rotate(float *restrict x, const float *restrict rope, int head_dim) 
     }
 }
 
-/* Store one position's key and value (head_dim,) where attention reads them: a column of the keys' block, and a row of each
- * block of the values, `channels` numbers apart. The type is a compile-time constant. */
+/* Store one position's key and value (head_dim,) where attention reads them: a column of the keys' block, and a row of
+ * each block of the values, `channels` numbers apart. The type is a compile-time constant. */
 static inline __attribute__((always_inline)) void put(const int type, unsigned char *keys, unsigned char *values,
                                                       size_t channels, const float *restrict k, const float *restrict v,
                                                       int head_dim) {
@@ -60,7 +60,8 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
 
     const size_t head = (size_t)layer * (size_t)c->n_kv_heads + (size_t)kv_head;
     const size_t key = (size_t)(position / LANES) * (size_t)head_dim * LANES + (size_t)(position % LANES);
-    const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES, width = bytes_of(c->cache_type);
+    const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES,
+                 width = bytes_of(c->cache_type);
     unsigned char *keys = s->keys + head * s->key_stride + key * width;
     unsigned char *values = s->values + head * s->value_stride + value * width;
     if (c->cache_type == L2P_BFLOAT16)
@@ -69,8 +70,8 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
         put(L2P_FLOAT32, keys, values, channels, k, v, head_dim);
 }
 
-/* Some queries against the caches of one or more key/value heads of a layer. Those of a head stand after those of the head
- * before: query j (head_dim,) of all of them is at q + j * ld_q, and what it gets goes to out + j * ld_out. */
+/* Some queries against the caches of one or more key/value heads of a layer. Those of a head stand after those of the
+ * head before: query j (head_dim,) of all of them is at q + j * ld_q, and what it gets goes to out + j * ld_out. */
 typedef struct {
     const l2p_session *session;
     int layer, kv_head, heads;
@@ -100,8 +101,8 @@ static void attend(const Forward *f, const Queries *all, int thread) {
                    .blocks = (last + (n - 1) * step) / LANES + 1,
                    .cols = head_dim};
     for (int h = 0; h < all->heads; h++, keys.data += s->key_stride)
-        kernels->matmul_bare(&keys, all->q + (size_t)(h * n) * all->ld_q, all->ld_q, n, scores + (size_t)(h * n) * ld, ld,
-                             MATMUL_STORE);
+        kernels->matmul_bare(&keys, all->q + (size_t)(h * n) * all->ld_q, all->ld_q, n, scores + (size_t)(h * n) * ld,
+                             ld, MATMUL_STORE);
     kernels->weigh(scores, ld, all->heads * n, last + 1, step, sqrtf((float)head_dim), sums);
     /* Weighted values: first the positions that all queries see, together; then those that only some see. */
     Blocks values = {.type = keys.type,
@@ -154,8 +155,8 @@ static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, 
     for (int h = 0; h < group; h++, queries.q += head_dim, queries.out += head_dim) attend(f, &queries, thread);
 }
 
-/* How many key/value heads of one token are computed together. EXACT sums are serial, and ROWS independent rows hide their
- * latency. FUSED: one head at a time, whose scores stay in the first-level cache. */
+/* How many key/value heads of one token are computed together. EXACT sums are serial, and ROWS independent rows hide
+ * their latency. FUSED: one head at a time, whose scores stay in the first-level cache. */
 static int heads_together(const Forward *f) {
     const l2p_config *c = &f->model->config;
     const int group = c->n_heads / c->n_kv_heads;

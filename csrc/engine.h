@@ -17,11 +17,11 @@ static inline size_t bytes_of(int type) { return type == L2P_BFLOAT16 ? sizeof(u
 /* A packed matrix W (rows, cols), its rows in blocks of LANES. The last block is filled with rows of zeros.
  *   float32, bfloat16: block[cols][LANES]
  *   int8: block[groups] of { int8 [group_quads][LANES][4], float32 scale[LANES] }
- *   int4: block[groups] of { nibbles [group_quads / 2][LANES][4], float16 scale[LANES] }. A byte's lower half
- *         holds a value of an even quad, its upper half the value of the next quad, each plus INT4_OFFSET
+ *   int4: block[groups] of { nibbles [group_quads / 2][LANES][4], float16 scale[LANES] }. A byte's lower half holds a
+ *         value of an even quad, its upper half the value of the next quad, each plus INT4_OFFSET.
  * A group is padded with zeros to whole quads: four values, the width of the CPUs' integer dot products.
- * int8: `group` divides `cols`. If the file's group size does not, `group` is the greatest common divisor, and each part of
- * a file's group has a copy of its scale, so that no value changes.
+ * int8: `group` divides `cols`. If the file's group size does not, `group` is the greatest common divisor, and each
+ * part of a file's group has a copy of its scale, so that no value changes.
  * int4: a group is INT4_GROUP values of a row; the last one is padded. */
 enum { INT4_GROUP = 32, INT4_OFFSET = 8 };
 
@@ -39,8 +39,8 @@ static inline int is_quantized(const Matrix *m) { return m->type == L2P_INT8 || 
 
 /* n vectors x (cols,) that a matrix multiplies, in the form that its type needs.
  *   float32, bfloat16: f[n][ld]
- *   int8, int4: q[n][groups * group_quads * 4], scale[n][groups] and bias[n][groups]: a group's integer sum starts at its
- *               bias, minus the offset of the packed weights times the sum of the group's q */
+ *   int8, int4: q[n][groups * group_quads * 4], scale[n][groups] and bias[n][groups]: a group's integer sum starts at
+ *               its bias, minus the offset of the packed weights times the sum of the group's q */
 typedef struct {
     const float *f;
     size_t ld;
@@ -64,12 +64,12 @@ struct l2p_model {
     l2p_config config;
     const struct Kernels *kernels;
     const struct FloatKernels *floats; /* kernels->for_int8 or for_the_rest */
-    unsigned char *arena; /* everything packed, on huge pages if the system has them */
-    size_t arena_bytes, packed_bytes; /* in whole huge pages; as used */
+    unsigned char *arena;              /* everything packed, on huge pages if the system has them */
+    size_t arena_bytes, packed_bytes;  /* in whole huge pages; as used */
     Matrix embedding, classifier;
-    float *final_norm;  /* (dim,) */
-    float *rope_freqs;  /* (head_dim / 2,) radians per position */
-    Layer *layers;      /* (n_layers,) */
+    float *final_norm; /* (dim,) */
+    float *rope_freqs; /* (head_dim / 2,) radians per position */
+    Layer *layers;     /* (n_layers,) */
 };
 
 /* A session's keys and values. Both are packed as the matrices that attention multiplies with:
@@ -77,9 +77,9 @@ struct l2p_model {
  *   values[n_layers][n_kv_heads][head_dim / LANES][seq_len][LANES]   output = V p: a lane is a channel */
 struct l2p_session {
     const l2p_model *model;
-    int seq_len;                      /* rounded up to LANES */
-    size_t key_stride, value_stride;  /* bytes from one head to the next */
-    unsigned char *keys, *values;     /* of config.cache_type */
+    int seq_len;                     /* rounded up to LANES */
+    size_t key_stride, value_stride; /* bytes from one head to the next */
+    unsigned char *keys, *values;    /* of config.cache_type */
     size_t bytes;
 };
 
@@ -109,8 +109,8 @@ static inline float cache_get(int type, const unsigned char *cache, size_t at) {
                                 : ((const float *)(const void *)cache)[at];
 }
 
-/* Zeroed memory. HUGE_PAGES: if the system has them. SMALL_PAGES: never huge ones, for memory that is used bit by bit. NULL:
- * there is not enough. */
+/* Zeroed memory. HUGE_PAGES: if the system has them. SMALL_PAGES: never huge ones, for memory that is used bit by bit.
+ * NULL: there is not enough. */
 enum { SMALL_PAGES, HUGE_PAGES };
 void *pages_alloc(size_t bytes, int pages);
 void pages_free(void *memory, size_t bytes);
@@ -131,13 +131,14 @@ int64_t nanoseconds(void); /* of a clock that only goes forward */
 /* scheduling.c: how many threads, on which cores; all of it can be switched off.
  * How many to run n_tokens tokens of a model on: n_threads within 1 to MAX_THREADS, or 1 for little work. */
 int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads);
-/* Before a run that is to be judged: n_threads, or 1 for a while after a run that one thread would have finished sooner. */
+/* Before a run that is to be judged: n_threads, or 1 for a while after a run that one thread would have finished
+ * sooner. */
 int scheduling_before_run(int n_threads);
 /* After any run: how long it took and how long its threads waited for each other, in nanoseconds */
 void scheduling_after_run(int64_t length, int64_t waited, int n_threads);
 void scheduling_forget(void);
-/* Each thread calls the first at the start of a run (runs are numbered). One that has to wait calls the second: it goes to a
- * free core if a thread with a lower number is on its own. */
+/* Each thread calls the first at the start of a run (runs are numbered). One that has to wait calls the second: it goes
+ * to a free core if a thread with a lower number is on its own. */
 void scheduling_note_core(int thread, uint32_t run);
 void scheduling_leave_core(int thread, int n_threads, uint32_t run);
 

@@ -1,5 +1,5 @@
-/* The transformer: a batch of tokens in, logits or drawn tokens out. The model itself is forward_share(), to be read from
- * top to bottom; the rest prepares for it.
+/* The transformer: a batch of tokens in, logits or drawn tokens out. The model itself is forward_share(), to be read
+ * from top to bottom; the rest prepares for it.
  *
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
  * by tokens and key/value heads, everything else by token. No split changes a result. */
@@ -258,7 +258,7 @@ static void forward_share(void *context, int thread, int n_threads) {
         threads_share(layer->w13.blocks, 2, thread, n_threads, &begin, &end);
         for (int i = 0; i < n; i++)
             model->floats->swiglu(f->hidden + (size_t)i * hidden_rows + begin / 2 * LANES,
-                                   f->gate_up + (size_t)i * 2 * hidden_rows + begin * LANES, (end - begin) / 2);
+                                  f->gate_up + (size_t)i * 2 * hidden_rows + begin * LANES, (end - begin) / 2);
         threads_barrier(n_threads);
 
         /* x += w2 @ hidden */

@@ -7,7 +7,8 @@
 
 enum { CHUNK = 8 /* consecutive tokens of one session that attention takes together */ };
 
-/* Tokens [first, first + n) of a pass: one session, consecutive positions. Their attention goes to rows out, out + 1, ... */
+/* Tokens [first, first + n) of a pass: one session, consecutive positions. Their attention goes to rows out, out + 1,
+ * ... */
 typedef struct {
     int first, n, out;
 } Chunk;
@@ -40,18 +41,19 @@ typedef struct {
     } laid_out; /* what the pointers below are for */
 
     /* the workspace, rows being tokens */
-    float *x;       /* (n, dim) the residual stream */
-    float *qkv;     /* (n, qkv rows) */
-    float *att;     /* (n, n_heads * head_dim) */
-    float *gate_up; /* (n, w13 rows): blocks of w1 x and w3 x in turn */
-    float *hidden;  /* (n, hidden_dim, rounded up) */
-    float *rope;    /* (n, head_dim / 2, 2) cos and sin of each token's angles */
+    float *x;                    /* (n, dim) the residual stream */
+    float *qkv;                  /* (n, qkv rows) */
+    float *att;                  /* (n, n_heads * head_dim) */
+    float *gate_up;              /* (n, w13 rows): blocks of w1 x and w3 x in turn */
+    float *hidden;               /* (n, hidden_dim, rounded up) */
+    float *rope;                 /* (n, head_dim / 2, 2) cos and sin of each token's angles */
     Chunk *chunks, *last_chunks; /* of all layers but the last; of the last */
     int n_chunks, n_last_chunks;
     float *last_x;  /* (n_rows, dim) rows of x that the last layer goes on with, if these are not all */
     int max_scores; /* length of the longest row of attention scores, rounded up */
 
-    /* The normalized or quantized input of the next product: shared by all threads, or one each if the vectors are few */
+    /* The normalized or quantized input of the next product: shared by all threads, or one each if the vectors are
+     * few */
     float *normed;
     Vectors staged;
     size_t normed_stride, q_stride, scale_stride; /* from one thread's to the next thread's; 0: shared */
@@ -71,7 +73,8 @@ static inline int draws(const Forward *f) { return f->batch->logits == NULL; }
 /* attention.c: divide a pass into chunks, f->chunks and f->last_chunks. */
 void find_chunks(Forward *f);
 
-/* att = attention(rope(q), rope(k), v) of one layer, this thread's share. Other threads may still be computing theirs. */
+/* att = attention(rope(q), rope(k), v) of one layer, this thread's share. Other threads may still be computing
+ * theirs. */
 void attention(const Forward *f, int layer, int thread, int n_threads);
 
 #endif

@@ -1,5 +1,5 @@
-/* AMX: int8 weights times many vectors, in tiles of 16 vectors and 16 output rows. A packed group's quads are the rows of a
- * tile. Integer sums are exact, so the bits are those of all other sets. avx512vnni does everything else. */
+/* AMX: int8 weights times many vectors, in tiles of 16 vectors and 16 output rows. A packed group's quads are the rows
+ * of a tile. Integer sums are exact, so the bits are those of all other sets. avx512vnni does everything else. */
 #define _GNU_SOURCE
 #include "target.h"
 #if defined(AVXVNNI_AND_AMX)
@@ -17,8 +17,8 @@
 /* The vectors of a tile, those of a smaller tile for the rest, and the most quads: a tile has 16 rows of 64 bytes. */
 enum { MANY = 16, SOME = 8, MAX_QUADS = 16 };
 
-/* The tile registers by number, as the compilers' macros take them: sums (vectors, LANES) and a group of the vectors, for
- * MANY and for SOME; the weights, a quad a row; minus the offset of the stored weights. */
+/* The tile registers by number, as the compilers' macros take them: sums (vectors, LANES) and a group of the vectors,
+ * for MANY and for SOME; the weights, a quad a row; minus the offset of the stored weights. */
 #define SUMS 0
 #define VECTORS 1
 #define SOME_SUMS 2
@@ -49,10 +49,12 @@ static void configure(int quads, int offset) {
     _tile_loadd(OFFSETS, minus_offset, 0); /* each row the same */
 }
 
-/* NT vectors (MANY or SOME, a compile-time constant) from number i0 on, times a block of rows. This is pass number `pass` of
- * n_passes over the panel, each of which prefetches its share of the next panel; -1: there is no next panel. */
-static inline __attribute__((always_inline)) void tile(const int NT, const Matrix *w, int block, const Vectors *x, int i0,
-                                                       float *out, size_t ld_out, int mode, int pass, int n_passes) {
+/* NT vectors (MANY or SOME, a compile-time constant) from number i0 on, times a block of rows. This is pass number
+ * `pass` of n_passes over the panel, each of which prefetches its share of the next panel; -1: there is no next
+ * panel. */
+static inline __attribute__((always_inline)) void tile(const int NT, const Matrix *w, int block, const Vectors *x,
+                                                       int i0, float *out, size_t ld_out, int mode, int pass,
+                                                       int n_passes) {
     const int groups = w->groups, quads = w->group_quads, rows = w->rows - block * LANES;
     const size_t ld_q = (size_t)groups * (size_t)quads * 4;
     const unsigned char *wg = w->data + (size_t)block * w->block_bytes;

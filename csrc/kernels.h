@@ -4,17 +4,18 @@
 #define LLAMA2PY_KERNELS_H
 #include "engine.h"
 
-/* Each output is one chain of operations in a fixed order. Neither the number of vectors nor the threads nor the width of
- * the registers change a bit.
+/* Each output is one chain of operations in a fixed order. Neither the number of vectors nor the threads nor the width
+ * of the registers change a bit.
  *
- * EXACT: the bits of llama2.c. Products are rounded before they are added, sums run from left to right, exp is libm's or
- *   has its bits. For the portable set, and for int8 models in every set: their activations are rounded to int8 at every
- *   product, which would amplify a different last bit.
- * FUSED: faster; for all other models in the SIMD sets. Fused multiply-add, k from 0 upwards; 16 partial sums and a fixed
- *   tree for the sum along a vector; a polynomial for exp. The bits are the same in all of these sets. */
+ * EXACT: the bits of llama2.c. Products are rounded before they are added, sums run from left to right, exp is libm's
+ *   or has its bits. For the portable set, and for int8 models in every set: their activations are rounded to int8 at
+ *   every product, which would amplify a different last bit.
+ * FUSED: faster; for all other models in the SIMD sets. Fused multiply-add, k from 0 upwards; 16 partial sums and a
+ *   fixed tree for the sum along a vector; a polynomial for exp. The bits are the same in all of these sets. */
 enum { EXACT, FUSED };
 
-/* Vectors that are summed at the same time: a sum from left to right is serial, and independent sums hide its latency. */
+/* Vectors that are summed at the same time: a sum from left to right is serial, and independent sums hide its
+ * latency. */
 enum { ROWS = 8 };
 
 /* Row blocks that all vectors are multiplied with before the next blocks: few enough for the second-level cache (9 * 64
@@ -24,8 +25,8 @@ enum { PANEL_BLOCKS = 9 };
 /* What matmul does with the old content of its output: replace it, add to it, or continue its sums. */
 enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 
-/* A bare matrix, float32 or bfloat16, as a session holds keys and values: whole blocks [cols][LANES], block_stride bytes
- * apart */
+/* A bare matrix, float32 or bfloat16, as a session holds keys and values: whole blocks [cols][LANES], block_stride
+ * bytes apart */
 typedef struct {
     int type;
     const unsigned char *data;
@@ -50,9 +51,9 @@ typedef struct FloatKernels {
     /* x = softmax(x / divisor), in place, x (n,) */
     void (*softmax)(float *x, int n, float divisor);
 
-    /* Attention's weights: x[j] = sums[j] * softmax(x[j] / divisor), in place, for `rows` rows, ld floats apart. Row j has
-     * n + j * step scores, and may be written up to the next multiple of LANES. EXACT: the sums are 1. FUSED: the caller
-     * divides by them later, when there is less to divide. */
+    /* Attention's weights: x[j] = sums[j] * softmax(x[j] / divisor), in place, for `rows` rows, ld floats apart. Row j
+     * has n + j * step scores, and may be written up to the next multiple of LANES. EXACT: the sums are 1. FUSED: the
+     * caller divides by them later, when there is less to divide. */
     void (*weigh)(float *x, size_t ld, int rows, int n, int step, float divisor, float *sums);
 
     /* out = silu(gate) * up, with blocks of LANES of gate and of up in turn: gate_up[blocks][2][LANES] */
@@ -86,8 +87,8 @@ typedef struct Kernels {
 
 enum { PROBE_CHAINS = 12 };
 
-/* isa_amx.c: does the CPU have AMX, and does the system let this process use it? To be asked before kernels_amx is used,
- * which is filled in then. */
+/* isa_amx.c: does the CPU have AMX, and does the system let this process use it? To be asked before kernels_amx is
+ * used, which is filled in then. */
 int amx_may_be_used(void);
 extern Kernels kernels_amx;
 

@@ -18,7 +18,8 @@ static float float_of(uint32_t bits) {
 
 uint16_t float_to_bfloat16(float value) {
     const uint32_t bits = bits_of(value);
-    if (value != value) return (uint16_t)(bits >> 16 | 0x40); /* quiet: the bits that are dropped may be all that made it a NaN */
+    if (value != value)
+        return (uint16_t)(bits >> 16 | 0x40); /* quiet: the bits that are dropped may be all that made it a NaN */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 

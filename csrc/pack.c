@@ -47,7 +47,8 @@ static int is_non_finite(float value) {
     return (bits & 0x7f800000u) == 0x7f800000u;
 }
 
-/* ---- one block: LANES rows, or the last `height` ones. Each function returns how many values (or scales) are not finite */
+/* ---- one block: LANES rows, or the last `height` ones. Each function returns how many values (or scales) are not
+ * finite */
 
 /* rows (height, cols) to block[cols][LANES] of float32 or bfloat16 */
 static int64_t pack_dense(const Packing *p, unsigned char *block, int row, int height) {
@@ -124,9 +125,9 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
     return non_finite;
 }
 
-/* Quantize n values of a group to integers from -8 to 7, whole (n,), which are 0 before. Returns the bits of their scale.
- * The value farthest from 0 becomes -8 times the scale, so that all 16 integers are used. The scale is NaN if a value, or
- * the scale itself, is not finite. */
+/* Quantize n values of a group to integers from -8 to 7, whole (n,), which are 0 before. Returns the bits of their
+ * scale. The value farthest from 0 becomes -8 times the scale, so that all 16 integers are used. The scale is NaN if a
+ * value, or the scale itself, is not finite. */
 static uint16_t quantize_int4(const float *values, int n, int8_t *whole) {
     float farthest = 0.0f;
     for (int k = 0; k < n && farthest == farthest; k++) /* a NaN counts as the farthest */
@@ -225,7 +226,7 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
         p.to = &model->classifier;
         p.rows = c->vocab_size;
         break;
-    /* clang-format off */
+        /* clang-format off */
     case L2P_WQ: p.to = &l->qkv; p.rows = q_rows; break;
     case L2P_WK: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks; break;
     case L2P_WV: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks + kv_blocks; break;

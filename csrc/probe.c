@@ -1,4 +1,5 @@
-/* The limits of the machine, for `bench`: how fast it reads a model's memory, how many products a second it computes. */
+/* The limits of the machine, for `bench`: how fast it reads a model's memory, how many products a second it
+ * computes. */
 #include "kernels.h"
 
 typedef struct {

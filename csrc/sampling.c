@@ -29,8 +29,8 @@ static void sink(const float *p, int32_t *heap, int n, int at) {
 
 enum { STRIDE = 128 }; /* tokens that are skipped together if all of them are improbable, as most are */
 
-/* Put the tokens that can be in the set of most probable ones into heap[], and return how many they are. Terms divided by
- * their sum are probabilities; only those tokens' terms are divided. */
+/* Put the tokens that can be in the set of most probable ones into heap[], and return how many they are. Terms divided
+ * by their sum are probabilities; only those tokens' terms are divided. */
 static int sieve(const Kernels *kernels, float *terms, int n, float sum, float top_p, int32_t *heap) {
     /* A token below the cutoff cannot be in the set: all such tokens together have less than 1 - top_p. */
     const float cutoff = (1.0f - top_p) / (float)(n - 1);
@@ -48,12 +48,13 @@ static int sieve(const Kernels *kernels, float *terms, int n, float sum, float t
     return size;
 }
 
-/* Take the most probable of the `size` tokens in heap[] until their sum exceeds top_p, and draw one of them. A heap gives
- * them in order without sorting the rest: usually a handful of 32000 is taken. */
+/* Take the most probable of the `size` tokens in heap[] until their sum exceeds top_p, and draw one of them. A heap
+ * gives them in order without sorting the rest: usually a handful of 32000 is taken. */
 static int32_t draw_top_p(const float *p, int size, float top_p, float coin, int32_t *heap) {
     for (int at = size / 2 - 1; at >= 0; at--) sink(p, heap, size, at);
 
-    /* Candidates that are taken go to the end of the array, which the shrinking heap leaves free: most probable last. */
+    /* Candidates that are taken go to the end of the array, which the shrinking heap leaves free: most probable
+     * last. */
     const int last = size - 1;
     float sum = 0.0f;
     while (size > 0) {

@@ -44,8 +44,8 @@ static struct {
     Work work; /* of this run; written before any round grows. NULL: end the thread */
     void *context;
     int n_threads;
-    _Alignas(64) atomic_int finished; /* workers that have finished this run */
-    _Alignas(64) atomic_int arrived;  /* threads that have arrived at the current barrier */
+    _Alignas(64) atomic_int finished;  /* workers that have finished this run */
+    _Alignas(64) atomic_int arrived;   /* threads that have arrived at the current barrier */
     _Alignas(64) atomic_uint barriers; /* barriers passed */
     atomic_llong waited;               /* nanoseconds of this run that threads waited, beyond spinning */
     uint32_t run;                      /* its number */

@@ -113,8 +113,7 @@ static void check_library(l2p_config config, int weight_type, const char *name) 
     CHECK(library.trunk != NULL);
     const Run run = {.s = &s, .model = (l2p_model *)library.model, .n_threads = 1};
     float *out = malloc((size_t)config.vocab_size * sizeof *out);
-    for (int at = 0; at < BEGINNING; at++)
-        CHECK(forward_one(&run, library.trunk, s.tokens[0][at], at, out) == L2P_OK);
+    for (int at = 0; at < BEGINNING; at++) CHECK(forward_one(&run, library.trunk, s.tokens[0][at], at, out) == L2P_OK);
     int different = 0;
     for (int seed = 0; seed < STORIES; seed++) {
         library.want[seed] = tell(&library, seed, 1, 0, 0);

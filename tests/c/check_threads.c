@@ -132,7 +132,7 @@ static void check_cancel(void) {
             const int n_threads = 1 + kind % 2, draws = kind / 2;
             now("%s cancelled in layer %d, %d threads", draws ? "draws" : "logits", layer,
                 n_threads); /* -1: before the call */
-            l2p_release(); /* forgets that an earlier run may have had no use for a second thread */
+            l2p_release();  /* forgets that an earlier run may have had no use for a second thread */
             norms = cancel_flag = 0;
             threads_seen = 0;
             cancel_at = 1 + 2 * layer; /* the first norm of a layer: noticed where the next one begins */
@@ -183,8 +183,7 @@ static void check_cancel(void) {
                               .logits = out};
     if (pthread_create(&thread, NULL, cancel_soon, &flag)) fail("no thread for the check");
     int error = L2P_OK;
-    for (time_t end = time(NULL) + 60; !error && time(NULL) < end;)
-        error = l2p_forward(run.model, &prompt, 2, &flag);
+    for (time_t end = time(NULL) + 60; !error && time(NULL) < end;) error = l2p_forward(run.model, &prompt, 2, &flag);
     CHECK(error == L2P_CANCELLED);
     pthread_join(thread, NULL);
     free(out);

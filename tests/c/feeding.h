@@ -18,8 +18,9 @@ typedef struct { /* a batch: which session's token at which position */
 void add(Batch *batch, int session, int begin, int end);
 
 int best_isa(void);
-/* Should texts be drawn in this instruction set? In each one that this CPU has. The thread sanitizer would take minutes, and
- * threads share the same memory in all sets: it gets one, the plainest with vectors, as it does not see AMX's loads. */
+/* Should texts be drawn in this instruction set? In each one that this CPU has. The thread sanitizer would take
+ * minutes, and threads share the same memory in all sets: it gets one, the plainest with vectors, as it does not see
+ * AMX's loads. */
 int draws_in(int isa);
 Run start_run(const Synthetic *s, int isa, int pack_threads);
 void end_run(Run *run);
