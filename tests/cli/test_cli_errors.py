@@ -150,7 +150,8 @@ def test_a_full_disk_is_one_line(story: list[str]) -> None:
 def test_without_the_extension_the_error_says_what_to_do(
     story: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "llama2py.engine.native", raising=False)
+    for module in ("native", "isa", "c_config", "extension"):
+        monkeypatch.delitem(sys.modules, f"llama2py.engine.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "llama2py.engine._engine", None)
     assert main([*story, "-n", "3"]) == 1
     assert "the C engine is not built" in capsys.readouterr().err
