@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 from ._data import bundled_tokenizer
 from .checkpoint import Checkpoint, default_group_size, open_checkpoint
+from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
 from .checkpoint.huggingface.writer import (
     SHARD_SIZE,
@@ -17,10 +18,7 @@ from .checkpoint.huggingface.writer import (
     huggingface_items,
     write_huggingface,
 )
-from .checkpoint.llama2c_layout import lay_out
-from .checkpoint.llama2c_writer import check_config, write_llama2c
-from .checkpoint.stored import DTYPES
-from .checkpoint.write_numbers import FileDtype
+from .checkpoint.llama2c import check_config, lay_out, write_llama2c
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_space, replacing, replacing_folder
 from .hub import find_model
@@ -214,13 +212,13 @@ def _own(checkpoint: Checkpoint) -> str:
 def _stored(checkpoint: Checkpoint, n_dims: int) -> str:
     """What all norms (1) or matrices (2) are stored as, where it is one float dtype."""
     dtypes = {
-        DTYPES.get(array.dtype, "float32")
+        tensor.dtype
         for tensors in checkpoint.tensors.values()
         for tensor in tensors
         if len(tensor.shape) == n_dims
-        for array in tensor.arrays
     }
-    return dtypes.pop() if len(dtypes) == 1 else "float32"
+    own = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return own if own in ("float16", "bfloat16") else "float32"
 
 
 def _vocabulary(
