@@ -23,10 +23,10 @@ from llama2py.checkpoint import (
     write_checkpoint,
 )
 from llama2py.config import ModelConfig
-from llama2py.tokenizers.load import write_tokenizer_bin
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from tests.checkpoint.test_formats import cases
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
-from tests.test_golden import run
+from tests.support.golden import run
 
 Weights = dict[str, list[NDArray[np.float32]]]
 

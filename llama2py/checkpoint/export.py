@@ -213,9 +213,7 @@ def _quantize_q8_0(groups: NDArray[np.float32], name: str) -> NDArray[Any]:
     """Quantize n groups of weights (n, 32) to n blocks."""
     scales = np.abs(groups).max(axis=1) / np.float32(127)  # (n,); NaN and infinity show in it
     if not np.isfinite(scales).all():
-        raise CheckpointError(
-            f"{name} has weights that are NaN or infinite, which int8 cannot hold"
-        )
+        raise CheckpointError(f"{name} has NaN or infinite weights, which int8 cannot hold")
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         halves = scales.astype("<f2")
         factors = np.where(scales == 0, np.float32(0), np.float32(1) / scales)

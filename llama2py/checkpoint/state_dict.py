@@ -116,7 +116,7 @@ def check_shape(path: Path, name: str, found: tuple[int, ...], shape: tuple[int,
 
 
 def to_tensor(array: FileArray) -> Tensor:
-    """The tensor of a vector or matrix: float32 as it is, half precision widened when it is used."""
+    """Make the tensor of a vector or matrix; half precision is widened when it is used."""
     if array.dtype == "float32" and array.strides is None:
         return DenseTensor(array)
     return StoredTensor(array)

@@ -88,9 +88,8 @@ class GGUFArray:
         size = struct.calcsize("<" + NUMBERS[self.kind])
         for first in range(0, self._count, _WINDOW // 8):
             n = min(_WINDOW // 8, self._count - first)
-            yield from struct.unpack(
-                f"<{n}{NUMBERS[self.kind]}", cursor.bytes(n * size, "an array")
-            )
+            data = cursor.take(n * size, "an array")
+            yield from struct.unpack(f"<{n}{NUMBERS[self.kind]}", data)
 
     def tolist(self) -> list[Any]:
         """Read all elements: numbers, bools, or bytes (strings)."""
@@ -144,7 +143,7 @@ class _Cursor:
             )
         self.offset += size
 
-    def bytes(self, size: int, what: str) -> bytes:
+    def take(self, size: int, what: str) -> bytes:
         """Read ``size`` bytes and step over them."""
         start = self.offset
         self.skip(size, what)
@@ -157,13 +156,13 @@ class _Cursor:
 
     def number(self, letter: str, what: str) -> Any:
         form = "<" + letter
-        return struct.unpack(form, self.bytes(struct.calcsize(form), what))[0]
+        return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
 
     def string(self, what: str, limit: int | None = None) -> bytes:
         length = self.number("Q", what)
         if limit is not None and length > limit:
             raise _Broken(f"{what} has {length} bytes, expected at most {limit}")
-        return self.bytes(length, what)
+        return self.take(length, what)
 
     def value(self, kind: int, what: str, allowance: Allowance) -> Any:
         if kind in NUMBERS:
@@ -184,7 +183,7 @@ class _Cursor:
         elif element == STRING:
             allowance.strings -= count
             for _ in range(count):
-                self.skip(int.from_bytes(self.bytes(8, what), "little"), what)
+                self.skip(int.from_bytes(self.take(8, what), "little"), what)
         else:
             raise _Broken(f"{what} is an array of type {element}, expected numbers or strings")
         return GGUFArray(self._file, start, self.offset - start, element, count)
@@ -330,7 +329,8 @@ class GGUFFields:
 
     def integer(self, name: str, default: int | T | Literal[_Missing.VALUE] = REQUIRED) -> int | T:
         """A whole number."""
-        return self._get(name, default, int, "a whole number")
+        value: int | T = self._get(name, default, int, "a whole number")
+        return value
 
     def number(
         self, name: str, default: float | T | Literal[_Missing.VALUE] = REQUIRED
@@ -341,11 +341,13 @@ class GGUFFields:
 
     def flag(self, name: str, default: bool | T | Literal[_Missing.VALUE] = REQUIRED) -> bool | T:
         """True or false."""
-        return self._get(name, default, bool, "true or false")
+        value: bool | T = self._get(name, default, bool, "true or false")
+        return value
 
     def text(self, name: str, default: bytes | T | Literal[_Missing.VALUE] = REQUIRED) -> bytes | T:
         """A string, as its bytes."""
-        return self._get(name, default, bytes, "a string")
+        value: bytes | T = self._get(name, default, bytes, "a string")
+        return value
 
     def list(self, name: str, kind: type[T], max_count: int) -> list[T]:
         """An array of ``int``, ``float``, ``bool`` or ``bytes``, read whole.

@@ -178,7 +178,7 @@ def _places(file: InputFile, metadata: GGUFMetadata, allowance: Allowance) -> di
         if format is None:
             names = ", ".join(known.name for known in FORMATS.values())
             raise CheckpointError(
-                f"{what} is of type {type_name(info.kind)}, which is not supported, expected {names}"
+                f"{what} is of type {type_name(info.kind)}, which is not read, expected {names}"
             )
         if 0 in info.dims or info.dims[0] % format.size:
             raise CheckpointError(

@@ -104,7 +104,7 @@ def _read(model: GGUFModel) -> Checkpoint:
     )
     counts = Counter(place.format.name for place in matrices)
     dtype = _dtype(matrices)
-    # All groups of an int8 model have one size, and whole groups fill a matrix: dim is a side of it.
+    # All groups of an int8 model have one size. Whole groups fill a matrix if they divide dim.
     grouped = not counts.keys().isdisjoint(_KEPT) and config.dim % _GROUP == 0
     if grouped and dtype not in ("int4", "int8"):
         notes += _what_is_kept(counts)

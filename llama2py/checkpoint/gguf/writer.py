@@ -159,8 +159,8 @@ def _string(data: bytes) -> bytes:
 def pack_value(value: Any) -> tuple[int, bytes]:
     """Return GGUF's number of a value's type, and the value's bytes.
 
-    The value is a bool, an int (uint32), a float (float32), bytes (a string), or a list of ints (int32), floats
-    or bytes.
+    The value is a bool, an int (uint32), a float (float32), bytes (a string), or a list of ints
+    (int32), floats or bytes.
     """
     if isinstance(value, list):
         if value and isinstance(value[0], bytes):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ...config import ModelConfig, RopeScaling
 from ...errors import CheckpointError, ConfigError
@@ -53,7 +53,8 @@ MAX_FILES = 512
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-class _Kind(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Kind:
     """A format of the weights."""
 
     name: str

@@ -23,8 +23,8 @@ from ..checkpoint import Checkpoint
 from ..export import Item, Reorder, write_item
 from ..state_dict import Weight
 
-# The format's name of a dtype: ours and NumPy's. bfloat16 is its bits; a dtype that no weight has is
-# opaque bytes.
+# The format's name of a dtype: our name and NumPy's. bfloat16 is its bits; a dtype that no weight
+# has is opaque bytes.
 _DTYPES = {
     "F32": ("float32", "<f4"),
     "F16": ("float16", "<f2"),

@@ -93,7 +93,7 @@ def read_entries(file: InputFile, max_entries: int = MAX_ENTRIES) -> dict[str, E
 
 
 def _find_directory(file: InputFile) -> tuple[int, int, int]:
-    """Number of entries, offset and size of the directory, from the record at the end of the file."""
+    """Number of entries, offset and size of the directory, by the record at the end."""
     tail_size = min(file.size, _END.size + _MAX_COMMENT)
     tail = file.read(file.size - tail_size, tail_size)
     at = tail.rfind(b"PK\x05\x06")
