@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..formats.input_file import FileArray
-from .tensors import DTYPES, DenseTensor, StoredTensor, Tensor, tensor_shapes
+from .tensors import DTYPES, Array, DenseTensor, StoredTensor, Tensor, tensor_shapes
 
 Entry = TypeVar("Entry")
 
@@ -115,11 +117,9 @@ def check_shape(path: Path, name: str, found: tuple[int, ...], shape: tuple[int,
         raise CheckpointError(f"{path}: {name} has shape {found}, expected {shape}")
 
 
-def to_tensor(array: FileArray) -> Tensor:
+def to_tensor(array: Array) -> Tensor:
     """Make the tensor of a vector or matrix; half precision is widened when it is used."""
-    if array.dtype == "float32" and array.strides is None:
-        return DenseTensor(array)
-    return StoredTensor(array)
+    return DenseTensor(array) if array.dtype == np.float32 else StoredTensor(array)
 
 
 def check_sharing(path: Path, tensors: Mapping[str, tuple[Tensor, ...]], file_size: int) -> None:

@@ -160,7 +160,7 @@ class _Cursor:
 
     def string(self, what: str, limit: int | None = None) -> bytes:
         length = self.number("Q", what)
-        if limit is not None and length > limit:
+        if limit is not None and limit < length <= self.size - self.offset:
             raise _Broken(f"{what} has {length} bytes, expected at most {limit}")
         return self.take(length, what)
 

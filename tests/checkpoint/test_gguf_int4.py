@@ -59,7 +59,7 @@ BEST = isa_names()[0]
 
 def logits(backend: Backend, n: int = 30) -> Logits:
     tokens = [i * 7 % backend.config.vocab_size for i in range(n)]
-    return backend.forward(tokens, [backend.new_cache()] * n, range(n), range(n))
+    return backend.run(tokens, [backend.new_cache()] * n, range(n), range(n))
 
 
 def engine(checkpoint: Checkpoint, dtype: Dtype | None = None, isa: str = BEST) -> Engine:
