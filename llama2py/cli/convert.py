@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ..checkpoint.write_numbers import FileDtype
+from ..checkpoint.export import FileDtype
 from ..conversion import FileFormat, convert
 from ..engine.cpu import default_threads
 from . import options

@@ -7,9 +7,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .._data import builtin_model, bundled_tokenizer
 from .._util import amount
 from ..chat.templates import recognise
@@ -145,18 +142,12 @@ def _weight_problems(checkpoint: Checkpoint) -> list[str]:
         bad = zeros = 0
         for tensor in tensors:
             bad += tensor.count_non_finite()
-            zeros += not any(map(_has_values, tensor.arrays))
-            checkpoint.release(tensor)
+            zeros += not tensor.has_values()
         if bad:
             problems.append(f"{name}: {bad} values are NaN or infinite")
         if zeros:  # a download that did not finish?
             problems.append(f"{name}: {zeros} of {len(tensors)} tensors hold nothing but zeros")
     return problems
-
-
-def _has_values(array: NDArray[Any]) -> bool:
-    """Whether anything but zeros is in it; GGUF's blocks are records, which NumPy cannot tell."""
-    return bool((array.view(np.uint8) if array.dtype.names else array).any())
 
 
 def _tokenizer_facts(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
