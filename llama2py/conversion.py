@@ -264,7 +264,7 @@ def _vocabulary(
     bundled = load_tokenizer(bundled_tokenizer())
     if len(bundled) == checkpoint.config.vocab_size:
         return bundled, bundled_tokenizer()
-    _log.warning("%s: the model has no tokenizer, so none is written", checkpoint.path)
+    _log.warning("%s: the model has no tokenizer; the output has none either", checkpoint.path)
     return None, None
 
 
