@@ -125,7 +125,9 @@ def test_wrong_parameters_are_errors(change: dict[str, Any], message: str, model
         ({"head_size": 10}, "the head size is 10"),
     ],
 )
-def test_llama2c_files_lack_some_parameters(change: dict[str, Any], name: str, tmp_path: Path) -> None:
+def test_llama2c_files_lack_some_parameters(
+    change: dict[str, Any], name: str, tmp_path: Path
+) -> None:
     """The other formats hold them, and the model stays the same."""
     source = make(tmp_path / "model", replace(TINY, **change))
     for format in ("v0", "v1", "v2"):
@@ -263,7 +265,9 @@ def test_an_older_vocabulary_that_load_would_use_is_a_warning(
 
 
 @pytest.mark.parametrize("name", ["out.gguf", "out"])
-def test_half_a_character_in_a_chat_template_is_replaced(name: str, model: Path, tmp_path: Path) -> None:
+def test_half_a_character_in_a_chat_template_is_replaced(
+    name: str, model: Path, tmp_path: Path
+) -> None:
     """JSON can express it, UTF-8 cannot."""
     (model / "tokenizer_config.json").write_text('{"chat_template": "[INST] \\ud800 <<SYS>>"}')
     with open_checkpoint(convert(model, tmp_path / name)) as checkpoint:
@@ -288,7 +292,9 @@ def test_the_end_tokens_are_written_with_the_model(
         assert ends == [2, 7, 9]
 
 
-def test_a_model_may_be_written_without_a_vocabulary(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_may_be_written_without_a_vocabulary(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("a.bin", "a.gguf", "a"):
         convert(model, tmp_path / name, tokenizer=False)
         with open_checkpoint(tmp_path / name) as checkpoint:
@@ -333,7 +339,8 @@ def test_gguf_cannot_express_the_spaces_of_newer_transformers(
     (model / "tokenizer.bin").unlink()
     (model / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     convert(model, tmp_path / "out.gguf")
-    assert [message.partition(": there a ")[2][:5] for message in caplog.messages] == ["space", "text "]
+    warnings = [message.partition(": there a ")[2][:5] for message in caplog.messages]
+    assert warnings == ["space", "text "]
     written = load_tokenizer(tmp_path / "out.gguf", 300)
     assert (written.specials, written.adds_bos) == (specials, False)
     for text in ("ab nab", "x<s>\u00e9", " ab", "  "):
@@ -362,7 +369,7 @@ def test_spaces_after_symbols_differ_from_sentencepiece(
 def test_scores_come_from_the_tokenizer_model_in_the_same_folder(
     change: str | None, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are used in a tokenizer.bin if the vocabulary is the same and no special token is lost."""
+    """If the vocabulary is the same and no special token is lost, a tokenizer.bin gets them."""
     tiny, path = tiny_tokenizer(), model / "tokenizer.json"
     path.write_bytes(tokenizer_json(tiny))
     merges = load_tokenizer(path)
@@ -384,13 +391,16 @@ def test_scores_come_from_the_tokenizer_model_in_the_same_folder(
     convert(model, tmp_path / "out.bin")
     written = load_tokenizer(tmp_path / "out.tokenizer.bin")
     assert [written.score(i) for i in range(300)] == [tiny.score(i) for i in range(300)]
-    assert [message.split(": ")[1][:26] for message in caplog.messages] == ["there a text that begins w"]
+    warnings = [message.split(": ")[1][:26] for message in caplog.messages]
+    assert warnings == ["there a text that begins w"]
 
 
 # ---- the command ----
 
 
-def test_the_convert_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_convert_command(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.gguf"
     assert main(["convert", str(model), "-o", str(out), "--dtype", "float16"]) == 0
     assert capsys.readouterr().err == f"{out}: {out.stat().st_size / 1e6:.1f} MB\n"

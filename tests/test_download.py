@@ -35,7 +35,9 @@ def hub(
         yield hub
 
 
-def test_a_download_gets_the_model_and_its_vocabulary(hub: FakeHub, hub_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download_gets_the_model_and_its_vocabulary(
+    hub: FakeHub, hub_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["download", "stories260K"]) == 0
     out = capsys.readouterr().out
     path = Path(out.removesuffix("\n"))
@@ -74,7 +76,7 @@ def test_a_cut_download_is_resumed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 
 def test_a_damaged_file_is_removed_and_downloaded_again(hub: FakeHub, hub_cache: Path) -> None:
     hub.damaged.add("stories15M.bin")
-    with pytest.raises(DownloadError, match=r"tinyllamas:stories15M\.bin: the file is damaged \(its S"):
+    with pytest.raises(DownloadError, match=r"tinyllamas:stories15M\.bin: the file is damaged \("):
         download("stories15M")
     assert [
         path for path in hub_cache.rglob("*") if path.is_file() and path.stat().st_size > 999
@@ -143,7 +145,9 @@ def test_an_incomplete_repository_is_not_found(hub: FakeHub) -> None:
         ),
     ],
 )
-def test_pytorch_and_meta_repositories_are_downloaded(there: list[str], wanted: list[str], hub: FakeHub) -> None:
+def test_pytorch_and_meta_repositories_are_downloaded(
+    there: list[str], wanted: list[str], hub: FakeHub
+) -> None:
     hub.repos["a/b"] = {name: name.encode() for name in there}
     assert sorted(path.name for path in download("a/b").iterdir()) == sorted(wanted)
 
@@ -163,10 +167,14 @@ def test_names_that_the_hub_lacks_are_errors(hub: FakeHub) -> None:
         download("a/none")
     with pytest.raises(DownloadError, match=r"a/none:x\.gguf: http://.* has no such repository"):
         download("a/none:x.gguf")
-    with pytest.raises(DownloadError, match=r"the repository has no such file, expected one of README\.md, "):
+    with pytest.raises(
+        DownloadError, match=r"repository has no such file, expected one of README\.md, "
+    ):
         download(f"{TINYLLAMAS}:stories15m.bin")
     hub.gated.add("meta-llama/Llama-2-7b")
-    with pytest.raises(DownloadError, match=r"owner of this repository must grant access: ask at http://"):
+    with pytest.raises(
+        DownloadError, match=r"owner of this repository must grant access: ask at http://"
+    ):
         download("meta-llama/Llama-2-7b")
 
 
@@ -187,7 +195,9 @@ def test_a_download_without_a_server_uses_the_cache(
         assert err.startswith(f"llama2py: {name}: cannot be downloaded from http://127.0.0.1:9 (")
 
 
-def test_a_repository_without_the_hub_comes_from_the_cache(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_without_the_hub_comes_from_the_cache(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And is checked all the same."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     names = ("config.json", "model.safetensors", "tokenizer.json")

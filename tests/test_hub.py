@@ -49,7 +49,9 @@ def in_cache(cache: Path, repo: str, files: dict[str, bytes]) -> Path:
         ),
     ],
 )
-def test_a_name_stands_for_files_of_a_repository(name: str, repo: str, files: tuple[str, ...]) -> None:
+def test_a_name_stands_for_files_of_a_repository(
+    name: str, repo: str, files: tuple[str, ...]
+) -> None:
     assert hub_model(name) == HubModel(repo, files)
 
 
@@ -211,7 +213,9 @@ def test_the_error_for_a_missing_model_says_how_to_get_it(
         assert capsys.readouterr().err == f"llama2py: {message}\n"
 
 
-def test_a_vocabulary_may_be_named_for_its_size(tmp_path: Path, hub_contents: dict[str, bytes]) -> None:
+def test_a_vocabulary_may_be_named_for_its_size(
+    tmp_path: Path, hub_contents: dict[str, bytes]
+) -> None:
     (tmp_path / "a.bin").write_bytes(hub_contents["stories15M.bin"])
     (tmp_path / "tok512.bin").write_bytes(hub_contents["stories260K/tok512.bin"])
     assert llama2py.load(tmp_path / "a.bin").tokenizer.vocab_size == 512

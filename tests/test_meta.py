@@ -140,7 +140,9 @@ def test_logprobs_are_before_temperature(model: Model) -> None:
         ([[BOS, 300]], PromptError, "token 300 is out"),
     ],
 )
-def test_prompts_outside_the_limits_are_errors(prompts: list[list[int]], error: type[Exception], message: str) -> None:
+def test_prompts_outside_the_limits_are_errors(
+    prompts: list[list[int]], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         llama(max_batch_size=2).generate(prompts, 3)
 
@@ -158,7 +160,7 @@ def test_numbers_outside_their_range_are_errors() -> None:
 
 
 def test_text_completion_continues_texts() -> None:
-    """" c", " d", ... follow " b"; the tokenizer adds the space before the first word."""
+    """ " c", " d", ... follow " b"; the tokenizer adds the space before the first word."""
     assert llama().text_completion(["b"], temperature=0) == [{"generation": "c d e f g h"}]
     assert llama().text_completion(["b"], temperature=0, echo=True, max_gen_len=1) == [
         {"generation": "b c"}
