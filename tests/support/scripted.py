@@ -1,4 +1,4 @@
-"""A backend that says what a test tells it to, so that tests choose the tokens a model samples."""
+"""A backend with a script: a test chooses the tokens that the model generates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama2py.engine.backend import Backend, Logits
 
 
 class ScriptedCache:
-    """Remembers which token was run at which position."""
+    """Record which token was run at which position."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, int] = {}
@@ -23,7 +23,7 @@ class ScriptedCache:
         return made
 
     def read(self, n_positions: int) -> tuple[Logits, Logits]:
-        raise NotImplementedError  # it has no keys
+        raise NotImplementedError  # there are no keys
 
     def write(self, keys: Logits, values: Logits) -> None:
         raise NotImplementedError
@@ -33,7 +33,7 @@ class ScriptedCache:
 
 
 class ScriptedBackend(Backend):
-    """Every forward pass ranks the script's next token first; ``runs`` holds what was run."""
+    """Rank the script's next token first in every forward pass; ``runs`` records the tokens run."""
 
     def __init__(self, script: Iterable[int], vocab_size: int, seq_len: int = 256) -> None:
         self.config = ModelConfig(
