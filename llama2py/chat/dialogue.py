@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .._util import Closing, counted, whole_number
 from ..engine.session import SessionOverflow
 from ..errors import ContextError, ParameterError
 from ..generation.job import Job
+from ..generation.logits import LogitsProcessor
 from ..generation.prefix_cache import shared
 from ..generation.sampling import Sampler, SamplingParams
+from ..generation.stopping import StopTexts
 from ..generation.stream import Stream
 from ..model import Model
 from .templates import LLAMA2, Message, TurnEncoder, default_system, find_template
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # comes with type checkers
 
 # When old exchanges are dropped, at least 1 / 4 of the context becomes free for the answer.
 _FREE_SHARE = 4
@@ -37,6 +44,21 @@ class _Exchange:
     def has_answer(self) -> bool:
         """Whether the answer has at least one token; the dialogue forgets a turn without one."""
         return self.job.timings.generated_tokens > 0
+
+
+class ChatOptions(TypedDict, total=False):
+    """More options of `Chat`; each is the option of `Options` with this name."""
+
+    top_k: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    banned_tokens: Collection[int]
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
+    stop: str | Iterable[str]
 
 
 class Chat(Closing):
@@ -66,6 +88,8 @@ class Chat(Closing):
         'shift': the oldest exchanges are dropped, and a long answer drops its oldest tokens; the
         system prompt stays. The remaining dialogue is run again, which takes as long as a prompt of
         the same length. With 'shift', ``max_tokens`` applies to each turn, not to the dialogue.
+    **options
+        More sampling options, and ``stop``, texts that end an answer: see `Options`.
 
     Attributes
     ----------
@@ -110,6 +134,7 @@ class Chat(Closing):
         max_tokens: int | None = None,
         template: str | None = None,
         overflow: SessionOverflow = "error",
+        **options: Unpack[ChatOptions],
     ) -> None:
         if overflow not in ("error", "shift"):
             raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")
@@ -125,7 +150,14 @@ class Chat(Closing):
         self._default_system = (
             default_system(conventions.chat_template) if found.name == "chatml" else None
         )
-        self._sampler = Sampler(model.backend, SamplingParams(temperature, top_p), seed)
+        if unknown := options.keys() - ChatOptions.__annotations__.keys():
+            listed = ", ".join(ChatOptions.__annotations__)
+            raise ParameterError(f"there is no option {min(unknown)!r}, expected one of {listed}")
+        sampling: dict[str, Any] = dict(options)
+        stop = sampling.pop("stop", ())
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        StopTexts(self._stop)  # raises ParameterError now, not at the first turn
+        self._sampler = Sampler(model.backend, SamplingParams(temperature, top_p, **sampling), seed)
         self._session = model.session()
         self._is_closed = False
         self._max_tokens = context if max_tokens is None else min(max_tokens, context)
@@ -199,7 +231,7 @@ class Chat(Closing):
             self._sampler,
             max_tokens=room,
             stop_tokens=self._encoder.stop_tokens,
-            stop=template.stop,
+            stop=template.stop + self._stop,
             overflow="shift" if self._shifts else "stop",
         )
         self._exchanges = [*past, _Exchange(user, job)]
