@@ -1,6 +1,6 @@
 # make story                              from a fresh clone: an environment, a build, a story
 # make story CHECKPOINT=stories15M.bin    told by another model
-# make test                               from a fresh clone: an environment, a build, the tests
+# make test                               from a fresh clone: an environment, a build, the quick tests
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,13 +9,17 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: story test lint sanitize wheel clean
+.PHONY: story test test-slow lint sanitize adversary wheel clean
 
 story: $(VENV)/.story
 	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# What takes longer: the slow tests alone.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
 # Style and types of the Python code, and C without a warning (`make test` builds it so, too, with optimization).
 lint: $(VENV)/.test
@@ -29,6 +33,11 @@ lint: $(VENV)/.test
 # The tests on an extension that checks its memory accesses and its arithmetic.
 sanitize: $(VENV)/.test
 	$(BIN)/python tests/sanitize.py $(ARGS)
+
+# Hostile files, failing allocations, signals and callbacks at bad moments, for an hour.
+MINUTES ?= 60
+adversary: $(VENV)/.test
+	$(BIN)/python -W ignore::DeprecationWarning -m tests.adversary --minutes $(MINUTES) $(ARGS)
 
 wheel: $(VENV)/.story
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

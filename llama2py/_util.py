@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast
 
 from .errors import ParameterError
 
@@ -64,7 +64,7 @@ class Closing:
 
 def progress_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """Wrap an iterable in tqdm's progress bar, without the monitor thread that tqdm starts."""
-    return _bar_class()(iterable, **options)
+    return cast("tqdm[T]", _bar_class()(iterable, **options))
 
 
 @cache

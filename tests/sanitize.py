@@ -98,7 +98,17 @@ def main(arguments: list[str]) -> int:
         engine_tests = [f"tests/{name}" for name in ENGINE_TESTS]
         tests = arguments or ["-k", f"not ({OF_THE_REFERENCE})", *engine_tests]
         # Reports go to the bare stderr; caught by pytest, they would be gone when it dies.
-        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]
+        pytest = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "",
+            "-p",
+            "no:cacheprovider",
+            "--capture=sys",
+            *tests,
+        ]
         return subprocess.run(pytest, cwd=tree, env=environment, check=False).returncode
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,24 @@ import pytest
 from numpy.typing import NDArray
 
 import llama2py
+from llama2py._data import bundled_tokenizer
 from llama2py.engine.isa import isa_names
 from llama2py.generation.sampling import Sampler, SamplingParams
+from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.tokenizer import Tokenizer
 from tests.conftest import ModelFiles
+from tests.support.golden import BOS, Case, run
+from tests.support.tiny_models import write_tiny_models
 
+GOLDEN = Path(__file__).resolve().parent / "golden"
 CHECKPOINTS = ["stories260K", "stories260K_q80", "15M", "15M_q80"]
 ENGINE = ["default", *isa_names()]
-BOS = 1
 
 # The portable kernels call libm's expf, as llama2.c does; another libm may round it differently.
 same_libm = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() != "x86_64",
     reason="the logits were recorded with Linux x86-64's libm",
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run of the reference program."""
-
-    checkpoint: str
-    temperature: float
-    topp: float
-    seed: int
-    steps: int
-    prompt: str
-    tokens: list[int]
-    stdout: str
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +57,6 @@ def load(files: ModelFiles, kernels: str) -> llama2py.Model:
         )
     assert model.backend.isa == (isa_names()[0] if kernels == "default" else kernels)
     return model
-
-
-def run(model: llama2py.Model, case: Case) -> tuple[list[int], str]:
-    """The case's tokens as the reference counts them, and the text behind the prompt.
-
-    ``steps`` counts forward passes; those over the prompt sample nothing but the last. A prompt
-    that is longer is cut: the reference shows the first tokens of it.
-    """
-    prompt = model.tokenizer.encode(case.prompt, bos=True)
-    steps = case.steps or model.config.seq_len
-    if len(prompt) > steps:
-        return prompt[: steps + 1], ""
-    generation = model.generate(
-        case.prompt,
-        max_tokens=steps + 1 - len(prompt),
-        temperature=case.temperature,
-        top_p=case.topp,
-        seed=case.seed,
-    )
-    ended = [BOS] if generation.finish_reason == "stop" else []
-    return prompt + generation.tokens + ended, generation.text
 
 
 def spoken(tokenizer: Tokenizer, tokens: list[int]) -> list[bytes]:
@@ -122,6 +90,39 @@ def test_the_made_checkpoints_are_the_recorded_ones(
     for name in ("15M", "15M_q80"):
         digest = hashlib.sha256(model_files[name].checkpoint.read_bytes()).hexdigest()
         assert f"sha256 {digest}" in readme, name
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_tiny_models(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "tiny_q80"])
+@pytest.mark.parametrize("kernels", ENGINE)
+def test_a_fresh_clone_generates_llama2cs_tokens(
+    kernels: str, checkpoint: str, tiny_models: dict[str, Path]
+) -> None:
+    """Without any file from outside: random weights, and what llama2.c's programs made of them."""
+    recorded = json.loads((GOLDEN / "tiny.json").read_text(encoding="utf-8"))
+    cases = [Case(**case) for case in recorded if case["checkpoint"] == checkpoint]
+    assert len(cases) >= 5
+    with load(ModelFiles(tiny_models[checkpoint], None), kernels) as model:
+        fused = checkpoint == "tiny" and model.backend.isa != "portable"
+        for case in cases:
+            if fused and case.temperature > 1:  # so flat that a fused sum's last bit decides
+                continue
+            tokens, _ = run(model, case)
+            assert tokens[: len(case.tokens)] == case.tokens, case
+            assert tokens[len(case.tokens) :] in ([], [BOS]), case
+
+
+def test_a_fresh_clone_encodes_as_llama2c() -> None:
+    tokenizer = load_tokenizer(bundled_tokenizer())
+    rows = json.loads((GOLDEN / "encodings.json").read_text(encoding="utf-8"))
+    assert len(rows) > 200
+    for row in rows:
+        assert tokenizer.encode(row["text"]) == row["tokens"], row["text"]
+        assert tokenizer.decode(row["tokens"]) == row["text"]
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)

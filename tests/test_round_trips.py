@@ -26,7 +26,7 @@ from llama2py.config import ModelConfig
 from llama2py.tokenizers.load import write_tokenizer_bin
 from tests.checkpoint.test_formats import cases
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
-from tests.test_golden import run
+from tests.support.golden import run
 
 Weights = dict[str, list[NDArray[np.float32]]]
 

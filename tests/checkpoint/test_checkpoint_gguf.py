@@ -24,7 +24,7 @@ from llama2py.checkpoint.tensors import Tensor
 from llama2py.cli import main
 from tests.support import gguf_files as made
 from tests.support.gguf_files import weights_of
-from tests.test_golden import Case, run
+from tests.support.golden import Case, run
 
 TYPES = {format.name: kind for kind, format in FORMATS.items()}
 

@@ -31,7 +31,7 @@ from tests.support.foreign_files import (
     torch_file,
     torch_state,
 )
-from tests.test_golden import Case, run
+from tests.support.golden import Case, run
 
 # Of the real model; a file, or a directory with its tokenizer.
 REAL = [

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every reader of files. Not run by pytest: each takes as long as given.
 
     pip install atheris  # where the tests run
-    python tests/fuzz.py gguf --seconds 3600 --corpus gguf-corpus
+    python -m tests.fuzz gguf --seconds 3600 --corpus gguf-corpus
 
 What is wrong, whatever a file holds: another exception than Llama2pyError, more than two seconds,
 memory of more than twice the file and 16 MB. Such inputs are told once for each place, and kept in
@@ -19,9 +19,7 @@ import os
 import pkgutil
 import sys
 import tempfile
-import time
 import traceback
-import tracemalloc
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,52 +32,15 @@ except ImportError:  # `--list` and `--replay` do without
 if _atheris:
     _atheris.enabled_hooks.add("str")
 with _atheris.instrument_imports(include=["llama2py"]) if _atheris else nullcontext():
-    import llama2py.checkpoint
-    from llama2py.errors import Llama2pyError
+    import llama2py
 
-    for package in (llama2py, llama2py.checkpoint):  # some modules wait until they are needed
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            if not module.ispkg and module.name != "llama2py.__main__":
-                importlib.import_module(module.name)
-    from tests.fuzz.readers import READERS, Read
+    for module in pkgutil.walk_packages(llama2py.__path__, "llama2py."):  # some are loaded late
+        if not module.name.startswith(("llama2py.__main__", "llama2py.training", "llama2py.cli")):
+            importlib.import_module(module.name)
+    from tests.fuzz.bounds import check
+    from tests.fuzz.readers import READERS
 
-MAX_SECONDS, MAX_BYTES = 2.0, 16 << 20
 MAX_INPUT = 1 << 16  # bytes
-
-# ---- what must hold ----
-
-
-class Wrong(Exception):
-    """A bound that was not kept."""
-
-
-def check(read: Read, data: bytes, folder: Path) -> None:
-    """Read an input, which is put into this folder, within the bounds."""
-    if not tracemalloc.is_tracing():
-        tracemalloc.start()  # once: each start costs some kilobytes that stop does not give back
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    started = time.process_time()
-    attempt(read, data)
-    peak = tracemalloc.get_traced_memory()[1] - before
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    if peak > 2 * size + MAX_BYTES:
-        raise Wrong(f"{peak} bytes of memory for {size} bytes of files")
-    if time.process_time() - started > MAX_SECONDS:  # which tracing makes several times slower
-        tracemalloc.stop()
-        started = time.process_time()
-        attempt(read, data)
-        if (seconds := time.process_time() - started) > MAX_SECONDS:
-            raise Wrong(f"{seconds:.1f} seconds")
-
-
-def attempt(read: Read, data: bytes) -> None:
-    try:
-        read(data)
-    except Llama2pyError as error:
-        text = str(error)
-        if "\n" in text or len(text) > 2000:
-            raise Wrong(f"an error of {len(text)} characters: {text[:200]!r}") from None
 
 
 def dictionary() -> set[str]:
@@ -116,7 +77,7 @@ def main() -> None:
             check(read, args.replay.read_bytes(), folder)
             return
         if _atheris is None:
-            sys.exit("fuzz.py: atheris is missing: pip install atheris")
+            sys.exit("tests.fuzz: atheris is missing: pip install atheris")
         corpus: Path = args.corpus or Path(tempfile.gettempdir()) / f"llama2py-fuzz-{args.reader}"
         corpus.mkdir(parents=True, exist_ok=True)
         loaded = set(sys.modules)
@@ -126,7 +87,7 @@ def main() -> None:
             assert len(seed) <= MAX_INPUT  # libFuzzer would cut it
             (corpus / f"seed-{i}").write_bytes(seed)
         if late := [name for name in set(sys.modules) - loaded if name.startswith("llama2py")]:
-            sys.exit(f"fuzz.py: {late} came too late to be instrumented: nothing would guide us")
+            sys.exit(f"tests.fuzz: {late} came too late to be instrumented: nothing would guide us")
         words = Path(name) / "words"
         words.write_text("".join(f'"{word}"\n' for word in sorted(dictionary())))
         known: set[str] = set()

@@ -22,6 +22,7 @@ from llama2py.tokenizers.tiktoken import read_ranks
 from llama2py.tokenizers.tokenizer import Tokenizer
 from tests.checkpoint.test_gguf_split import split
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
+from tests.fuzz.bounds import Read
 from tests.support.foreign_files import (
     CONFIG,
     PARAMS,
@@ -38,7 +39,6 @@ from tests.support.foreign_files import text as pickled_text
 from tests.support.gguf_files import gguf_file, lay_out, metadata, weights
 from tests.support.tiny_checkpoints import Shape, make_file
 
-Read = Callable[[bytes], object]
 Made = tuple[Read, list[bytes]]  # and the files to begin with
 
 
