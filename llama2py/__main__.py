@@ -1,9 +1,8 @@
 """Entry point of ``python -m llama2py`` and of the command ``llama2py``."""
 
-import os
 import sys
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports a program that SIGINT ended
 
 
 def main() -> int:
@@ -19,8 +18,9 @@ def _run() -> int:
 
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_default:
-        # An exception could get lost inside the imports, and there is nothing to clean up yet.
-        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(INTERRUPTED))
+        # While modules are imported, Ctrl-C ends the process. An exception could get lost in an
+        # import, and there is nothing to clean up yet.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .cli import execute, parse_args
 
     args = parse_args(sys.argv[1:])

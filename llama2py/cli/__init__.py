@@ -20,7 +20,8 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
-from .. import __version__
+import llama2py
+
 from ..errors import Llama2pyError, TooBigError
 
 # In the order of the help.
@@ -98,7 +99,7 @@ def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
         prog="llama2py",
         description="Run small LLaMA models: write stories, chat, measure, convert and train.",
     )
-    parser.add_argument("--version", action="version", version=f"llama2py {__version__}")
+    parser.add_argument("--version", action="version", version=f"llama2py {llama2py.__version__}")
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )

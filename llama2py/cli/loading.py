@@ -6,15 +6,29 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import PurePath
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..hub import STORIES
 from ..model import Model, load
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 _DELAY = 1.0  # seconds until the bar appears
+_SUFFIXES = {".bin", ".gguf", ".pt", ".pth", ".safetensors"}  # of files that are models
+
+
+def looks_like_model(text: str) -> bool:
+    """Return whether an argument is a model, by its form: a path, a file name or a known name.
+
+    The files that happen to be in the current folder make no difference.
+    """
+    if text in STORIES or text == "builtin":
+        return True
+    has_space = any(map(str.isspace, text))
+    return not has_space and ("/" in text or PurePath(text).suffix in _SUFFIXES)
 
 
 def load_model(args: argparse.Namespace) -> Model:

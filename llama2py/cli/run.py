@@ -17,7 +17,7 @@ from ..generation.sampling import random_seed
 from ..generation.stream import Stream
 from ..model import Model
 from . import INTERRUPTED, USAGE, options
-from .loading import load_model
+from .loading import load_model, looks_like_model
 from .options import Subparsers, sampling_number
 
 _TEMPERATURE = "0: always the most probable token; higher values: more random (default 1.0)"
@@ -72,9 +72,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the model, then generate or chat."""
-    if args.checkpoint is not None and _is_prompt(args.checkpoint):
-        text = shlex.quote(args.checkpoint)
-        _say(f"llama2py run: {text} is not a model; as a prompt: llama2py run -i {text}")
+    name = args.checkpoint
+    if name is not None and not looks_like_model(name) and not os.path.lexists(name):
+        text = shlex.quote(name)
+        _say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
         return USAGE
     prompt = _prompt(args.prompt)
     with load_model(args) as model:
@@ -84,11 +85,6 @@ def run(args: argparse.Namespace) -> int:
         if args.mode == "chat":
             return _chat(model, args, prompt)
         return _generate(model, args, prompt or "")
-
-
-def _is_prompt(name: str) -> bool:
-    """Return whether the text that should name a model looks like a prompt."""
-    return " " in name.strip() and not os.path.lexists(name) and not os.path.dirname(name)
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,15 +8,13 @@ import shutil
 import sys
 import textwrap
 from dataclasses import asdict
-from pathlib import PurePath
 
 from .._util import counted
 from ..errors import ParameterError
 from ..generation.sampling import random_seed
-from ..hub import STORIES
 from ..stories.teller import Story, StoryTeller
 from . import options
-from .loading import load_model
+from .loading import load_model, looks_like_model
 from .options import Subparsers, sampling_number
 
 _CHECKPOINT = (
@@ -28,8 +26,6 @@ _SEED = "seed of the first story, as in run; each further story has the next (de
 _MAX_WORDS = "maximum length of a story (default 300)"
 _TEMPERATURE = "as in run (default 0.7)"
 _WIDTH = "wrap lines at N columns; 0: do not (default: the terminal's width; 0 in a pipe or file)"
-# Ends of the names of files that are models.
-_SUFFIXES = {".bin", ".gguf", ".pt", ".pth", ".safetensors"}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -88,18 +84,11 @@ def run(args: argparse.Namespace) -> int:
 def _model_and_subject(args: argparse.Namespace) -> tuple[str | None, str]:
     """Return the model's name, if there is one, and the subject."""
     first, about, model = args.checkpoint, args.about, args.model
-    if about is None and first is not None and not _looks_like_model(first):
+    if about is None and first is not None and not looks_like_model(first):
         first, about = None, first
     if model is not None and first is not None:
         raise ParameterError(f"there are two models, {first} and -m {model}: name only one")
     return first if model is None else model, about or ""
-
-
-def _looks_like_model(text: str) -> bool:
-    """Return whether an argument is a model: by its form, not by the files that happen to exist."""
-    if text in STORIES or text == "builtin":
-        return True
-    return not any(map(str.isspace, text)) and ("/" in text or PurePath(text).suffix in _SUFFIXES)
 
 
 def _terminal_width() -> int:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -84,18 +81,6 @@ def test_an_opening_is_used_as_it_is(builtin: StoryTeller) -> None:
     story = builtin(opening="The cat and the queen", seed=2)
     assert story.text.startswith("The cat and the queen")
     assert is_whole(story.text)
-
-
-def test_the_command() -> None:
-    def run(*more: str) -> str:
-        call = [sys.executable, "-m", "llama2py", "story", *more]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout
-
-    text = run("a small bear", "-s", "4")
-    assert text.startswith("Once upon a time, there was a small bear.")
-    assert max(map(len, text.splitlines())) <= 80
-    lines = run("-s", "4", "-n", "3", "--jsonl", "--max-words", "40").splitlines()
-    assert [json.loads(line)["seed"] for line in lines] == [4, 5, 6]
 
 
 # ---- wrong arguments ----
