@@ -34,6 +34,7 @@ CHECKPOINT = (
     " model)"
 )
 THREADS = "number of threads (default: the physical cores)"
+BACKEND = "c: the C engine; numpy: the slow NumPy reference (default c)"
 TOKENIZER = "tokenizer.bin, .model or .json (default: the model's own, or Llama 2's)"
 
 
@@ -44,7 +45,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=threads, metavar="N", help=THREADS)
     add("--dtype", choices=DTYPES, help=DTYPE)
     add("--cache-dtype", choices=CACHE_DTYPES, default="float32", help=CACHE_DTYPE)
-    add("--backend", choices=("c", "numpy"), default="c", help="c: the engine; numpy: a slow one")
+    add("--backend", choices=("c", "numpy"), default="c", help=BACKEND)
 
 
 def sampling_number(name: str) -> Callable[[str], float]:

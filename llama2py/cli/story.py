@@ -22,7 +22,7 @@ _CHECKPOINT = (
 )
 _ABOUT = "the subject, such as 'a dragon who is afraid of fire' (default: the model chooses)"
 _WORD = "a word that must appear; repeatable"
-_SEED = "seed of the first story, as in run; each further story has the next (default 0: random)"
+_SEED = "seed of the first story; the next story has the next seed; 0: a random seed (default 0)"
 _MAX_WORDS = "maximum length of a story (default 300)"
 _TEMPERATURE = "as in run (default 0.7)"
 _WIDTH = "wrap lines at N columns; 0: do not (default: the terminal's width; 0 in a pipe or file)"
@@ -42,7 +42,14 @@ def add_parser(subparsers: Subparsers) -> None:
     add("-i", "--opening", metavar="TEXT", default="", help="the first words, instead of ABOUT")
     add("-w", "--word", metavar="WORD", action="append", default=[], help=_WORD)
     add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_SEED)
-    add("-n", "--count", type=options.count, default=1, metavar="N", help="stories (default 1)")
+    add(
+        "-n",
+        "--count",
+        type=options.count,
+        default=1,
+        metavar="N",
+        help="number of stories (default 1)",
+    )
     add("--max-words", type=options.count, default=300, metavar="N", help=_MAX_WORDS)
     temperature, top_p = sampling_number("temperature"), sampling_number("top_p")
     add("-t", "--temperature", type=temperature, default=0.7, metavar="T", help=_TEMPERATURE)

@@ -218,6 +218,35 @@ def test_max_tokens_must_be_a_whole_number(tokenizer: Tokenizer, wrong: Any) -> 
         Chat(model, max_tokens=wrong)
 
 
+def test_stop_texts_end_an_answer(tokenizer: Tokenizer) -> None:
+    script = [*words(tokenizer, "Hello you friend"), EOS]
+    backend = ScriptedBackend(script, len(tokenizer))
+    answer = Chat(Model(backend, tokenizer), stop=" fri").say("Hi").finish()
+    assert (answer.text, answer.stopped_by) == (" Hello you", " fri")
+
+
+def test_a_chat_takes_the_sampling_options_of_generate() -> None:
+    with Model(Engine(random_checkpoint(TINY)), tiny_tokenizer()) as model:
+
+        def answer(**options: Any) -> list[int]:
+            with Chat(model, template="plain", seed=1, max_tokens=40, **options) as chat:
+                return chat.say("ab").finish().tokens
+
+        plain, greedy = answer(), answer(temperature=0)
+        assert plain != greedy
+        assert answer(top_k=1) == answer(min_p=1) == greedy
+        assert not {*plain[:3]} & {*answer(banned_tokens=plain[:3])}
+
+
+def test_an_unknown_option_of_a_chat_is_an_error(tokenizer: Tokenizer) -> None:
+    model = Model(ScriptedBackend([], len(tokenizer)), tokenizer)
+    wrong: Any = {"max_new_tokens": 9}
+    with pytest.raises(ParameterError, match="there is no option 'max_new_tokens', expected one"):
+        Chat(model, **wrong)
+    with pytest.raises(ParameterError, match="stop text is empty"):
+        Chat(model, stop=["a", ""])
+
+
 @pytest.mark.parametrize("message", [None, 5, b"Hi", ["Hi"]])
 def test_a_message_must_be_a_str(tokenizer: Tokenizer, message: Any) -> None:
     chat = Chat(Model(ScriptedBackend([300, EOS], len(tokenizer)), tokenizer))

@@ -10,22 +10,23 @@ from pathlib import Path
 import pytest
 
 from llama2py import __version__
-from llama2py.cli import main
+from llama2py.cli import COMMANDS, main
+from tests.cli.conftest import Call
 from tests.support.command_line import llama2py
 
 
-def test_version_and_help_are_printed() -> None:
-    assert llama2py("--version").stdout == f"llama2py {__version__}\n"
-    commands = llama2py("--help").stdout
-    for command in ("run", "bench", "info", "download", "export-tokenizer"):
-        assert command in commands
-        assert llama2py(command, "--help").returncode == 0
+def test_version_and_help_are_printed(call: Call) -> None:
+    assert call("--version").stdout == f"llama2py {__version__}\n"
+    help_text = call("--help").stdout
+    for command in COMMANDS:
+        assert command in help_text
+        assert call(command, "--help").returncode == 0
 
 
-def test_the_bare_command_prints_its_help_and_exits_with_2() -> None:
-    done = llama2py()
+def test_the_bare_command_prints_its_help_and_exits_with_2(call: Call) -> None:
+    done = call()
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == llama2py("--help").stdout
+    assert done.stderr == call("--help").stdout
 
 
 def test_a_value_may_begin_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:
