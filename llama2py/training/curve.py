@@ -26,11 +26,12 @@ def draw_curve(records: Sequence[Record], file: BinaryIO) -> None:
     passes = [record.passes for record in records]
     # A training loss is the mean of a stretch of steps: it belongs at the middle of the stretch.
     middles = [(start + end) / 2 for start, end in zip([0.0, *passes], passes, strict=False)]
-    axes.plot(middles, [record.train_loss for record in records], ".-", label="training")
+    style = ".-" if len(records) <= 50 else "-"
+    axes.plot(middles, [record.train_loss for record in records], style, label="training")
     measured = [record for record in records if math.isfinite(record.valid_loss)]
     if measured:
         losses = [record.valid_loss for record in measured]
-        axes.plot([record.passes for record in measured], losses, ".-", label="held out")
+        axes.plot([record.passes for record in measured], losses, style, label="held out")
         best = min(measured, key=lambda record: record.valid_loss)
         label = (
             f"best: {best.valid_loss:.4f} nats per token,\n{best.bits_per_byte:.4f} bits per byte"
