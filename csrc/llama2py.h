@@ -80,32 +80,40 @@ void l2p_session_copy(l2p_session *to, const l2p_session *from, int n);
  * (n_layers, n_kv_heads, n, head_dim). */
 void l2p_session_move(l2p_session *session, int n, float *keys, float *values, int out);
 
-/* The transformer over a batch of n tokens: token i is tokens[i] at positions[i] of sessions[i]. Tokens of one session
- * stand in order of position, and every earlier position of it has been computed, in this call or before.
- * out (n_logits, vocab_size) receives the logits of the tokens logits_rows[0..n_logits). cancel, if not NULL, is
- * looked at once a layer; when it is not 0 the call ends with L2P_CANCELLED. Results do not depend on n_threads
- * or on how tokens are gathered into calls. Calls from several threads take turns. */
-int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
-                const int32_t *positions, int n_logits, const int32_t *logits_rows, float *out, int n_threads,
-                const int32_t *cancel);
-
-/* How a token is drawn: from the first n logits; l2p_argmax where temperature is 0, else l2p_sample. */
+/* How one token is drawn from the first n_tokens logits: l2p_argmax if temperature is 0, else l2p_sample. */
 typedef struct {
     float temperature, top_p, coin;
-    int32_t n;
+    int32_t n_tokens;
 } l2p_draw;
 
-/* As l2p_forward, but drawn[i] receives a token drawn from the logits of the token draw_rows[i] as draws[i] says. */
-int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
-             const int32_t *positions, int n_draws, const int32_t *draw_rows, const l2p_draw *draws, int32_t *drawn,
-             int n_threads, const int32_t *cancel);
+/* A batch of tokens, of one session or of many: token i is tokens[i] at positions[i] of sessions[i]. Tokens of one
+ * session stand in order of position, and every earlier position of that session has been computed, in this call or
+ * before. `rows` are the tokens whose logits are wanted. They are either returned, or tokens are drawn from them. */
+typedef struct {
+    int32_t n_tokens;
+    const int32_t *tokens;        /* (n_tokens,) */
+    l2p_session *const *sessions; /* (n_tokens,) */
+    const int32_t *positions;     /* (n_tokens,) */
+    int32_t n_rows;               /* may be 0 */
+    const int32_t *rows;          /* (n_rows,) indices of tokens */
+    float *logits;                /* (n_rows, vocab_size) out, or NULL: draw tokens */
 
-/* A text goes on: run a token, draw the next one as draws[0] says, run that, and so on, as l2p_next would token by token:
- * n_draws of them, or fewer, the last of them being one of ends[0..n_ends). Returns how many; drawn receives them. The last
- * one has not been run. Below 0: an error code times -1. */
-int l2p_generate(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, int n_draws,
-                 const l2p_draw *draws, int n_ends, const int32_t *ends, int32_t *drawn, int n_threads,
-                 const int32_t *cancel);
+    /* Drawing. Row i draws up to n_draws[i] tokens. A row with more than one draw goes on by itself: its token is run
+     * at the next position of its session, the next token is drawn from those logits, and so on, until the draws are
+     * used up or a stop token is drawn. Such a row must be the last token of its session, and stand in `rows` once.
+     * The last token drawn has not been run. */
+    const int32_t *n_draws; /* (n_rows,) at least 1 each */
+    const l2p_draw *draws;  /* (sum of n_draws,), row by row */
+    int32_t n_stop_tokens;
+    const int32_t *stop_tokens; /* (n_stop_tokens,) */
+    int32_t *drawn;             /* (sum of n_draws,) out: where the draws stand in `draws` */
+    int32_t *n_drawn;           /* (n_rows,) out: how many tokens each row has drawn, also after L2P_CANCELLED */
+} l2p_batch;
+
+/* Run the transformer over a batch. `cancel`, if not NULL, is read once a layer; when it is not 0 the call ends with
+ * L2P_CANCELLED. Results do not depend on n_threads or on how tokens are gathered into calls. Calls from several threads
+ * take turns. */
+int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel);
 
 /* The first index of the largest of n logits. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);

@@ -26,7 +26,7 @@ from llama2py.checkpoint import (
 )
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
-from llama2py.tokenizers.load import write_tokenizer_bin
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

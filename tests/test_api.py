@@ -15,7 +15,7 @@ import pytest
 import llama2py
 from llama2py import CheckpointError, Llama2pyError, ParameterError, TokenizerError
 from llama2py.checkpoint import write_checkpoint
-from llama2py.tokenizers.load import write_tokenizer_bin
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
 from tests.test_layers import TREES
 

@@ -20,7 +20,7 @@ import pytest
 from llama2py import CheckpointError, Model, ParameterError, PromptError, convert
 from llama2py.checkpoint import write_checkpoint
 from llama2py.meta import UNSAFE_ERROR, Llama
-from llama2py.tokenizers.load import write_tokenizer_bin
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.tokenizer import BOS, EOS
 from tests.conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
 from tests.support.scripted import ScriptedBackend

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..formats import sniff
 from ..formats.mapped_file import MappedFile
-from ..formats.sniff import HEAD, is_description, kind_of
 from . import llama2c
 from .base import Checkpoint
 from .conventions import Conventions
@@ -75,10 +75,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     (160, (160, 160))
     """
     path = Path(path)
-    if is_description(path) or _is_directory(path):
+    if _is_description(path) or _is_directory(path):
         from .directory import read_directory
 
-        return read_directory(path.parent if is_description(path) else path)
+        return read_directory(path.parent if _is_description(path) else path)
     file = MappedFile(path)
     try:
         return _read(file)
@@ -88,23 +88,28 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _read(file: MappedFile) -> Checkpoint:
-    match kind_of(file.read(0, HEAD)):
-        case "llama2.c":
+    match sniff.kind_of(file.read(0, sniff.HEAD)):
+        case sniff.LLAMA2C:
             return llama2c.read_versioned(file)
-        case "GGUF":
+        case sniff.GGUF:
             from .gguf.reader import read_gguf
 
             return read_gguf(file)
-        case "zip":
+        case sniff.ZIP:
             from .directory import read_zip
 
             return read_zip(file)
-        case "safetensors":
+        case sniff.SAFETENSORS:
             from .directory import read_safetensors_file
 
             return read_safetensors_file(file)
         case _:
             return llama2c.read_legacy(file)
+
+
+def _is_description(path: Path) -> bool:
+    """Whether a path stands for its directory: ``config.json``, ``params.json``, or an index."""
+    return path.name in ("config.json", "params.json") or path.name.endswith(".index.json")
 
 
 def _is_directory(path: Path) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
-from ..formats.foreign import HEAD, describe
 from ..formats.mapped_file import MappedFile
+from ..formats.sniff import HEAD, kind_of
 from .base import Checkpoint
 from .llama2c_layout import (
     HEADER_SIZES,
@@ -111,7 +111,7 @@ def read_legacy(file: MappedFile) -> Checkpoint:
 
 def _not_a_checkpoint(file: MappedFile, problem: str) -> CheckpointError:
     """Say what the file is instead, or, where nobody knows, what is wrong with it."""
-    looks = describe(file.read(0, HEAD))
+    looks = kind_of(file.read(0, HEAD))
     if looks is not None:
         return CheckpointError(f"{file.path}: this is {looks}, expected a llama2.c checkpoint")
     return CheckpointError(f"{file.path}: not a llama2.c checkpoint: {problem}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import TrainingError
 from ..formats.corpus import read_stories
-from ..tokenizers.load import write_tokenizer_bin
+from ..tokenizers.llama2c import write_tokenizer_bin
 from . import options
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
@@ -220,83 +221,59 @@ class Engine:
     def new_cache(self) -> EngineCache:
         return EngineCache(self)
 
-    def forward(
+    def run(
         self,
         tokens: Sequence[int],
         caches: Sequence[EngineCache],
         positions: Sequence[int],
-        logits_rows: Sequence[int],
-    ) -> Logits:
-        out = np.empty((len(logits_rows), self.config.vocab_size), np.float32)
-        rows = ffi.new("int32_t[]", list(logits_rows))
-        into = ffi.from_buffer("float[]", out, require_writable=True)
-        self._run_batch(lib.l2p_forward, tokens, caches, positions, (len(rows), rows, into))
-        return out
+        rows: Sequence[int],
+        draws: Sequence[Sequence[Draw]] | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> Any:
+        if not len(tokens) == len(caches) == len(positions):
+            raise EngineError(
+                f"a batch of {len(tokens)} tokens has {len(caches)} caches"
+                f" and {len(positions)} positions"
+            )
+        if draws is not None and len(draws) != len(rows):
+            raise EngineError(f"{len(draws)} lists of draws for {len(rows)} rows")
+        sessions = [cache.handle for cache in caches]
+        c_tokens = ffi.new("int32_t[]", list(tokens))
+        c_sessions = ffi.new("l2p_session *[]", sessions)
+        c_positions = ffi.new("int32_t[]", list(positions))
+        c_rows = ffi.new("int32_t[]", list(rows))
+        batch = (len(tokens), c_tokens, c_sessions, c_positions, len(rows), c_rows)
+        alive = [*sessions, *batch]  # what C reads and writes lives as long as this list
+        if draws is None:
+            logits = np.empty((len(rows), self.config.vocab_size), np.float32)
+            c_logits = ffi.from_buffer("float[]", logits, require_writable=True)
+            alive.append(c_logits)
+            self._forward((*batch, c_logits), caches, alive, len(tokens))
+            return logits
+        flat = [draw for of_row in draws for draw in of_row]
+        counts = [len(of_row) for of_row in draws]
+        c_counts, c_draws = ffi.new("int32_t[]", counts), ffi.new("l2p_draw[]", flat)
+        c_stop_tokens = ffi.new("int32_t[]", list(stop_tokens))
+        drawn, n_drawn = ffi.new("int32_t[]", len(flat)), ffi.new("int32_t[]", len(rows))
+        drawing = (c_counts, c_draws, len(c_stop_tokens), c_stop_tokens, drawn, n_drawn)
+        alive += drawing
+        n_passed = len(tokens) + len(flat) - len(rows)
+        self._forward((*batch, ffi.NULL, *drawing), caches, alive, n_passed)
+        begins = accumulate(counts, initial=0)
+        return [ffi.unpack(drawn + at, n) for at, n in zip(begins, n_drawn, strict=False)]
 
-    def next_tokens(
-        self,
-        tokens: Sequence[int],
-        caches: Sequence[EngineCache],
-        positions: Sequence[int],
-        logits_rows: Sequence[int],
-        draws: Sequence[Draw],
-    ) -> list[int]:
-        if len(logits_rows) != len(draws):
-            raise EngineError(f"{len(draws)} draws from {len(logits_rows)} rows, expected as many")
-        rows, drawn = (ffi.new("int32_t[]", start) for start in (list(logits_rows), len(draws)))
-        asked = (len(rows), rows, ffi.new("l2p_draw[]", list(draws)), drawn)
-        self._run_batch(lib.l2p_next, tokens, caches, positions, asked)
-        return list(drawn)
-
-    def generate(
-        self,
-        token: int,
-        cache: EngineCache,
-        position: int,
-        draws: Sequence[Draw],
-        ends: Sequence[int],
-    ) -> list[int]:
-        n, n_ends = len(draws), len(ends)
-        drawn = ffi.new("int32_t[]", n)
-        text = cache.handle, token, position
-        how = n, ffi.new("l2p_draw[]", draws), n_ends, ffi.new("int32_t[]", ends)
-        arguments = (self.handle, *text, *how, drawn, self.threads, cache.cancel)
-        n_drawn = self._run(lib.l2p_generate, arguments, [text[0]], cache.cancel)
-        if n_drawn < 0:
-            _check(-n_drawn, "a forward pass")
-        tokens: list[int] = ffi.unpack(drawn, n_drawn)
-        return tokens
-
-    def _run_batch(
-        self,
-        call: Callable[..., int],
-        tokens: Sequence[int],
-        caches: Sequence[EngineCache],
-        positions: Sequence[int],
-        wanted: tuple[Any, ...],
+    def _forward(
+        self, batch: tuple[Any, ...], caches: Sequence[EngineCache], alive: list[Any], n_tokens: int
     ) -> None:
-        model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
-        # A mixed batch runs on when one of its sessions is closed.
+        """Call `l2p_forward`; Ctrl-C can interrupt it if it may take long."""
+        # A batch of several sessions goes on when one of them is closed.
         cancel = caches[0].cancel if len(set(caches)) == 1 else ffi.new("int32_t *")
-        arguments = (
-            model,
-            len(tokens),
-            ffi.new("int32_t[]", list(tokens)),
-            ffi.new("l2p_session *[]", sessions),
-            ffi.new("int32_t[]", list(positions)),
-            *wanted,
-            self.threads,
-            cancel,
-        )
-        _check(self._run(call, arguments, sessions, cancel), "a forward pass")
-
-    def _run(
-        self, call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
-    ) -> int:
-        """One forward pass, which Ctrl-C can interrupt if it may take long."""
-        if self._n_params * len(sessions) < LONG_WORK or current_thread() is not main_thread():
-            return call(*arguments)
-        return _run_aside(call, arguments, sessions, cancel)
+        arguments = (self.handle, ffi.new("l2p_batch *", batch), self.threads, cancel)
+        if self._n_params * n_tokens < LONG_WORK or current_thread() is not main_thread():
+            error = lib.l2p_forward(*arguments)
+        else:
+            error = _run_aside(lib.l2p_forward, arguments, alive, cancel)
+        _check(error, "a forward pass")
 
     def digest(self) -> bytes:
         out = ffi.new("uint64_t[4]")
@@ -323,7 +300,7 @@ class Engine:
 
 
 def _run_aside(
-    call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
+    call: Callable[..., int], arguments: tuple[Any, ...], alive: list[Any], cancel: Any
 ) -> int:
     """A forward pass in a thread of its own, while the main one, which gets the signals, waits.
 
@@ -337,7 +314,7 @@ def _run_aside(
             errors.append(call(*arguments))
         finally:
             done.set()
-            sessions.clear()  # alive until here, whatever becomes of the caller
+            alive.clear()  # until here, whatever becomes of the caller
 
     try:
         Thread(target=run, daemon=True).start()

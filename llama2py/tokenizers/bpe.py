@@ -1,58 +1,59 @@
-"""Byte pair encoding: which pieces a text is made of, in O(n log n).
+"""Byte pair encoding: split a text into the pieces of a vocabulary, in O(n log n).
 
-From single characters, join the two neighbours whose union is the best scored piece, the leftmost
-of equals, until no two neighbours make a piece. A character that is no piece becomes its UTF-8
-bytes and joins nothing.
+Start from single characters. Merge the two neighbours that rank best, the leftmost of equals, until
+no two neighbours can merge. `PairEncoder` ranks by the score of the piece that a merge produces,
+as sentencepiece and llama2.c do. `MergeEncoder` ranks by a list of merges, as Hugging Face's
+``tokenizers`` and GPT-2 do, or by the id of the piece, as tiktoken does.
 
 Source: karpathy/llama2.c, ``run.c``, which does the same in quadratic time; after sentencepiece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 N_BYTES = 256
-# llama2.c's: byte b is token b + 3, and ids from 259 on are text.
+# llama2.c's layout: byte b is token b + 3, and ids from 259 up are text.
 FIRST_BYTE = 3
 FIRST_PIECE = FIRST_BYTE + N_BYTES
 
-# The short stretches of text whose encoding is kept: enough for the words of a language.
+# The ids of short stretches of text are cached. This holds the words of a language.
 CACHED_CHUNKS = 1 << 16
 CACHED_LENGTH = 32  # characters
-# A text of so many characters is encoded in one go, sooner than the table that cuts it is built.
+# A text up to this length is encoded whole, which is faster than to build the table of borders.
 UNCUT_LENGTH = 1024
 
 
-def join(n: int, rank: Callable[[int, int, int], int]) -> list[int]:
-    """Join neighbours, the best first, until nothing is left to join.
+def merge_neighbours(n: int, rank: Callable[[int, int, int], int]) -> list[int]:
+    """Merge neighbouring symbols, the best first, until no two can merge.
 
     Parameters
     ----------
     n : int
-        Characters of the text; at first each of them is a symbol.
+        Characters of the text. At first, each of them is a symbol.
     rank : callable
-        Of ``(start, middle, end)``: how good it is to join the symbol from start to middle and the
-        one from middle to end, 0 the best; negative if they do not join.
+        ``rank(start, middle, end)`` is the rank of the merge of two symbols, one from start to
+        middle and one from middle to end. 0 is the best; a negative rank forbids the merge.
 
     Returns
     -------
     list of int
-        ``ends[i]`` is where the symbol that starts at i ends. What stands at other places has no
-        meaning.
+        ``ends[i]`` is where the symbol that starts at i ends. Only the entries at the starts of
+        symbols have a meaning.
 
     Notes
     -----
-    The text is a linked list of symbols, each known by the position where it starts. A heap holds a
-    key, rank * n + position, for each symbol that can be joined with the next one: the smallest is
-    the best join, the leftmost of equals. A join outdates the keys around it; those stay in the
+    The text is a linked list of symbols, each known by its start. A heap holds one key, rank * n +
+    start, for each symbol that can merge with the next one, so the smallest key is the best merge,
+    the leftmost of equals. A merge outdates the keys of its neighbours; outdated keys stay in the
     heap and are skipped when they come up.
     """
-    ends = list(range(1, n + 1))  # ends[i]: where symbol i ends, and the next one starts
+    ends = list(range(1, n + 1))  # ends[i]: where symbol i ends and the next one starts
     befores = list(range(-1, n))  # befores[i]: where the symbol before i starts
-    keys = [-1] * n  # keys[i]: the key that counts for symbol i, -1: it joins nothing
+    keys = [-1] * n  # keys[i]: the current key of symbol i, -1 if it cannot merge
     for i in range(n - 1):
         place = rank(i, i + 1, i + 2)
         if place >= 0:
@@ -68,7 +69,7 @@ def join(n: int, rank: Callable[[int, int, int], int]) -> list[int]:
         end = ends[left] = ends[right]
         befores[end] = left
         keys[right] = -1
-        # The new symbol has another one on its right, and is another one to the one before it.
+        # Rank the new symbol with the symbol after it, and the symbol before it with the new one.
         for start, following in ((left, end), (befores[left], left)):
             if start < 0:
                 continue
@@ -81,32 +82,44 @@ def join(n: int, rank: Callable[[int, int, int], int]) -> list[int]:
     return ends
 
 
-def tokens_of(
+def ids_of(
     text: str, ends: Sequence[int], ids: Mapping[str, int], fallback: Callable[[str], list[int]]
 ) -> list[int]:
-    """The ids of the symbols that `join` left of a text; ``fallback`` has those of no piece."""
+    """Return the ids of the symbols of a text.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    ends : sequence of int
+        What `merge_neighbours` returned for it.
+    ids : mapping of str to int
+        Piece to token id.
+    fallback : callable
+        Returns the ids of a character that is not a piece.
+    """
     tokens: list[int] = []
     start = 0
     while start < len(text):
         symbol = text[start : ends[start]]
         token = ids.get(symbol)
-        # Only a single character can be no piece.
+        # Longer symbols come from a merge, so only a single character can be unknown.
         tokens += fallback(symbol) if token is None else (token,)
         start = ends[start]
     return tokens
 
 
 class PairEncoder:
-    """The text pieces of a vocabulary, ready to be found in texts.
+    """Encode texts with a vocabulary that has scores.
 
     Parameters
     ----------
     pieces : sequence of bytes
-        The piece of every token id. Only those behind the bytes' are looked at.
+        The piece of every token id. Only the pieces after the 256 bytes are used.
     scores : sequence of float
-        One finite score a piece, the best the highest.
+        One finite score for each piece, the best the highest.
     first_byte : int
-        The id of byte 0; the other bytes' follow.
+        The id of byte 0, which the other bytes follow.
     """
 
     def __init__(
@@ -114,31 +127,31 @@ class PairEncoder:
     ) -> None:
         self._first_byte = first_byte
         first_piece = first_byte + N_BYTES
-        # A join only ever sees characters that are pieces themselves, so a piece that holds another
-        # one can never come about. Bytes that are no UTF-8 become surrogates, which no text holds.
+        # Every character of a merged symbol is a piece itself, so a piece with any other character
+        # never occurs. Bytes that are not UTF-8 become surrogates, which no text contains.
         texts = [piece.decode(errors="surrogateescape") for piece in pieces[first_piece:]]
         characters = {text for text in texts if len(text) == 1}
-        # Downwards, so that of equal pieces the lowest id stays.
+        # Downwards, so that the lowest id of equal pieces stays.
         ids = dict(zip(reversed(texts), range(len(pieces) - 1, first_piece - 1, -1), strict=True))
         if not characters.issuperset("".join(texts)):
             ids = {text: token for text, token in ids.items() if characters.issuperset(text)}
         self._ids = ids
-        # The place of each id's score from the highest down, equals sharing one. fromkeys keeps
-        # their order, which in most files is the sorted one: quick to sort again.
+        # The rank of each score, the highest 0; equal scores share a rank. fromkeys keeps the order
+        # of the file, which is usually sorted already and then quick to sort.
         ordered = sorted(dict.fromkeys(scores), reverse=True)
-        places = {score: place for place, score in enumerate(ordered)}
-        self._places = {text: places[scores[token]] for text, token in ids.items()}
+        ranks = {score: rank for rank, score in enumerate(ordered)}
+        self._ranks = {text: ranks[scores[token]] for text, token in ids.items()}
         self._chunk_ids: dict[str, list[int]] = {}
 
     def character(self, character: str) -> list[int]:
-        """The ids of a single character: one, or those of its bytes."""
+        """Return the id of a single character, or the ids of its bytes if it is not a piece."""
         token = self._ids.get(character)
         if token is not None:
             return [token]
         return [byte + self._first_byte for byte in character.encode()]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text that UTF-8 can hold; nothing is put before or behind it."""
+        """Return the ids of a text without lone surrogates. Nothing is put before or after it."""
         if len(text) <= UNCUT_LENGTH:
             return self._merge(text)
         tokens: list[int] = []
@@ -148,20 +161,20 @@ class PairEncoder:
 
     @cached_property
     def _neighbours(self) -> set[tuple[str, str]]:
-        """Every two characters that stand side by side in some piece, and a few more."""
-        # One long string is quicker than many short ones. The pairs made with the mark between the
-        # pieces are too many, which only means that a text is not cut there.
+        """Every two characters that are neighbours in some piece, and a few more."""
+        # One long string is faster than many short ones. It adds pairs with the separator, which
+        # only means that a text with that character is cut in fewer places.
         return set(pairwise("\uffff".join(self._ids)))
 
     def _chunks(self, text: str) -> Iterator[str]:
-        """Cut a text wherever no join can ever cross, for any vocabulary.
+        """Cut a text wherever no merge can ever cross, in any vocabulary.
 
-        A join turns neighbouring text into a piece. So a join across the border between characters
-        a and b needs a piece with b right behind a: where the vocabulary has none, it stays.
-        Then each side goes its own way: which joins a side offers does not depend on the other, and
-        the best of all, when it lies on this side, is the best of this side.
-        In a usual vocabulary such borders lie before the space of each word, between many letters
-        and signs, and around every character that falls back to bytes.
+        A merge turns neighbouring text into a piece. A merge across the border between characters a
+        and b therefore needs a piece in which b follows a. Where the vocabulary has none, the
+        border stays, and the two sides are independent: the merges that are possible on one side do
+        not depend on the other, and the best of all merges is the best of its own side. In a usual
+        vocabulary such borders lie before the space of each word, between many letters and signs,
+        and around every character that falls back to bytes.
         """
         neighbours = self._neighbours
         start = 0
@@ -183,6 +196,88 @@ class PairEncoder:
         return tokens
 
     def _merge(self, text: str) -> list[int]:
-        places = self._places
-        ends = join(len(text), lambda start, _, end: places.get(text[start:end], -1))
-        return tokens_of(text, ends, self._ids, self.character)
+        ranks = self._ranks
+        ends = merge_neighbours(len(text), lambda start, _, end: ranks.get(text[start:end], -1))
+        return ids_of(text, ends, self._ids, self.character)
+
+
+class MergeEncoder:
+    """Encode words with a vocabulary that has merges.
+
+    Parameters
+    ----------
+    ids : mapping of str to int
+        Piece to token id.
+    merges : iterable of (str, str), or None
+        The pairs of pieces that merge, the best first. Both parts, and the two together, must be
+        pieces. None ranks merges by the id of the piece that they produce, the lowest first.
+    fallback : callable
+        Returns the ids of a character that is not a piece.
+    whole_first : bool
+        Whether a word that is a piece becomes that piece, whatever the merges make of it.
+
+    Raises
+    ------
+    ValueError
+        If a merge names something that is not a piece.
+    """
+
+    def __init__(
+        self,
+        ids: Mapping[str, int],
+        merges: Iterable[tuple[str, str]] | None,
+        fallback: Callable[[str], list[int]],
+        whole_first: bool,
+    ) -> None:
+        self._ids = ids
+        ranks: dict[tuple[str, str], int] = {}
+        for rank, (left, right) in enumerate(merges or ()):
+            if left not in ids or right not in ids or left + right not in ids:
+                raise ValueError(
+                    f"merge {rank} is {left[:40]!r} and {right[:40]!r}:"
+                    " both, and the two together, must be pieces of the vocabulary"
+                )
+            ranks[left, right] = rank
+        self._ranks = None if merges is None else ranks
+        self._fallback = fallback
+        self._whole_first = whole_first
+        self._cache: dict[str, list[int]] = {}
+
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs of pieces that merge, the best first."""
+        if self._ranks is not None:
+            return sorted(self._ranks, key=self._ranks.__getitem__)
+        ids = self._ids
+        return [way for text in sorted(ids, key=ids.__getitem__) for way in splits(text, ids)]
+
+    def encode(self, word: str) -> list[int]:
+        """Return the ids of a word that is not empty."""
+        tokens = self._cache.get(word)
+        if tokens is None:
+            tokens = self._merge(word)
+            if len(word) <= CACHED_LENGTH:
+                if len(self._cache) >= CACHED_CHUNKS:
+                    self._cache.clear()
+                self._cache[word] = tokens
+        return tokens
+
+    def _merge(self, word: str) -> list[int]:
+        ids, ranks = self._ids, self._ranks
+        if self._whole_first and word in ids:
+            return [ids[word]]
+        if ranks is None:
+            ends = merge_neighbours(len(word), lambda start, _, end: ids.get(word[start:end], -1))
+        else:
+            ends = merge_neighbours(
+                len(word),
+                lambda start, middle, end: ranks.get((word[start:middle], word[middle:end]), -1),
+            )
+        return ids_of(word, ends, ids, self._fallback)
+
+
+def splits(text: str, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return every two pieces that make up a text, those with the lower ids first."""
+    parts = ((text[:i], text[i:]) for i in range(1, len(text)))
+    found = [(left, right) for left, right in parts if left in ids and right in ids]
+    return sorted(found, key=lambda pair: (ids[pair[0]], ids[pair[1]]))

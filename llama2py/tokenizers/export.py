@@ -1,4 +1,4 @@
-"""A vocabulary out of wherever it lies, as a file of its own."""
+"""Write a vocabulary, from wherever it is stored, to a file of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from ..checkpoint.directory import OF_HUGGINGFACE, first_there
 from ..errors import CheckpointError, TokenizerError
 from ..formats.atomic_write import replacing
 from ..hub import find_model
-from .load import fits_tokenizer_bin, load_tokenizer, write_tokenizer_bin
+from .huggingface import tokenizer_json
+from .llama2c import fits_tokenizer_bin, write_tokenizer_bin
+from .load import load_tokenizer
 from .merge_tokenizer import Characters, MergeTokenizer
-from .output import pieces_of, sentencepiece_model, tokenizer_json
-from .scores import to_scores
+from .scores_and_merges import texts_of, to_scores
+from .sentencepiece import sentencepiece_model
 from .tokenizer import EOS, Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -25,8 +27,8 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     Parameters
     ----------
     source : Path
-        A tokenizer.bin, .model or .json, a GGUF file, or a directory with one of the first three;
-        or the name of a downloaded one, see `find_model`.
+        A tokenizer.bin, .model or .json, a GGUF file, or a directory that contains one of the first
+        three; or the name of a downloaded model, see `find_model`.
     output : Path
         A name that ends in ``.bin`` (llama2.c's format), ``.json`` (Hugging Face's) or ``.model``
         (sentencepiece's).
@@ -34,37 +36,37 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     Returns
     -------
     Tokenizer
-        What was written.
+        The vocabulary that was written.
 
     Raises
     ------
     TokenizerError
         If the source cannot be read, the output cannot be written, or its format cannot hold the
-        vocabulary: a .bin has no special tokens, and neither it nor a .model has merges.
+        vocabulary: a .bin has no special tokens, and neither a .bin nor a .model has merges.
     """
     try:
         source = find_model(source)
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
-    if os.path.isdir(source):  # a name that no file can have is none
+    if os.path.isdir(source):  # False for a name that no file can have
         found = first_there(source, OF_HUGGINGFACE)
         if found is None:
             expected = " or ".join(OF_HUGGINGFACE)
-            raise TokenizerError(f"{source}: no tokenizer in it, expected {expected}")
+            raise TokenizerError(f"{source}: the directory has no tokenizer, expected {expected}")
         source = found
     if output.suffix not in (".bin", ".json", ".model"):
-        raise TokenizerError(f"{output}: the name ends otherwise, expected .bin, .json or .model")
+        raise TokenizerError(f"{output}: the name must end in .bin, .json or .model")
     read = tokenizer = load_tokenizer(source)
     try:
         if output.suffix == ".bin":
-            tokenizer = with_scores(read, source)
+            tokenizer = for_tokenizer_bin(read, source)
             data = b""
         else:
             make = tokenizer_json if output.suffix == ".json" else sentencepiece_model
             data = make(tokenizer)
     except TokenizerError as error:
         raise TokenizerError(f"{output}: {error}") from None
-    warn_of_spaces(output, read, output.suffix[1:])
+    warn_of_space_changes(output, read, output.suffix[1:])
     if output.suffix == ".bin":
         write_tokenizer_bin(tokenizer, output)
     else:
@@ -73,63 +75,73 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     return tokenizer
 
 
-def with_scores(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
-    """What of a vocabulary a tokenizer.bin holds.
+def for_tokenizer_bin(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
+    """Return the equivalent vocabulary that a tokenizer.bin can hold.
 
     Parameters
     ----------
     tokenizer : Tokenizer
-        Any.
+        Any vocabulary.
     path : Path, optional
-        Its file. Where a tokenizer.model of the same tokens lies beside it, that has the scores.
+        The file of the vocabulary. The scores come from a tokenizer.model beside it, if there is
+        one with the same tokens.
 
     Raises
     ------
     TokenizerError
-        Without a file's name: if no scores do what its merges do, or it has special tokens.
+        Without a file name: if no scores are equivalent to the merges, or there are special tokens.
     """
     sibling = None if path is None else path.with_name("tokenizer.model")
     if not fits_tokenizer_bin(tokenizer) and sibling not in (None, path) and sibling.is_file():
         other = load_tokenizer(sibling)
-        lost = any(token > EOS for token in tokenizer.specials.ids())
-        same = len(other) == len(tokenizer) and pieces_of(other) == pieces_of(tokenizer)
-        if same and not lost and fits_tokenizer_bin(other):
+        loses_specials = any(token > EOS for token in tokenizer.specials.ids())
+        is_same = len(other) == len(tokenizer) and texts_of(other) == texts_of(tokenizer)
+        if is_same and not loses_specials and fits_tokenizer_bin(other):
             return other
     scored = to_scores(tokenizer)
     if not fits_tokenizer_bin(scored):
         raise TokenizerError(
-            "the vocabulary has special tokens, an EOS or a BOS of its own kind,"
-            " expected a format that holds them: hf, gguf or tokenizer.json"
+            "a tokenizer.bin cannot hold this vocabulary's special tokens, EOS or missing BOS:"
+            " write it as hf, gguf or tokenizer.json"
         )
     return scored
 
 
-def warn_of_spaces(target: Path, tokenizer: Tokenizer, format: str) -> None:
-    """Log what `other_spaces` tells of what is written."""
-    for told in other_spaces(tokenizer, format):
-        _log.warning("%s: %s", target, told)
+def warn_of_space_changes(target: Path, tokenizer: Tokenizer, format: str) -> None:
+    """Log a warning for each of the `space_changes` of a file that is written."""
+    for change in space_changes(tokenizer, format):
+        _log.warning("%s: %s", target, change)
 
 
-def other_spaces(tokenizer: Tokenizer, format: str) -> list[str]:
-    """Where a vocabulary puts spaces that another format means otherwise, each in a sentence.
+def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
+    """Return the places where another format puts spaces that the vocabulary does not, or reverse.
 
     Parameters
     ----------
     tokenizer : Tokenizer
-        Any.
-    format : str
-        ``'gguf'``, ``'json'``, ``'model'`` or ``'bin'``.
+        Any vocabulary.
+    format : {'gguf', 'json', 'model', 'bin'}
+        The format that it is written in.
+
+    Returns
+    -------
+    list of str
+        A sentence for each.
     """
-    each, once, behind = tokenizer.prefix_each, False, list(tokenizer.specials.added)
+    each, once, after = tokenizer.prefix_each, False, list(tokenizer.specials.added)
     if isinstance(tokenizer, MergeTokenizer):
         if not isinstance(tokenizer.kind, Characters) or format == "json":
-            return []  # said as it is
+            return []  # the format can say it
         each, once = tokenizer.kind.prefix == "each", tokenizer.kind.prefix_once
-        behind += () if each else tokenizer.specials.control
-    told = []
-    if behind and each != (format != "model"):
+        after += () if each else tokenizer.specials.control
+    changes = []
+    if after and each != (format != "model"):
         there, here = ("no", "one") if each else ("a", "none")
-        told.append(f"there {there} space comes behind special tokens in a text, here {here}")
+        changes.append(
+            f"this format puts {there} space after special tokens in a text, the source puts {here}"
+        )
     if once:
-        told.append("there a text that begins with a space gets another one, here none")
-    return told
+        changes.append(
+            "this format puts a space before a text that begins with one, the source puts none"
+        )
+    return changes

@@ -1,27 +1,34 @@
-"""The vocabulary inside a GGUF file: sentencepiece's with scores, or byte level with merges.
+"""The vocabulary in a GGUF file's metadata: sentencepiece's with scores, or byte level with merges.
 
-Source: the GGUF specification, and ``llama-vocab.cpp`` of github.com/ggml-org/llama.cpp for the
-patterns behind the names of ``tokenizer.ggml.pre``.
+Source: the GGUF specification; ``llama-vocab.cpp`` of github.com/ggml-org/llama.cpp for the
+patterns that the names in ``tokenizer.ggml.pre`` stand for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import TokenizerError
-from ..formats.gguf_metadata import GGUFArray, read_gguf_metadata
+from ..formats.gguf_metadata import GGUFArray
 from .merge_tokenizer import ByteLevel, MergeTokenizer
-from .pretokenize import DIGITS, GPT2, LLAMA3, QWEN2, TEKKEN, UNTOLD
-from .sentencepiece import UNUSED, specials_of, tokenizer_of_pieces
+from .pretokenize import DIGITS, GPT2, LLAMA3, LLAMACPP_DEFAULT, QWEN2, TEKKEN
+from .scores_and_merges import spelled, to_scores
+from .sentencepiece import (
+    NORMAL,
+    UNUSED,
+    set_special_types,
+    specials_of,
+    tokenizer_of_pieces,
+    types_of,
+)
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 MAX_TOKENS = 1 << 20
 
-# By tokenizer.ggml.pre: the patterns, and whether a word that is a piece is taken as it is.
+# tokenizer.ggml.pre: the patterns, and whether a word that is a piece becomes that piece at once.
 PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
-    b"default": (UNTOLD, False),
+    b"default": (LLAMACPP_DEFAULT, False),
     **dict.fromkeys([b"gpt-2", b"gpt2", b"phi-2", b"mellum", b"trillion"], ((GPT2,), False)),
     **dict.fromkeys(
         [b"llama-bpe", b"llama3", b"llama-v3", b"falcon3", b"midm-2.0", b"pixtral"],
@@ -36,8 +43,11 @@ PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
 }
 
 
+# ---- reading ----
+
+
 class _Metadata:
-    """Looks up what begins with ``tokenizer.ggml.``."""
+    """Checked access to the pairs whose keys begin with ``tokenizer.ggml.``."""
 
     def __init__(self, pairs: Mapping[str, Any]) -> None:
         self.pairs = pairs
@@ -46,14 +56,14 @@ class _Metadata:
         return self.pairs.get("tokenizer.ggml." + name, default)
 
     def column(self, name: str, kind: type, length: int | None = None) -> list[Any]:
-        """An array, one item a token where ``length`` is given."""
+        """Return an array as a list. If ``length`` is given, it must have that many items."""
         found = self.get(name)
         if isinstance(found, GGUFArray) and len(found) <= 2 * MAX_TOKENS:
             items = found.tolist()
             if all(type(item) is kind for item in items):
                 if length is not None and len(items) != length:
                     raise TokenizerError(
-                        f"{length} tokens have {len(items)} {_PLURAL[name]}, expected one each"
+                        f"tokenizer.ggml.{name} has {len(items)} items for {length} tokens"
                     )
                 return items
         raise TokenizerError(
@@ -62,14 +72,13 @@ class _Metadata:
         )
 
     def flag(self, name: str, default: bool) -> bool:
-        """Yes or no."""
         found = self.get(name, default)
         if type(found) is not bool:
             raise TokenizerError(f"tokenizer.ggml.{name} is {found!r:.80}, expected a bool")
         return found
 
     def token(self, name: str, default: int | None = None) -> int:
-        """The id of a token that has a part to play."""
+        """Return the id of BOS, EOS or unknown."""
         found = self.get(name + "_token_id", default)
         if type(found) is not int:
             raise TokenizerError(
@@ -78,25 +87,20 @@ class _Metadata:
         return found
 
 
-_PLURAL = {"scores": "scores", "token_type": "types"}
+def tokenizer_of_pairs(pairs: Mapping[str, Any]) -> Tokenizer:
+    """Make a tokenizer from the metadata of a GGUF file.
 
-
-def read_gguf_vocabulary(path: str | Path) -> Tokenizer:
-    """Take the vocabulary out of a GGUF file (v2 or v3, with or without tensors).
+    Parameters
+    ----------
+    pairs : mapping of str to value
+        The pairs of the file, as `read_gguf_metadata` returns them.
 
     Raises
     ------
     TokenizerError
-        If the file is missing or malformed, or its vocabulary is of a kind that is not read.
+        Without a file name: if the vocabulary is malformed, or of a kind that is not supported.
     """
-    pairs = read_gguf_metadata(path, TokenizerError).pairs
-    try:
-        return _tokenizer(_Metadata(pairs))
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from None
-
-
-def _tokenizer(metadata: _Metadata) -> Tokenizer:
+    metadata = _Metadata(pairs)
     model = metadata.get("model")
     if model == b"llama":
         return _sentencepiece(metadata)
@@ -111,7 +115,7 @@ def _tokenizer(metadata: _Metadata) -> Tokenizer:
 def _sentencepiece(metadata: _Metadata) -> Tokenizer:
     if metadata.get("add_space_prefix", True) is not True:
         raise TokenizerError(
-            "tokenizer.ggml.add_space_prefix is not true, expected the space that llama2.c adds"
+            "tokenizer.ggml.add_space_prefix is not true: llama2.c always adds that space"
         )
     for name, expected in [("unknown", UNK), ("bos", BOS)]:
         token = metadata.token(name, expected)
@@ -158,5 +162,81 @@ def _byte_level(metadata: _Metadata) -> Tokenizer:
         eos_id=metadata.token("eos", bos),
         specials=specials_of(pieces, types),
         whole_first=whole_first,
-        adds_bos=metadata.flag("add_bos_token", whole_first),  # llama.cpp's default, too
+        adds_bos=metadata.flag("add_bos_token", whole_first),  # the default is llama.cpp's
     )
+
+
+# ---- writing ----
+
+
+def gguf_pairs(tokenizer: Tokenizer, template: str | None = None) -> dict[str, Any]:
+    """Return a vocabulary as the ``tokenizer.*`` pairs of a GGUF file.
+
+    GGUF knows only one way to put a space before a text; `export.space_changes` says where another
+    one is lost.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        Any vocabulary.
+    template : str, optional
+        The chat template of the model.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file name: if the format has no name for this kind of vocabulary.
+    """
+    if isinstance(tokenizer, MergeTokenizer) and isinstance(tokenizer.kind, ByteLevel):
+        about = _byte_level_pairs(tokenizer, tokenizer.kind)
+    else:
+        tokenizer = to_scores(tokenizer, any_prefix=True)
+        texts = spelled(tokenizer)
+        about = {
+            "model": b"llama",
+            "pre": b"default",
+            "tokens": _named(texts),
+            "scores": [tokenizer.score(token) for token in range(len(texts))],
+            "token_type": types_of(tokenizer, texts),
+            "unknown_token_id": UNK,
+            "add_space_prefix": True,
+        }
+    about |= {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "add_bos_token": tokenizer.adds_bos,
+        "add_eos_token": False,
+    }
+    pairs = {f"tokenizer.ggml.{name}": value for name, value in about.items()}
+    if template is not None:
+        pairs["tokenizer.chat_template"] = template.encode()
+    return pairs
+
+
+def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, Any]:
+    if kind.form or kind.prefix:
+        what = f"normalizes texts to {kind.form}" if kind.form else "puts a space before a text"
+        raise TokenizerError(f"the vocabulary {what}, which GGUF cannot say: write it as hf")
+    names = (b"gpt-2", b"llama-bpe", b"smaug-bpe", b"smollm", b"qwen2", b"tekken", b"default")
+    wanted = (kind.patterns, tokenizer.whole_first)
+    pre = next((name for name in names if PRE[name] == wanted), None)  # the others are synonyms
+    if pre is None:
+        raise TokenizerError(
+            "GGUF has no name for how the vocabulary cuts a text into words, expected the way of"
+            " GPT-2, Llama 3, SmolLM, Qwen 2 or Mistral Nemo"
+        )
+    texts = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
+    types = [NORMAL if text else UNUSED for text in texts]
+    set_special_types(types, tokenizer.specials)
+    return {
+        "model": b"gpt2",
+        "pre": pre,
+        "tokens": _named(texts),
+        "token_type": types,
+        "merges": [" ".join(merge).encode() for merge in tokenizer.merges],
+    }
+
+
+def _named(texts: list[str]) -> list[bytes]:
+    """Return the texts as GGUF has them: padding needs a text of its own, and its type marks it."""
+    return [(text or f"[PAD{token}]").encode() for token, text in enumerate(texts)]

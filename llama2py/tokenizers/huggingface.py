@@ -1,9 +1,10 @@
 """Hugging Face's ``tokenizer.json``: byte pair encoding with merges, by characters or by bytes.
 
-What the file asks for is looked up among the few things that models of the family llama do; all
-else is refused by name, for a tokenizer that is almost right is worse than none.
+The reader supports what models of the Llama family use and refuses everything else by name: a
+tokenizer that is almost right is worse than none.
 
-Source: the format as ``tokenizers`` writes it, github.com/huggingface/tokenizers.
+Source: the format as ``tokenizers`` writes it, github.com/huggingface/tokenizers; and how
+transformers turns a Llama's tokenizer.model into a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -13,121 +14,67 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import TokenizerError
+from ..formats.bounded_json import Limits, read_object
 from .merge_tokenizer import LETTERS, SPACE_MARK, ByteLevel, Characters, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS
-from .specials import Specials
+from .scores_and_merges import texts_of, to_merges
+from .tokenizer import EOS, UNK, Specials, Tokenizer
 
-MAX_FILE_SIZE = 64 << 20  # bytes: Llama 3's has 17 MB
-MAX_CONTAINERS = 1 << 20  # newer files have a list for each merge: Llama 3's has 280,147
-MAX_ITEMS = 1 << 21
 _CONFIG = "tokenizer_config.json"
-# Where no file beside it tells which tokens begin and end a text.
+# Llama 3's has 17 MB. Newer files have a list for each merge: Llama 3's has 280,147.
+LIMITS = Limits(size=64 << 20, containers=1 << 20, items=1 << 21)
+# The texts of BOS and EOS where no tokenizer_config.json names them.
 _USUAL = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|bos|>", "<|endoftext|>"),
     "eos": ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>"),
 }
+_KINDS = {dict: "object", list: "array", str: "string", int: "whole number", bool: "boolean"}
+
+Json = dict[str, Any]
 
 
-def read_tokenizer_json(path: str | Path) -> MergeTokenizer:
-    """Read a tokenizer.json; a tokenizer_config.json beside it says which tokens are BOS and EOS.
+# ---- reading ----
+
+
+def read_tokenizer_json(path: Path) -> MergeTokenizer:
+    """Read a tokenizer.json, and the tokenizer_config.json beside it, which names BOS and EOS.
 
     Raises
     ------
     TokenizerError
-        If the file is missing or malformed, or asks for something that is not done here.
+        If the file is malformed, or needs what is not supported.
     """
-    path = Path(path)
+    file = read_object(path, LIMITS, TokenizerError).values
+    beside = path.with_name(_CONFIG)
+    config = read_object(beside, LIMITS, TokenizerError).values if beside.is_file() else {}
     try:
-        return _tokenizer(_object(path), _beside(path))
+        return _tokenizer(file, config)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    try:
-        if path.stat().st_size > MAX_FILE_SIZE:
-            raise TokenizerError(f"the file has more than {MAX_FILE_SIZE} bytes, expected fewer")
-        text = path.read_bytes()
-        # Counted before they are made: an empty list is two bytes here and sixty in memory.
-        if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS or text.count(b",") > MAX_ITEMS:
-            raise TokenizerError("the file has far more items than a vocabulary, expected fewer")
-        found = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"cannot be read ({error!s:.200}), expected JSON") from None
-    if not isinstance(found, dict):
-        raise TokenizerError(f"the file is {found!r:.80}, expected a JSON object")
-    return found
-
-
-def _check(value: Any, kind: type, what: str) -> Any:
-    if type(value) is not kind:
-        raise TokenizerError(f"{what} is {value!r:.80}, expected a JSON {_KINDS[kind]}")
-    return value
-
-
-_KINDS = {dict: "object", list: "array", str: "string", int: "whole number", bool: "boolean"}
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    """The tokenizer_config.json beside the file; nothing where there is none."""
-    beside = path.with_name(_CONFIG)
-    if not beside.is_file():
-        return {}
-    try:
-        return _object(beside)
-    except TokenizerError as error:
-        raise TokenizerError(f"{_CONFIG} beside it {error}") from None
-
-
-def _names(config: dict[str, Any]) -> dict[str, str]:
-    """The texts of BOS and EOS as a tokenizer_config.json has them."""
-    names = {}
-    for name in ("bos", "eos"):
-        found = config.get(f"{name}_token")
-        found = found.get("content") if isinstance(found, dict) else found
-        if isinstance(found, str):
-            names[name] = found
-    return names
-
-
-def _adds_bos(
-    file: dict[str, Any], config: dict[str, Any], kind: ByteLevel | Characters, bos: str
-) -> bool:
-    """Whether a text begins with BOS: the config says so, or at byte level the template."""
-    told = config.get("add_bos_token")
-    if isinstance(told, bool):
-        return told
-    if isinstance(kind, Characters):
-        return True  # sentencepiece's models all do
-    for step in _steps(file, "post_processor", "processors"):
-        match step:
-            case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": found}}, *_]}:
-                return bool(found == bos)
-    return False
-
-
-def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
+def _tokenizer(file: Json, config: Json) -> MergeTokenizer:
     names = _names(config)
-    model = _check(file.get("model"), dict, "model")
+    model = _object(file.get("model"), "model")
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(f"model.type is {model['type']!r:.80}, expected 'BPE'")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise TokenizerError(f"model.{name} is {model[name]!r:.80}, expected none")
+            raise TokenizerError(f"model.{name} is {model[name]!r:.80}, expected null")
     specials, pieces, normalized = _pieces(file, model)
     ids = {piece: token for token, piece in reversed(list(enumerate(pieces)))}
     kind = _kind(file, bool(model.get("byte_fallback")))
     if normalized and isinstance(kind, ByteLevel) and kind.form:
         raise TokenizerError(
-            f"added token {normalized[0][:40]!r} is looked for behind {kind.form},"
-            " expected before it"
+            f"added token {normalized[0][:40]!r} is matched after {kind.form} normalization,"
+            " which is not supported"
         )
     bos, eos = (_find(ids, names, name) for name in ("bos", "eos"))
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
     if bos is None or eos is None:
         raise TokenizerError(
-            f"no token begins or ends a text, expected a {_CONFIG} beside it that names them"
+            f"no token is known to begin or end a text: put a {_CONFIG} beside the file that has"
+            " bos_token and eos_token"
         )
     unknown = model.get("unk_token")
     unk_id = ids.get(unknown) if isinstance(unknown, str) else None
@@ -135,7 +82,8 @@ def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
     missing = [byte for byte, piece in enumerate(spelled) if piece not in ids]
     if missing and (unk_id is None or model.get("fuse_unk")):
         raise TokenizerError(
-            f"the byte 0x{missing[0]:02X} is no piece, expected all 256, or a token for others"
+            f"the byte 0x{missing[0]:02X} has no piece: all 256 are needed, or an unk_token without"
+            " fuse_unk"
         )
     return MergeTokenizer(
         pieces,
@@ -150,42 +98,81 @@ def _tokenizer(file: dict[str, Any], config: dict[str, Any]) -> MergeTokenizer:
     )
 
 
+def _object(value: Any, what: str) -> Json:
+    found: Json = _check(value, dict, what)
+    return found
+
+
+def _check(value: Any, kind: type, what: str) -> Any:
+    if type(value) is not kind:
+        raise TokenizerError(f"{what} is {value!r:.80}, expected a JSON {_KINDS[kind]}")
+    return value
+
+
+def _names(config: Json) -> dict[str, str]:
+    """Return the texts of BOS and EOS that a tokenizer_config.json has."""
+    names = {}
+    for name in ("bos", "eos"):
+        found = config.get(f"{name}_token")
+        found = found.get("content") if isinstance(found, dict) else found
+        if isinstance(found, str):
+            names[name] = found
+    return names
+
+
+def _adds_bos(file: Json, config: Json, kind: ByteLevel | Characters, bos: str) -> bool:
+    """Whether a text begins with BOS, by the config, or by the template of a byte-level file."""
+    stated = config.get("add_bos_token")
+    if isinstance(stated, bool):
+        return stated
+    if isinstance(kind, Characters):
+        return True  # as in all of sentencepiece's models
+    for step in _steps(file, "post_processor", "processors"):
+        match step:
+            case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": found}}, *_]}:
+                return bool(found == bos)
+    return False
+
+
 def _find(ids: dict[str, int], names: dict[str, str], name: str) -> int | None:
+    """Return the id of BOS or EOS, if it is known."""
     candidates = [names[name]] if name in names else _USUAL[name]
     return next((ids[text] for text in candidates if text in ids), None)
 
 
-def _pieces(file: dict[str, Any], model: dict[str, Any]) -> tuple[Specials, list[str], list[str]]:
-    """Which tokens are special, every id's piece, and what of it a normalizer comes before."""
+def _pieces(file: Json, model: Json) -> tuple[Specials, list[str], list[str]]:
+    """Return the special tokens, every id's piece, and the tokens matched after normalization."""
     by_id: dict[int, str] = {}
-    for piece, token in _check(model.get("vocab"), dict, "model.vocab").items():
-        if by_id.setdefault(_check(token, int, f"the id of {piece[:40]!r}"), piece) != piece:
-            raise TokenizerError(f"token {token} is there twice, expected one piece an id")
+    for piece, token in _object(model.get("vocab"), "model.vocab").items():
+        other = by_id.setdefault(_check(token, int, f"the id of {piece[:40]!r}"), piece)
+        if other != piece:
+            raise TokenizerError(f"{other[:40]!r} and {piece[:40]!r} have the same id, {token}")
     added: dict[str, int] = {}
     control: dict[str, int] = {}
     normalized: list[str] = []
     for entry in _check(file.get("added_tokens") or [], list, "added_tokens"):
-        entry = _check(entry, dict, "an added token")
+        entry = _object(entry, "an added token")
         text = _check(entry.get("content"), str, "the content of an added token")
         token = _check(entry.get("id"), int, f"the id of {text[:40]!r}")
         for flag in ("single_word", "lstrip", "rstrip"):
             if entry.get(flag):
-                raise TokenizerError(f"added token {text[:40]!r} has {flag}, expected none that do")
+                raise TokenizerError(
+                    f"added token {text[:40]!r} has {flag}, which is not supported"
+                )
         if by_id.setdefault(token, text) != text:
             raise TokenizerError(
-                f"added token {text[:40]!r} has id {token}, which is {by_id[token][:40]!r},"
-                " expected an id of its own"
+                f"added token {text[:40]!r} has the id {token}, which is {by_id[token][:40]!r}"
             )
         (control if entry.get("special") else added)[text] = token
         if entry.get("normalized"):
             normalized.append(text)
     if sorted(by_id) != list(range(len(by_id))):
-        raise TokenizerError(f"{len(by_id)} tokens have other ids, expected 0 and up without gaps")
+        raise TokenizerError(f"the ids of the {len(by_id)} tokens are not 0 to {len(by_id) - 1}")
     return Specials(added, control), [by_id[token] for token in range(len(by_id))], normalized
 
 
-def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
-    """Each is "a b" in older files, ["a", "b"] in newer ones."""
+def _merges(model: Json) -> list[tuple[str, str]]:
+    """Return the merges: each is "a b" in older files, ["a", "b"] in newer ones."""
     merges: list[tuple[str, str]] = []
     for entry in _check(model.get("merges"), list, "model.merges"):
         parts = entry.split(" ") if isinstance(entry, str) else entry
@@ -195,18 +182,19 @@ def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     return merges
 
 
-def _steps(file: dict[str, Any], name: str, inner: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as the list of steps that it is."""
+def _steps(file: Json, name: str, inner: str) -> list[Json]:
+    """Return the steps of a normalizer, pre-tokenizer or post-processor."""
     found = file.get(name)
     if found is None:
         return []
-    if _check(found, dict, name).get("type") == "Sequence":
+    if _object(found, name).get("type") == "Sequence":
         steps = _check(found.get(inner), list, f"{name}.{inner}")
-        return [_check(step, dict, f"a step of {name}") for step in steps]
+        return [_object(step, f"a step of {name}") for step in steps]
     return [found]
 
 
-def _kind(file: dict[str, Any], byte_fallback: bool) -> ByteLevel | Characters:
+def _kind(file: Json, byte_fallback: bool) -> ByteLevel | Characters:
+    """Return how the file turns a text into pieces."""
     normalizer = _steps(file, "normalizer", "normalizers")
     splitter = _steps(file, "pre_tokenizer", "pretokenizers")
     if any(step.get("type") == "ByteLevel" for step in splitter):
@@ -219,23 +207,26 @@ def _kind(file: dict[str, Any], byte_fallback: bool) -> ByteLevel | Characters:
         prefix = splitter[0].get("type") == "ByteLevel" and splitter[0].get("add_prefix_space")
         return ByteLevel(tuple(_patterns(splitter)), form, prefix is True)
     if not byte_fallback:
-        raise TokenizerError("model.byte_fallback is not true, expected it or a ByteLevel splitter")
+        raise TokenizerError(
+            "model.byte_fallback is not true, and no pre_tokenizer is ByteLevel: one is needed"
+        )
     return _characters(normalizer, splitter)
 
 
-def _refuse(steps: list[dict[str, Any]], name: str) -> None:
+def _refuse(steps: list[Json], name: str) -> None:
+    """Refuse the first of some steps, if there are any."""
     if steps:
-        raise TokenizerError(f"{name} has the step {steps[0]!r:.120}, expected a known one")
+        raise TokenizerError(f"{name} has the step {steps[0]!r:.120}, which is not supported")
 
 
-def _patterns(steps: list[dict[str, Any]]) -> list[str]:
-    """What the steps before the bytes cut a text by."""
+def _patterns(steps: list[Json]) -> list[str]:
+    """Return the patterns that a byte-level pre-tokenizer cuts a text by."""
     patterns = []
     for place, step in enumerate(steps, 1):
         is_last, is_only = place == len(steps), len(steps) == 1
         match step:
-            # It turns bytes into letters: what came behind it would look at those. And behind
-            # another step its space would come before each of the pieces.
+            # ByteLevel turns bytes into letters, so it must come last. After another step it would
+            # add its space to every word, so it may add one only if it is the only step.
             case {"type": "ByteLevel", "add_prefix_space": bool(spaced)} if is_last and (
                 is_only or not spaced
             ):
@@ -255,8 +246,8 @@ def _patterns(steps: list[dict[str, Any]]) -> list[str]:
     return patterns
 
 
-def _characters(normalizer: list[dict[str, Any]], splitter: list[dict[str, Any]]) -> Characters:
-    """Where the space before a text comes from."""
+def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
+    """Return where a space is put before a text."""
     prefix, once = "none", False
     for step in normalizer:
         match step:
@@ -281,3 +272,164 @@ def _characters(normalizer: list[dict[str, Any]], splitter: list[dict[str, Any]]
             case _:
                 _refuse([step], "pre_tokenizer")
     return Characters(prefix, once)
+
+
+# ---- writing ----
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> bytes:
+    """Return the bytes of a tokenizer.json.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file name: if two tokens have the same text, or one has none.
+    """
+    texts = texts_of(tokenizer)
+    vocabulary = {text: token for token, text in enumerate(texts)}
+    if len(vocabulary) != len(texts) or "" in vocabulary:
+        raise TokenizerError("two tokens have the same text or one has none")
+    if isinstance(tokenizer, MergeTokenizer):
+        kind, merges, whole_first = tokenizer.kind, tokenizer.merges, tokenizer.whole_first
+        unknown = texts[tokenizer.unk_id] if tokenizer.has_unknown else None
+        first: dict[str, int] = {}
+    else:
+        kind, merges, whole_first = Characters(), to_merges(tokenizer, texts), False
+        unknown = texts[UNK]
+        first = {texts[token]: token for token in range(EOS + 1)}
+    control = {**first, **tokenizer.specials.control}
+    added = [
+        {
+            "id": token,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": text in control,
+        }
+        for text, token in sorted(
+            {**control, **tokenizer.specials.added}.items(), key=lambda pair: pair[1]
+        )
+    ]
+    plain = not any(" " in part for merge in merges for part in merge)
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            **(_byte_level_steps(kind) if isinstance(kind, ByteLevel) else _character_steps(kind)),
+            "post_processor": _template(tokenizer, texts),
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": unknown,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": isinstance(kind, Characters),
+                "byte_fallback": isinstance(kind, Characters),
+                "ignore_merges": whole_first,
+                "vocab": vocabulary,
+                # The older of the two spellings, which all versions read, wherever it can be used.
+                "merges": [" ".join(merge) if plain else list(merge) for merge in merges],
+            },
+        },
+        ensure_ascii=False,
+    ).encode()
+
+
+def _byte_level_steps(kind: ByteLevel) -> Json:
+    steps: list[Json] = []
+    for pattern in kind.patterns:
+        if pattern == DIGITS:
+            steps.append({"type": "Digits", "individual_digits": True})
+        else:
+            steps.append(
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": pattern},
+                    "behavior": "Isolated",
+                    "invert": False,
+                }
+            )
+    letters = {"type": "ByteLevel", "add_prefix_space": kind.prefix, "trim_offsets": True}
+    own_pattern = kind.patterns[-1:] == (GPT2,)  # built into ByteLevel
+    if own_pattern:
+        steps.pop()
+    steps.append({**letters, "use_regex": own_pattern})
+    return {
+        "normalizer": {"type": kind.form} if kind.form else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "decoder": {**letters, "add_prefix_space": True, "use_regex": True},
+    }
+
+
+def _character_steps(kind: Characters) -> Json:
+    marks = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+    normalizer: list[Json] = [marks]
+    splitter: Json | None = None
+    if kind.prefix != "none":
+        if kind.prefix_once:
+            scheme = {"each": "always", "first": "first"}[kind.prefix]
+            splitter = {"type": "Metaspace", "replacement": SPACE_MARK}
+            splitter |= {"prepend_scheme": scheme, "split": False}
+        else:
+            normalizer.insert(0, {"type": "Prepend", "prepend": SPACE_MARK})
+    spaces = {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}
+    decoders: list[Json] = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if kind.prefix != "none":
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizer},
+        "pre_tokenizer": splitter,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
+
+
+def _template(tokenizer: Tokenizer, texts: list[str]) -> Json | None:
+    """Return the post-processor that puts BOS before a text, if one is needed."""
+    if not tokenizer.adds_bos:
+        return None
+    bos = texts[tokenizer.bos_id]
+
+    def part(name: str, id: str, type_id: int) -> Json:
+        return {name: {"id": id, "type_id": type_id}}
+
+    one = [part("SpecialToken", bos, 0), part("Sequence", "A", 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": one,
+        "pair": [*one, part("SpecialToken", bos, 1), part("Sequence", "B", 1)],
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+    }
+
+
+def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = None) -> bytes:
+    """Return the bytes of the tokenizer_config.json that belongs to `tokenizer_json`.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The vocabulary.
+    seq_len : int
+        The context of the model, in tokens.
+    template : str, optional
+        The chat template of the model.
+    """
+    texts = texts_of(tokenizer)
+    about: Json = {
+        # Uses tokenizer.json as it is. For LlamaTokenizer, transformers 5 would rebuild it.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": tokenizer.adds_bos,
+        "add_eos_token": False,
+        "bos_token": texts[tokenizer.bos_id],
+        "eos_token": texts[tokenizer.eos_id],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": seq_len,
+    }
+    if getattr(tokenizer, "has_unknown", True):
+        about["unk_token"] = texts[tokenizer.unk_id]
+    if template is not None:
+        about["chat_template"] = template
+    return json.dumps(about, indent=2, ensure_ascii=False).encode() + b"\n"

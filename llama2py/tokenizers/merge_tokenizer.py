@@ -1,9 +1,9 @@
-"""MergeTokenizer: vocabularies with a list of merges in place of scores.
+"""MergeTokenizer: a vocabulary with a list of merges in place of scores.
 
-Two kinds of them. In the first, SentencePiece's turned into Hugging Face's form, a text is one long
-word of characters, and a character that is no piece falls back to its bytes. In the second, byte
-level (GPT-2, Llama 3, SmolLM2), a text is cut into words, and a piece is made of letters that stand
-for bytes.
+There are two kinds. `Characters` is sentencepiece's vocabulary in Hugging Face's form: a text is
+one long word of characters, and a character that is not a piece falls back to its bytes.
+`ByteLevel` (GPT-2, Llama 3, SmolLM2) cuts a text into words, and a piece is made of letters that
+stand for bytes.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from typing import Literal
 from unicodedata import normalize
 
 from ..errors import TokenizerError
-from .merges import MergeEncoder
+from .bpe import MergeEncoder
 from .pretokenize import words
-from .specials import Specials
-from .tokenizer import Tokenizer
+from .tokenizer import Specials, Tokenizer
 
 SPACE_MARK = "\u2581"  # how sentencepiece writes a space inside a piece
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte: itself if it prints, else one from U+0100 up."""
-    prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in prints]
-    letters = {byte: chr(byte) for byte in prints}
+    """Return the letter that stands for each byte: itself if printable, else U+0100 and up."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
     letters |= {byte: chr(256 + place) for place, byte in enumerate(others)}
     return [letters[byte] for byte in range(256)]
 
 
 LETTERS = _byte_letters()
-# A text decoded as Latin-1 has one character a byte.
+# A text decoded as Latin-1 has one character for each byte.
 _TO_LETTERS = dict(enumerate(LETTERS))
 _TO_BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
 
 
 @dataclass(frozen=True)
 class ByteLevel:
-    """The second kind.
+    """Pieces of letters that stand for bytes.
 
     Parameters
     ----------
     patterns : tuple of str
-        What cuts a text into words: see `pretokenize.words`.
+        The patterns that cut a text into words: see `pretokenize.words`.
     form : {'', 'NFC', 'NFKC'}
-        Unicode's form that a text gets first, if any: what is decoded is then in that form. It is
-        made by Python's tables, which can be newer than those of tokenizers.
+        The Unicode normalization form that a text is put into first, if any; the decoded text is
+        then in that form. Python's Unicode tables can be newer than those of ``tokenizers``.
     prefix : bool
-        Whether a space is put before each stretch between two added tokens that begins with none.
+        Whether a space is put before each stretch between two added tokens that does not begin with
+        one.
     """
 
     patterns: tuple[str, ...]
@@ -61,15 +61,15 @@ class ByteLevel:
 
 @dataclass(frozen=True)
 class Characters:
-    """The first kind, with spaces as ``▁`` in its pieces.
+    """Pieces of characters, with ``▁`` for a space.
 
     Parameters
     ----------
     prefix : {'each', 'first', 'none'}
-        Where a space is put before the text: before each stretch between two added tokens, the
-        first stretch only, or nowhere.
+        Where a space is put before the text: before each stretch between two added tokens, before
+        the first stretch only, or nowhere.
     prefix_once : bool
-        Whether none is put before a text that begins with one.
+        Whether a text that begins with a space gets no other one before it.
     """
 
     prefix: str = "each"
@@ -77,24 +77,25 @@ class Characters:
 
 
 class MergeTokenizer(Tokenizer):
-    """A vocabulary with merges; all else as `Tokenizer`, whose scores and first byte it lacks.
+    """A vocabulary with merges. It has no scores and no first byte; the rest is as in `Tokenizer`.
 
     Parameters
     ----------
     pieces : sequence of str
         The piece of every token id, as the vocabulary spells it.
-    merges : iterable of (str, str)
-        What joins with what, the best first.
+    merges : iterable of (str, str), or None
+        The pairs of pieces that merge, the best first. None ranks merges by the id of the piece
+        that they produce, the lowest first.
     kind : ByteLevel or Characters
-        How text turns into what the pieces are made of.
+        What the pieces are made of, and how a text is turned into that.
     bos_id, eos_id : int
         The ids that begin and end a text.
     specials : Specials
-        The tokens that no merge makes.
+        The special tokens.
     unk_id : int, optional
-        What stands for a character that nothing else does; without one it is left out.
+        The id of a character that the vocabulary cannot spell; without one it is left out.
     whole_first : bool
-        Whether a word that is a piece is taken as it is.
+        Whether a word that is a piece becomes that piece, whatever the merges make of it.
     adds_bos : bool
         Whether a text begins with BOS, as models of this vocabulary expect it.
 
@@ -103,18 +104,18 @@ class MergeTokenizer(Tokenizer):
     kind, whole_first
         As above.
     has_unknown : bool
-        Whether there is a token for what no other stands for.
+        Whether there is an ``unk_id``.
 
     Raises
     ------
     TokenizerError
-        If they do not make a vocabulary.
+        If the pieces and merges are not a vocabulary.
     """
 
     def __init__(
         self,
         pieces: Sequence[str],
-        merges: Iterable[tuple[str, str]],
+        merges: Iterable[tuple[str, str]] | None,
         kind: ByteLevel | Characters,
         bos_id: int,
         eos_id: int,
@@ -127,14 +128,14 @@ class MergeTokenizer(Tokenizer):
         for name, token in (("BOS", bos_id), ("EOS", eos_id), ("unknown", unk_id)):
             if token is not None and not 0 <= token < len(pieces):
                 raise TokenizerError(
-                    f"the id of {name} is {token}, expected one of {len(pieces)} tokens"
+                    f"the id of {name} is {token}, expected 0 to {len(pieces) - 1}"
                 )
         self.kind = kind
         self.whole_first = whole_first
         self.has_unknown = unk_id is not None
         self.adds_bos = adds_bos
         special = set(specials.ids())
-        # Of equal pieces the lowest id stays.
+        # The lowest id of equal pieces stays.
         ids: dict[str, int] = {}
         for token, piece in enumerate(pieces):
             if token not in special:
@@ -146,17 +147,21 @@ class MergeTokenizer(Tokenizer):
         if isinstance(kind, Characters):
             for byte, token in self._byte_ids.items():
                 outputs[token] = bytes([byte])
-            # In the vocabulary a mark is a space, and no text has another space.
+            # A mark in a piece is a space. A piece with a plain space never matches a text.
             ids = {
                 piece.replace(SPACE_MARK, " "): token
                 for piece, token in ids.items()
                 if " " not in piece
             }
-            merges = [(a.replace(SPACE_MARK, " "), b.replace(SPACE_MARK, " ")) for a, b in merges]
+            if merges is not None:
+                merges = (
+                    (left.replace(SPACE_MARK, " "), right.replace(SPACE_MARK, " "))
+                    for left, right in merges
+                )
         try:
             encoder = MergeEncoder(ids, merges, self._fallback(unk_id), whole_first)
             raw = [piece.encode() for piece in pieces]
-        except ValueError as error:  # UnicodeEncodeError is one: half of a surrogate pair
+        except ValueError as error:  # or UnicodeEncodeError: half of a surrogate pair
             raise TokenizerError(str(error)) from None
         self.bos_id, self.eos_id = bos_id, eos_id
         self.unk_id = bos_id if unk_id is None else unk_id
@@ -165,7 +170,7 @@ class MergeTokenizer(Tokenizer):
 
     @property
     def merges(self) -> list[tuple[str, str]]:
-        """What joins with what, the best first, as the vocabulary spells it."""
+        """The pairs of pieces that merge, the best first, as the vocabulary spells them."""
         if isinstance(self.kind, ByteLevel):
             return self._merges.merges
         return [
@@ -174,14 +179,14 @@ class MergeTokenizer(Tokenizer):
         ]
 
     def _output(self, piece: str, special: bool) -> bytes:
-        """What a token prints."""
+        """Return the bytes that a token decodes to."""
         if special:
             return piece.encode(errors="replace")
         if isinstance(self.kind, Characters):
             return piece.replace(SPACE_MARK, " ").encode(errors="replace")
         try:
             return bytes([_TO_BYTES[letter] for letter in piece])
-        except KeyError:  # not one of the letters: a token that no text encodes to
+        except KeyError:  # another letter: no text is encoded to this token
             return piece.encode(errors="replace")
 
     def _fallback(self, unk_id: int | None) -> Callable[[str], list[int]]:
@@ -214,7 +219,7 @@ class MergeTokenizer(Tokenizer):
 
 
 def _bytes_of(byte_ids: Mapping[int, int], unknown: list[int], character: str) -> list[int]:
-    """The ids of a character's bytes, if all are there."""
+    """Return the ids of the bytes of a character, or ``unknown`` if one of them has no id."""
     found = [byte_ids.get(byte) for byte in character.encode()]
     known = [token for token in found if token is not None]
     return known if len(known) == len(found) else unknown

@@ -1,11 +1,11 @@
-"""Cutting a text into the words that byte-level BPE looks at one by one.
+"""Cut a text into the words that byte-level BPE encodes one by one.
 
-Every such vocabulary comes with a pattern. The patterns need classes of Unicode that Python's
-``re`` lacks; they are spelled out here from ``unicodedata``. Only patterns that are known by heart
-are run, so that no file can bring one that never ends.
+Every byte-level vocabulary has its pattern. The patterns use Unicode classes that Python's ``re``
+lacks; they are spelled out here from ``unicodedata``. Only the patterns listed here are ever run,
+so that no file can bring in one that takes exponential time.
 
 Source: the ``tokenizer.json`` of GPT-2, Llama 3, Qwen2 and Mistral Nemo, and ``llama-vocab.cpp`` of
-llama.cpp for what it does where nothing is said.
+llama.cpp for its default.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _MODERN = (
 LLAMA3 = _MODERN.replace("NUMBERS", "{1,3}")
 QWEN2 = _MODERN.replace("NUMBERS", "")
 _WORD = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]UPPER[\p{Ll}\p{Lm}\p{Lo}\p{M}]LOWER|"
-TEKKEN = (  # Mistral's from Nemo on
+TEKKEN = (  # Mistral since Nemo
     _WORD.replace("UPPER", "*").replace("LOWER", "+")
     + _WORD.replace("UPPER", "+").replace("LOWER", "*")
     + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGITS = r"\p{N}"
-# What llama.cpp does with vocabularies that do not say, one after another.
-UNTOLD = (
+# What llama.cpp applies, one after another, where a GGUF file names no pattern.
+LLAMACPP_DEFAULT = (
     r"[\p{P}\$\+<=>\^~\|]+",
     GPT2.removesuffix(r"|\s+"),
     r"\p{N}+",
     "[0-9][0-9][0-9]",
 )
-KNOWN_PATTERNS = frozenset([GPT2, LLAMA3, QWEN2, TEKKEN, DIGITS, *UNTOLD])
+KNOWN_PATTERNS = frozenset([GPT2, LLAMA3, QWEN2, TEKKEN, DIGITS, *LLAMACPP_DEFAULT])
 
-# White_Space of Unicode; Python's \s has four control characters more.
+# Unicode's White_Space. Python's \s has four control characters more.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 @cache
 def _ranges(category: str) -> str:
-    """The inside of a character class: all characters whose category begins so."""
+    """Return the inside of a character class of all characters in a Unicode category."""
     every = range(sys.maxunicode + 1)
     codes = (c for c in every if unicodedata.category(chr(c)).startswith(category))
-    # In a run of neighbours, code minus place is the same.
+    # Code minus place is constant within a run of consecutive codes.
     runs = (list(run) for _, run in groupby(enumerate(codes), lambda pair: pair[1] - pair[0]))
     return "".join(rf"\U{run[0][1]:08x}-\U{run[-1][1]:08x}" for run in runs)
 
@@ -57,7 +57,7 @@ def _ranges(category: str) -> str:
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     parts: list[str] = []
-    inside = False  # of a character class
+    inside = False  # whether the token is in a character class
     for token in re.findall(r"\\p\{\w+\}|\\.|.", pattern):
         inside = token == "[" or (inside and token != "]")
         if token in (r"\s", r"\S") or token.startswith(r"\p"):
@@ -69,19 +69,19 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def words(text: str, patterns: Sequence[str]) -> Iterable[str]:
-    """Cut a text by the first pattern, what comes of it by the second, and so on.
+    """Cut a text by the first pattern, the results by the second, and so on.
 
     Parameters
     ----------
     text : str
         Any text.
     patterns : sequence of str
-        Of `KNOWN_PATTERNS`. A match is a word, and so is what lies between two matches.
+        Members of `KNOWN_PATTERNS`. A match is a word, and so is the text between two matches.
 
     Returns
     -------
     iterable of str
-        Together, the text; none is empty.
+        The words, which add up to the text. No word is empty.
     """
     pieces: Iterable[str] = [text] if text else []
     for pattern in patterns:

@@ -1,8 +1,8 @@
-"""The tokenizer: text to token ids and back, exactly as llama2.c does it.
+"""Text to token ids and back, exactly as llama2.c does it.
 
-A vocabulary is a list of pieces (bytes), each with a score. Ids 0, 1 and 2 are unknown, BOS and
-EOS, ids 3 to 258 stand for the 256 bytes, and everything from 259 up is text. Some have special
-tokens before the bytes (Mistral 7B v0.3: 768), which then come later.
+A vocabulary is a list of pieces (bytes), each with a score. In llama2.c's layout, ids 0, 1 and 2
+are unknown, BOS and EOS, ids 3 to 258 are the 256 bytes, and every id from 259 up is text. Some
+vocabularies put special tokens before the bytes (Mistral 7B v0.3 has 768), which shifts the rest.
 
 Source: karpathy/llama2.c, ``run.c``.
 """
@@ -12,55 +12,138 @@ from __future__ import annotations
 import codecs
 import copy
 import math
+import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..errors import PromptError, TokenizerError
 from .bpe import FIRST_BYTE, N_BYTES, PairEncoder
-from .specials import Specials
 
 UNK, BOS, EOS = 0, 1, 2
+# llama2.c's exporter puts these two pieces on lines of their own.
+BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
+
+
+@dataclass(frozen=True)
+class Specials:
+    """The special tokens of a vocabulary. Each has its own text, and no merge produces it.
+
+    Parameters
+    ----------
+    added : mapping of str to int
+        Text to token id. These texts are tokens wherever they occur: sentencepiece's user-defined
+        symbols.
+    control : mapping of str to int
+        Text to token id. These texts are tokens only where the caller trusts the text, and they
+        decode to nothing: ``<|eot_id|>``.
+    """
+
+    added: Mapping[str, int] = field(default_factory=dict)
+    control: Mapping[str, int] = field(default_factory=dict)
+
+    def ids(self) -> list[int]:
+        """Return the ids of all special tokens."""
+        return [*self.added.values(), *self.control.values()]
+
+    def split(self, text: str, trusted: bool = False) -> Iterator[str | int]:
+        """Split a text at its special tokens.
+
+        Parameters
+        ----------
+        text : str
+            Any text.
+        trusted : bool
+            Whether control tokens count, too.
+
+        Yields
+        ------
+        str or int
+            The text between two special tokens (never empty), or the id of a special token.
+        """
+        return _split(text, self._find_all if trusted else self._find_added, self._all)
+
+    def split_at_control(self, text: str) -> Iterator[str | int]:
+        """Split a text at its control tokens only. Yields what `split` does."""
+        return _split(text, self._find_control, self.control)
+
+    @cached_property
+    def _all(self) -> dict[str, int]:
+        return {**self.control, **self.added}
+
+    @cached_property
+    def _find_added(self) -> re.Pattern[str] | None:
+        return _finder(self.added)
+
+    @cached_property
+    def _find_control(self) -> re.Pattern[str] | None:
+        return _finder(self.control)
+
+    @cached_property
+    def _find_all(self) -> re.Pattern[str] | None:
+        return _finder(self._all)
+
+
+def _finder(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds the first of some texts, the longest if several start there."""
+    ordered = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+def _split(
+    text: str, finder: re.Pattern[str] | None, ids: Mapping[str, int]
+) -> Iterator[str | int]:
+    start = 0
+    for match in finder.finditer(text) if finder else ():
+        if start < match.start():
+            yield text[start : match.start()]
+        start = match.end()
+        yield ids[match[0]]
+    if start < len(text):
+        yield text[start:]
 
 
 class Tokenizer:
-    """A vocabulary, and the two directions through it. Threads may share one.
+    """A vocabulary with scores; it encodes text and decodes tokens. Threads may share one.
 
     Parameters
     ----------
     pieces : sequence of bytes
-        The piece of every token id, spaces as plain spaces; from ``first_byte`` on ``<0x00>`` to
-        ``<0xFF>``.
+        The piece of every token id, with plain spaces. The 256 pieces from ``first_byte`` on are
+        ``<0x00>`` to ``<0xFF>``.
     scores : sequence of float
-        One finite float32 a piece: of all joins that are possible, the highest scored comes first.
+        One finite float32 for each piece. Of all merges that are possible, the one that makes the
+        piece with the highest score comes first.
     specials : Specials, optional
-        Tokens that no join makes, behind EOS and beside the bytes.
+        Special tokens other than unknown, BOS, EOS and the bytes.
     eos_id : int
-        The id that ends a text, where it is not llama2.c's.
+        The id that ends a text.
     adds_bos : bool
         Whether a text begins with BOS, as models of this vocabulary expect it.
     first_byte : int
-        The id of byte 0. Between EOS and it there are only special tokens, and empty pieces.
+        The id of byte 0. Only special tokens and empty pieces come between EOS and it.
     prefix_each : bool
-        Whether each stretch of text between two special tokens gets a space before it, as llama.cpp
-        and transformers' Llama have it; or only each between two control tokens, as sentencepiece.
+        True puts a space before each stretch of text between two special tokens, as llama.cpp and
+        transformers' Llama do. False puts it only before each stretch between two control tokens,
+        as sentencepiece does.
 
     Attributes
     ----------
     adds_bos, first_byte, prefix_each
         As above.
     notes : tuple of str
-        What a user should know of where it comes from.
+        What a user should know about this vocabulary, one sentence each.
 
     Raises
     ------
     TokenizerError
-        If the two do not make a vocabulary.
+        If the pieces and scores are not a vocabulary.
 
     Notes
     -----
-    Unknown, BOS, EOS and bytes are never matched from text: a user who types ``<s>`` or ``<0x41>``
-    means these characters. A piece that stands at several ids is encoded as the lowest of them.
+    Unknown, BOS, EOS and bytes are never matched in a text: a user who types ``<s>`` or ``<0x41>``
+    means these characters. A piece that several ids share is encoded as the lowest of them.
     """
 
     unk_id = UNK
@@ -84,11 +167,9 @@ class Tokenizer:
         first_piece = first_byte + N_BYTES
         specials = specials or Specials()
         if len(pieces) != len(scores):
-            raise TokenizerError(
-                f"{len(pieces)} tokens have {len(scores)} scores, expected one each"
-            )
+            raise TokenizerError(f"{len(pieces)} tokens have {len(scores)} scores")
         if first_byte <= EOS:
-            raise TokenizerError(f"byte 0 is token {first_byte}, expected it behind EOS")
+            raise TokenizerError(f"byte 0 is token {first_byte}, expected {EOS + 1} or higher")
         if len(pieces) < first_piece:
             raise TokenizerError(
                 f"the vocabulary has {len(pieces)} tokens, expected at least {first_piece}"
@@ -98,8 +179,8 @@ class Tokenizer:
         for token in range(EOS + 1, first_byte):
             if pieces[token] and token not in special:
                 raise TokenizerError(
-                    f"token {token}, before the bytes, is {pieces[token][:40]!r},"
-                    " expected only special tokens there"
+                    f"token {token} is {pieces[token][:40]!r}:"
+                    " only special tokens may come before the bytes"
                 )
         for byte, piece in enumerate(pieces[first_byte:first_piece]):
             if piece != b"<0x%02X>" % byte:
@@ -107,14 +188,14 @@ class Tokenizer:
                     f"token {byte + first_byte} is {piece[:40]!r}, expected the byte <0x{byte:02X}>"
                 )
         if not 0 <= eos_id < len(pieces):
-            raise TokenizerError(f"the id of EOS is {eos_id}, expected one of {len(pieces)} tokens")
+            raise TokenizerError(f"the id of EOS is {eos_id}, expected 0 to {len(pieces) - 1}")
         self.eos_id = eos_id
-        # What each id prints.
+        # The bytes that each id decodes to.
         outputs = list(pieces)
         outputs[BOS] = b""
         outputs[first_byte:first_piece] = [bytes([byte]) for byte in range(256)]
         self._set_up(pieces, array("f", scores), outputs, specials)
-        # Finite float32 numbers cannot add up to anything else in double precision.
+        # A sum of finite float32 numbers is always finite in double precision.
         if not math.isfinite(sum(self._scores)):
             token = next(i for i, score in enumerate(self._scores) if not math.isfinite(score))
             raise TokenizerError(
@@ -128,24 +209,25 @@ class Tokenizer:
         outputs: list[bytes],
         specials: Specials,
     ) -> None:
-        """Keep what every kind of vocabulary has."""
+        """Set the attributes that every kind of vocabulary has."""
         self._pieces = tuple(pieces)
         self.n_tokens = len(pieces)
-        """Ids that are tokens: all but the empty pieces at the end, which are padding."""
+        """The number of ids that are tokens: all but the empty pieces at the end, the padding."""
         while self.n_tokens and not pieces[self.n_tokens - 1]:
             self.n_tokens -= 1
         self._scores = scores
         self._outputs = outputs
         self.specials = specials
-        """The tokens that no join makes."""
+        """The special tokens other than unknown, BOS, EOS and the bytes."""
         for token in specials.control.values():
             outputs[token] = b""
 
     def padded(self, vocab_size: int) -> Tokenizer:
-        """The same vocabulary with ids up to that of a model whose embedding has more rows.
+        """Return the same vocabulary with padding up to ``vocab_size`` ids.
 
-        Many models have some, so that their number is a round one. No text is encoded to such an
-        id, it prints nothing, and no text that is generated has it: see `n_tokens`.
+        Many models have more rows in the embedding than the vocabulary has tokens, to get a round
+        number. No text is encoded to a padding id, padding decodes to nothing, and generation never
+        draws it: see `n_tokens`.
         """
         more = vocab_size - len(self)
         result = copy.copy(self)
@@ -156,7 +238,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """The number of token ids, padding included."""
         return len(self._pieces)
 
     def __len__(self) -> int:
@@ -166,23 +248,23 @@ class Tokenizer:
         return f"<Tokenizer: {len(self)} tokens>"
 
     def piece(self, token: int) -> bytes:
-        """The vocabulary's own entry for one id: ``<0x41>`` for a byte, ``\\n<s>\\n`` for BOS.
+        """Return the vocabulary's entry of an id: ``<0x41>`` for a byte, ``\\n<s>\\n`` for BOS.
 
         Raises
         ------
         PromptError
-            If there is no such id.
+            If the id is not in the vocabulary.
         """
         self._check(token)
         return self._pieces[token]
 
     def score(self, token: int) -> float:
-        """The score of one id, a float32.
+        """Return the score of an id, a float32.
 
         Raises
         ------
         PromptError
-            If there is no such id.
+            If the id is not in the vocabulary.
         """
         self._check(token)
         return self._scores[token]
@@ -193,41 +275,45 @@ class Tokenizer:
                 f"token {token} is not in the vocabulary, expected 0 to {len(self._pieces) - 1}"
             )
 
-    # Most of what encoding needs is not needed to load a vocabulary or to decode.
+    # Built on first use: loading a vocabulary and decoding do not need it.
     @cached_property
     def _encoder(self) -> PairEncoder:
         pieces = list(self._pieces)
         for token in self.specials.ids():
-            pieces[token] = b""  # never made of text
+            pieces[token] = b""  # no merge produces it
         return PairEncoder(pieces, self._scores, self.first_byte)
 
     @cached_property
     def _prefix(self) -> int:
-        """The id of the space that ``encode`` puts first: a byte's where no piece is a space."""
+        """The id of the space that ``encode`` puts first: a byte's if no piece is a space."""
         return self._encoder.character(" ")[0]
 
     def encode(
         self, text: str, bos: bool = True, eos: bool = False, special: bool = False
     ) -> list[int]:
-        """The token ids of a text, in O(n log n) for n characters of any kind.
+        """Return the token ids of a text, in O(n log n) time for n characters.
 
         Parameters
         ----------
         text : str
-            Anything that UTF-8 can hold, NUL included, and taken as it is: no normalization. A text
-            that is not empty is encoded with one space before it, as sentencepiece does. (It reads
-            a literal U+2581 as a space, too; here that is a character like any other.)
+            Any text without lone surrogates; NUL is allowed. The text is not normalized. A text
+            that is not empty gets one space before it, as in sentencepiece. (sentencepiece also
+            reads a literal U+2581 as a space; here it is a character like any other.)
         bos, eos : bool
-            Whether to put BOS before it and EOS behind it. Where the vocabulary's models want no
-            BOS (`adds_bos`), it comes only before an empty text: they, too, need a token to start.
+            Whether to put BOS before the text and EOS after it. A vocabulary whose models expect no
+            BOS (`adds_bos`) gets one only for an empty text, because a model needs a first token.
         special : bool
-            Whether a control token's text, such as ``<|eot_id|>``, means the token. By default it
-            means the characters, so that no user's text can end a turn.
+            Whether the text of a control token, such as ``<|eot_id|>``, means that token. By
+            default it means its characters, so that no user's text can end a turn.
+
+        Returns
+        -------
+        list of int
 
         Raises
         ------
         PromptError
-            If the text holds half of a surrogate pair.
+            If the text contains half of a surrogate pair.
         """
         tokens = [self.bos_id] if bos and (self.adds_bos or not text) else []
         tokens += self._encode_text(text, special, first=True)
@@ -236,20 +322,24 @@ class Tokenizer:
         return tokens
 
     def encode_parts(self, parts: Iterable[str | int], first: bool = True) -> list[int]:
-        """The token ids of texts and the tokens between them, as a chat template puts them.
+        """Return the token ids of texts and tokens in turn, as a chat template arranges them.
 
         Parameters
         ----------
         parts : iterable of str or int
-            Texts, which are encoded as by `encode`, so that no control token is found in them, and
-            token ids, which stay what they are.
+            Each text is encoded as `encode` does by default, so that no control token is found in
+            it. Each int is a token id and stays as it is.
         first : bool
-            Whether nothing stands before them, which some vocabularies mark with a space.
+            Whether the parts begin the prompt. Some vocabularies put a space only there.
+
+        Returns
+        -------
+        list of int
 
         Raises
         ------
         PromptError
-            If a text holds half of a surrogate pair.
+            If a text contains half of a surrogate pair.
         """
         tokens: list[int] = []
         for part in parts:
@@ -266,14 +356,14 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
             what = f"U+{code:04X}, half of a surrogate pair,"
-            if 0xDC80 <= code <= 0xDCFF:  # how Python stands in for bytes that it could not decode
+            if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for a byte that it could not decode
                 what = f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8,"
             raise PromptError(
                 f"the text holds {what} at position {error.start}, expected whole characters"
             ) from None
 
     def _encode_text(self, text: str, special: bool, first: bool) -> list[int]:
-        """The ids of a text, special tokens and all; ``first`` if nothing stands before it."""
+        """Encode a text and its special tokens; ``first`` if the text begins the prompt."""
         self._check_text(text)
         tokens: list[int] = []
         if not text:
@@ -283,8 +373,8 @@ class Tokenizer:
                 tokens += [part] if isinstance(part, int) else self._encode_part(part, first)
                 first = False
             return tokens
-        # sentencepiece puts the space first, then looks for added tokens. It knows no control ones
-        # in a text: programs split at them.
+        # sentencepiece adds the space first and then looks for added tokens. It finds no control
+        # tokens in a text; programs that use it split the text at them.
         for stretch in self.specials.split_at_control(text) if special else [text]:
             parts = [stretch] if isinstance(stretch, int) else self.specials.split(" " + stretch)
             for part in parts:
@@ -292,22 +382,27 @@ class Tokenizer:
         return tokens
 
     def _encode_part(self, text: str, first: bool) -> list[int]:
-        """The ids of a text without added tokens; ``first`` if nothing stands before it."""
+        """Encode a text without special tokens; ``first`` if the text begins the prompt."""
         return self._encoder.encode(" " + text)
 
     def _strips(self, token: int) -> bool:
-        """Whether a token right behind BOS loses the space it begins with."""
-        # The byte token of a space keeps it, as in llama2.c, unless encode() itself spells it so.
+        """Whether a token right after BOS loses its leading space."""
+        # llama2.c keeps the space of the byte token 0x20. Here it stays, too, unless encode()
+        # itself spells its leading space with that token.
         return not 0 <= token - self.first_byte < N_BYTES or token == self._prefix
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of token ids: ``decode(encode(text)) == text`` for every text.
+        """Return the text of token ids: ``decode(encode(text)) == text`` for every text.
 
         Parameters
         ----------
         tokens : iterable of int
-            A BOS among them prints nothing and takes one leading space off the piece behind it;
-            EOS prints its piece. Bytes that are not UTF-8 become U+FFFD.
+            A BOS decodes to nothing and removes one leading space from the next token. EOS decodes
+            to its piece. Bytes that are not UTF-8 become U+FFFD.
+
+        Returns
+        -------
+        str
 
         Raises
         ------
@@ -318,15 +413,15 @@ class Tokenizer:
         return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
 
     def decoder(self, previous: int | None = None) -> Decoder:
-        """A decoder for tokens as they come, the first of them coming after ``previous``."""
+        """Return a decoder for a stream of tokens, the first of which follows ``previous``."""
         return Decoder(self, previous)
 
 
 class Decoder:
-    """Tokens in, text out, one at a time: what it returns, put together, is the whole text.
+    """Decode tokens one at a time; the texts that it returns add up to the whole text.
 
-    A character that is spread over several tokens is held back until its last byte is there, so an
-    emoji arrives whole. Made by ``Tokenizer.decoder``.
+    A character that spans several tokens is held back until its last byte arrives, so an emoji
+    arrives whole. `Tokenizer.decoder` makes one.
     """
 
     def __init__(self, tokenizer: Tokenizer, previous: int | None = None) -> None:
@@ -335,7 +430,7 @@ class Decoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
-        """The text that one more token completes, perhaps none.
+        """Return the text that one more token completes. It may be empty.
 
         Raises
         ------
@@ -347,12 +442,12 @@ class Decoder:
         after_bos = self._previous == tokenizer.bos_id
         self._previous = token
         if token == tokenizer.bos_id:
-            return self.flush()  # a new text starts: a character left open stays incomplete
+            return self.flush()  # a new text begins: an incomplete character stays incomplete
         output = tokenizer._outputs[token]
         if after_bos and tokenizer._strips(token):
             output = output.removeprefix(b" ")
         return self._utf8.decode(output)
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD if the last character is incomplete, else nothing."""
+        """Return the rest: U+FFFD if the last character is incomplete, else an empty text."""
         return self._utf8.decode(b"", final=True)

@@ -21,7 +21,7 @@ from ..errors import TrainingError
 from ..formats.atomic_write import replacing
 from ..formats.corpus import SEPARATOR
 from ..model import beside, load
-from ..tokenizers.load import write_tokenizer_bin
+from ..tokenizers.llama2c import write_tokenizer_bin
 from ..tokenizers.tokenizer import Tokenizer
 from .curve import draw_curve
 from .state import Record

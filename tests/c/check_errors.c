@@ -3,6 +3,127 @@
 #include "feeding.h"
 #include "parts.h"
 
+/* A batch of two tokens of one session that gives logits of one, and draws two tokens after the other: fine, for checks to
+ * spoil one thing of it each. */
+typedef struct {
+    int32_t tokens[2], positions[2], rows[3], n_draws[2], stop_tokens[1], drawn[4], n_drawn[2];
+    l2p_session *sessions[2];
+    l2p_draw draws[4];
+    float logits[3 * 17];
+    l2p_batch batch;
+} Asked;
+
+static Asked *asked_of(const Run *run, int drawing) {
+    static Asked a;
+    const l2p_draw fine = {.temperature = 1.0f, .top_p = 0.9f, .coin = 0.5f, .n_tokens = 3};
+    a = (Asked){.tokens = {1, 2},
+                .positions = {0, 1},
+                .rows = {0, 1},
+                .n_draws = {1, 2},
+                .stop_tokens = {-1},
+                .drawn = {-7, -7, -7, -7},
+                .n_drawn = {-7, -7},
+                .sessions = {run->sessions[0], run->sessions[0]},
+                .draws = {fine, fine, fine, fine}};
+    a.batch = (l2p_batch){.n_tokens = 2,
+                          .tokens = a.tokens,
+                          .sessions = a.sessions,
+                          .positions = a.positions,
+                          .n_rows = 2,
+                          .rows = a.rows,
+                          .logits = drawing ? NULL : a.logits,
+                          .n_draws = drawing ? a.n_draws : NULL,
+                          .draws = drawing ? a.draws : NULL,
+                          .n_stop_tokens = drawing,
+                          .stop_tokens = drawing ? a.stop_tokens : NULL,
+                          .drawn = drawing ? a.drawn : NULL,
+                          .n_drawn = drawing ? a.n_drawn : NULL};
+    return &a;
+}
+
+/* Spoil one thing of a batch: it is refused, and nothing is written or run. */
+#define REFUSED(drawing, SPOIL)                                                    \
+    do {                                                                           \
+        Asked *a = asked_of(run, drawing);                                         \
+        SPOIL;                                                                     \
+        CHECK(l2p_forward(run->model, &a->batch, 1, NULL) == L2P_BAD_ARGUMENT);     \
+        for (int at = 0; at < 4; at++) CHECK(a->drawn[at] == -7);                  \
+        for (int at = 0; at < 2; at++) CHECK(a->n_drawn[at] == -7);                \
+        for (int at = 0; at < 3 * 17; at++) CHECK(a->logits[at] == 0.0f);          \
+    } while (0)
+
+static void check_batches(Run *run, l2p_session *foreign) {
+    const l2p_config *c = &run->s->config;
+    now("l2p_forward's arguments");
+    Batch ran = {0};
+    add(&ran, 0, 0, LENGTHS[0]);
+    feed(run, &ran, ran.n, "before what is refused");
+    for (int drawing = 0; drawing <= 1; drawing++) {
+        REFUSED(drawing, a->batch.n_tokens = 0);
+        REFUSED(drawing, a->batch.n_tokens = -1);
+        REFUSED(drawing, a->batch.n_tokens = INT32_MAX);
+        REFUSED(drawing, a->batch.tokens = NULL);
+        REFUSED(drawing, a->batch.sessions = NULL);
+        REFUSED(drawing, a->batch.positions = NULL);
+        REFUSED(drawing, a->batch.rows = NULL);
+        REFUSED(drawing, a->batch.n_rows = -1);
+        for (int i = 0; i < 2; i++) {
+            REFUSED(drawing, a->tokens[i] = -1);
+            REFUSED(drawing, a->tokens[i] = c->vocab_size);
+            REFUSED(drawing, a->sessions[i] = NULL);
+            REFUSED(drawing, a->sessions[i] = foreign);
+            REFUSED(drawing, a->positions[i] = -1);
+            REFUSED(drawing, a->positions[i] = INT32_MIN);
+            REFUSED(drawing, a->positions[i] = c->seq_len);
+            REFUSED(drawing, a->positions[i] = INT32_MAX);
+            REFUSED(drawing, a->rows[i] = -1);
+            REFUSED(drawing, a->rows[i] = 2);
+        }
+    }
+    static const int32_t below[] = {0, -1, INT32_MIN};
+    for (int i = 0; i < 2; i++) {
+        for (int k = 0; k < 3; k++) REFUSED(1, a->n_draws[i] = below[k]);
+        REFUSED(1, a->n_draws[i] = INT32_MAX);
+        REFUSED(1, a->n_draws[i] = c->seq_len - i + 1);
+    }
+    REFUSED(1, a->positions[1] = c->seq_len - 1); /* the second draw's token is past the end */
+    REFUSED(1, a->n_draws[0] = 2);                /* of a token that is not the last of its session */
+    REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 1)); /* stands in the rows twice, and goes on */
+    REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 2, a->n_draws[1] = 1));
+    REFUSED(1, a->batch.n_draws = NULL);
+    REFUSED(1, a->batch.draws = NULL);
+    REFUSED(1, a->batch.drawn = NULL);
+    REFUSED(1, a->batch.n_drawn = NULL);
+    REFUSED(1, a->batch.stop_tokens = NULL);
+    REFUSED(1, a->batch.n_stop_tokens = -1);
+    const int32_t bad_counts[] = {0, -1, INT32_MIN, c->vocab_size + 1, INT32_MAX};
+    for (size_t i = 0; i < sizeof bad_counts / sizeof bad_counts[0]; i++)
+        for (int draw = 0; draw < 3; draw++)
+            for (int greedy = 0; greedy <= 1; greedy++)
+                REFUSED(1, (a->draws[draw].n_tokens = bad_counts[i], a->draws[draw].temperature = greedy ? 0.0f : 1.0f));
+    Batch end = {0};
+    add(&end, 0, LENGTHS[0] - 1, LENGTHS[0]);
+    feed(run, &end, 0, "after what was refused");
+
+    now("the bounds themselves");
+    Asked *a = asked_of(run, 1);
+    a->draws[0].n_tokens = 1;
+    a->draws[1].n_tokens = c->vocab_size;
+    a->positions[1] = c->seq_len - 2;
+    CHECK(l2p_forward(run->model, &a->batch, 1, NULL) == L2P_OK);
+    CHECK(a->drawn[0] == 0 && a->drawn[1] >= 0 && a->drawn[1] < c->vocab_size && a->drawn[2] >= 0 && a->drawn[3] == -7);
+    CHECK(a->n_drawn[0] == 1 && a->n_drawn[1] == 2);
+    a = asked_of(run, 1); /* the same row twice, one draw each */
+    a->rows[0] = 1;
+    a->n_draws[1] = 1;
+    CHECK(l2p_forward(run->model, &a->batch, 1, NULL) == L2P_OK && a->drawn[0] == a->drawn[1] && a->drawn[2] == -7);
+    a = asked_of(run, 1); /* no rows: neither logits nor draws */
+    a->batch.n_rows = 0;
+    a->batch.rows = NULL;
+    CHECK(l2p_forward(run->model, &a->batch, 1, NULL) == L2P_OK && a->drawn[0] == -7 && a->n_drawn[0] == -7);
+}
+#undef REFUSED
+
 void check_errors(void) {
     now("the list of instruction sets");
     int count = 0;
@@ -45,92 +166,7 @@ void check_errors(void) {
         CHECK(small && l2p_model_set(small, L2P_WCLS, 0, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         l2p_model_free(small);
 
-        now("l2p_forward's arguments");
-        const int32_t token = 0, position = 0, row = 0, beyond = 1, minus = -1;
-        const int32_t vocab = c->vocab_size, seq_len = c->seq_len;
-        l2p_session *const mine = run.sessions[0], *const foreign = other.sessions[0], *const none = NULL;
-        float out[17];
-#define REFUSED(n, token, session, position, n_logits, row) \
-    CHECK(l2p_forward(run.model, n, token, session, position, n_logits, row, out, 1, NULL) == L2P_BAD_ARGUMENT)
-        REFUSED(0, &token, &mine, &position, 0, &row);
-        REFUSED(-1, &token, &mine, &position, 0, &row);
-        REFUSED(1, &minus, &mine, &position, 1, &row);
-        REFUSED(1, &vocab, &mine, &position, 1, &row);
-        REFUSED(1, &token, &none, &position, 1, &row);
-        REFUSED(1, &token, &foreign, &position, 1, &row);
-        REFUSED(1, &token, &mine, &minus, 1, &row);
-        REFUSED(1, &token, &mine, &seq_len, 1, &row);
-        REFUSED(1, &token, &mine, &position, -1, &row);
-        REFUSED(1, &token, &mine, &position, 1, &minus);
-        REFUSED(1, &token, &mine, &position, 1, &beyond);
-#undef REFUSED
-        now("l2p_next's arguments");
-        const l2p_draw fine = {.temperature = 1.0f, .top_p = 0.9f, .coin = 0.5f, .n = 3};
-        int32_t drawn[2] = {-7, -7};
-        Batch ran = {0};
-        add(&ran, 0, 0, LENGTHS[0]);
-        feed(&run, &ran, ran.n, "before what is refused");
-#define REFUSED(n, token, session, position, n_draws, row, draw) \
-    CHECK(l2p_next(run.model, n, token, session, position, n_draws, row, draw, drawn, 1, NULL) == L2P_BAD_ARGUMENT)
-        REFUSED(0, &token, &run.sessions[0], &position, 0, &row, &fine);
-        REFUSED(1, &minus, &run.sessions[0], &position, 1, &row, &fine);
-        REFUSED(1, &vocab, &run.sessions[0], &position, 1, &row, &fine);
-        REFUSED(1, &token, &foreign, &position, 1, &row, &fine);
-        REFUSED(1, &token, &run.sessions[0], &seq_len, 1, &row, &fine);
-        REFUSED(1, &token, &run.sessions[0], &position, -1, &row, &fine);
-        REFUSED(1, &token, &run.sessions[0], &position, 1, &minus, &fine);
-        REFUSED(1, &token, &run.sessions[0], &position, 1, &beyond, &fine);
-        const int32_t bad_numbers[] = {0, -1, INT32_MIN, vocab + 1, INT32_MAX}, rows[] = {0, 0};
-        const int32_t unlike = (s.tokens[0][0] + 1) % vocab;
-        for (size_t i = 0; i < sizeof bad_numbers / sizeof bad_numbers[0]; i++)
-            for (int greedy = 0; greedy <= 1; greedy++) {
-                l2p_draw wrong = fine;
-                wrong.n = bad_numbers[i];
-                if (greedy) wrong.temperature = 0.0f;
-                const l2p_draw last[] = {fine, wrong}, first[] = {wrong, fine};
-                REFUSED(1, &unlike, &run.sessions[0], &position, 1, &row, &wrong);
-                REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows, last);
-                REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows, first);
-            }
-        const int32_t rows_beyond[] = {0, 1}, rows_before[] = {0, -1};
-        const l2p_draw both[] = {fine, fine};
-        REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_beyond, both);
-        REFUSED(1, &unlike, &run.sessions[0], &position, 2, rows_before, both);
-#undef REFUSED
-        now("l2p_generate's arguments");
-#define REFUSED(session, token, position, n_draws, draws) \
-    CHECK(l2p_generate(run.model, session, token, position, n_draws, draws, 0, NULL, drawn, 1, NULL) == \
-          -L2P_BAD_ARGUMENT)
-        REFUSED(foreign, unlike, position, 1, both);
-        REFUSED(run.sessions[0], minus, position, 1, both);
-        REFUSED(run.sessions[0], vocab, position, 1, both);
-        REFUSED(run.sessions[0], unlike, minus, 1, both);
-        REFUSED(run.sessions[0], unlike, INT32_MIN, 2, both);
-        REFUSED(run.sessions[0], unlike, seq_len, 1, both);
-        REFUSED(run.sessions[0], unlike, seq_len - 1, 2, both);
-        REFUSED(run.sessions[0], unlike, INT32_MAX, 2, both);
-        REFUSED(run.sessions[0], unlike, position, 0, both);
-        REFUSED(run.sessions[0], unlike, position, -1, both);
-        REFUSED(run.sessions[0], unlike, position, INT32_MIN, both);
-        REFUSED(run.sessions[0], unlike, position, INT32_MAX, both);
-        for (size_t i = 0; i < sizeof bad_numbers / sizeof bad_numbers[0]; i++)
-            for (int at = 0; at < 2; at++) {
-                l2p_draw some[] = {fine, fine};
-                some[at].n = bad_numbers[i];
-                REFUSED(run.sessions[0], unlike, position, 2, some);
-            }
-#undef REFUSED
-        CHECK(drawn[0] == -7 && drawn[1] == -7);
-        Batch end = {0};
-        add(&end, 0, LENGTHS[0] - 1, LENGTHS[0]);
-        feed(&run, &end, 0, "behind what was refused");
-        l2p_draw all = fine; /* the bounds themselves are fine */
-        all.n = vocab;
-        CHECK(l2p_next(run.model, 1, &token, &run.sessions[0], &position, 1, &row, &all, drawn, 1, NULL) == L2P_OK);
-        CHECK(drawn[0] >= 0 && drawn[0] < vocab);
-        all.n = 1;
-        CHECK(l2p_next(run.model, 1, &token, &run.sessions[0], &position, 1, &row, &all, drawn, 1, NULL) == L2P_OK);
-        CHECK(drawn[0] == 0 && drawn[1] == -7);
+        check_batches(&run, other.sessions[0]);
         static const int odd_threads[] = {0, -1, INT32_MIN, 300, INT32_MAX};
         for (size_t i = 0; i < sizeof odd_threads / sizeof odd_threads[0]; i++) {
             now("l2p_forward with n_threads = %d", odd_threads[i]);

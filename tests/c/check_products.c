@@ -207,7 +207,8 @@ static void check_bare(const FloatKernels *kernels, int type, int blocks, int co
         for (int i = 0; i < n; i++)
             for (int row = 0; row < rows; row++)
                 floats(out)[(size_t)i * ld_out + (size_t)row] = mode == MATMUL_STORE ? NAN : 0.75f;
-        kernels->matmul_bare(type, w.array, stride * width, blocks, cols, floats(x), ld_x, n, floats(out), ld_out, mode);
+        const Blocks bare = {type, w.array, stride * width, blocks, cols};
+        kernels->matmul_bare(&bare, floats(x), ld_x, n, floats(out), ld_out, mode);
         for (int i = 0; i < n; i++) {
             for (int row = 0; row < rows; row++) {
                 const float *wr = wide + (size_t)(row / LANES) * stride + row % LANES;

@@ -10,8 +10,7 @@ from llama2py import Chat, Model
 from llama2py.chat.templates import recognise
 from llama2py.tokenizers.bpe import FIRST_PIECE
 from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
-from llama2py.tokenizers.specials import Specials
-from llama2py.tokenizers.tokenizer import Tokenizer
+from llama2py.tokenizers.tokenizer import Specials, Tokenizer
 from tests.support.scripted import ScriptedBackend
 from tests.support.scripted_dialogues import TURNS, ids, talk, vocabulary
 

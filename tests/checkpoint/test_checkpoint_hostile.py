@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 # The first two are loaded on first use, which is no part of a refusal's cost.
-from llama2py.checkpoint import directory, gguf, open_checkpoint  # noqa: F401
+from llama2py.checkpoint import directory, open_checkpoint  # noqa: F401
+from llama2py.checkpoint.gguf import reader  # noqa: F401
 from llama2py.errors import CheckpointError
 from tests.support.foreign_files import huggingface
 from tests.support.tiny_checkpoints import GROUPED, MAGIC, SHAPES, make_file
@@ -129,7 +130,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 60816028\n",
         "this is a git-lfs pointer to a file, not the file itself (git lfs pull gets it)",
     ),
-    "html": (b"\n<!DOCTYPE html>\n<html><head>", "this is an HTML page, not what it links to"),
+    "html": (b"\n<!DOCTYPE html>\n<html><head>", "this is an HTML page, not the file it links to"),
     "short html": (b"<html></html>", "this is an HTML page"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "this is an XML document"),
     "json": (b'{"error": "Repository not found"}', "this is a JSON text"),

@@ -249,7 +249,7 @@ def test_folders_pipes_and_missing_folders_are_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (tmp_path, pipe):
-        with pytest.raises(CheckpointError, match="this is no regular file"):
+        with pytest.raises(CheckpointError, match="not a regular file"):
             write_checkpoint(path, CONFIG, tiny(0))
     for path in (tmp_path / "no/tiny.bin", pipe / "tiny.bin"):
         with pytest.raises(CheckpointError, match="cannot be written"):

@@ -17,7 +17,7 @@ from tests.conftest import tiny_tokenizer
 from tests.support import foreign_files as foreign
 from tests.support import gguf_files as made
 from tests.support.scripted import ScriptedBackend
-from tests.test_convert import make
+from tests.test_conversion import make
 
 CHATML = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
 
@@ -253,4 +253,4 @@ def test_what_ends_a_text_goes_along(
             with open_checkpoint(path) as checkpoint:
                 assert checkpoint.conventions.end_tokens == expected
                 assert checkpoint.chat_template == template
-    assert ("GGUF names 3 of the 4 tokens that end a text" in caplog.text) == (len(whole) > 3)
+    assert ("GGUF holds only 3 of the 4 tokens that end a text" in caplog.text) == (len(whole) > 3)

@@ -32,7 +32,7 @@ from llama2py.engine.isa import isa_names
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
 from llama2py.engine.session import Session
-from llama2py.tokenizers.load import write_tokenizer_bin
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from tests.conftest import in_memory, random_checkpoint, tiny_tokenizer
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)

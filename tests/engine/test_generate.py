@@ -168,18 +168,18 @@ def test_closed_between_two_tokens(model: Model, taken: int) -> None:
 def broken_off(error: Exception | type[BaseException]) -> Callable[..., Any]:
     """The engine's call, which runs all and then ends so."""
 
-    def l2p_generate(*arguments: Any) -> None:
-        assert lib.l2p_generate(*arguments) > 0
+    def l2p_forward(*arguments: Any) -> None:
+        assert lib.l2p_forward(*arguments) == lib.L2P_OK
         raise error
 
-    return l2p_generate
+    return l2p_forward
 
 
 class Replaced:
     """The engine's library but for one function."""
 
-    def __init__(self, l2p_generate: Callable[..., Any]) -> None:
-        self.l2p_generate = l2p_generate
+    def __init__(self, l2p_forward: Callable[..., Any]) -> None:
+        self.l2p_forward = l2p_forward
 
     def __getattr__(self, name: str) -> Any:
         return getattr(lib, name)
@@ -204,11 +204,11 @@ def test_closed_by_another_thread_during_a_call(
 ) -> None:
     with fast.session() as session:
 
-        def l2p_generate(*arguments: Any) -> Any:
+        def l2p_forward(*arguments: Any) -> Any:
             session.close()
-            return lib.l2p_generate(*arguments)
+            return lib.l2p_forward(*arguments)
 
-        monkeypatch.setattr(engine, "lib", Replaced(l2p_generate))
+        monkeypatch.setattr(engine, "lib", Replaced(l2p_forward))
         with pytest.raises(Cancelled, match="closed meanwhile"):
             next(session.generate([9], HOT[:16]))
         assert session.position == 0

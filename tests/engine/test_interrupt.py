@@ -5,17 +5,17 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llama2py.engine.session_many import forward_many, next_tokens_many
 
 from llama2py import Model, ModelConfig
 from llama2py.engine import native as engine
 from llama2py.engine._engine import lib
 from llama2py.engine.backend import Draw
 from llama2py.engine.native import Engine
-from llama2py.engine.session_many import forward_many, next_tokens_many
 from tests.conftest import random_checkpoint, tiny_tokenizer
 from tests.support.drawing import next_token
 
@@ -40,20 +40,11 @@ class Watched:
         return getattr(lib, name)
 
     def l2p_forward(self, *arguments: Any) -> int:
-        return self._interrupted(lib.l2p_forward, arguments)
-
-    def l2p_next(self, *arguments: Any) -> int:
-        return self._interrupted(lib.l2p_next, arguments)
-
-    def l2p_generate(self, *arguments: Any) -> int:
-        return self._interrupted(lib.l2p_generate, arguments)
-
-    def _interrupted(self, call: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         main = threading.main_thread().ident
         assert main is not None
         timer = threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGINT))
         timer.start()
-        self.ends.append(call(*arguments))
+        self.ends.append(lib.l2p_forward(*arguments))
         timer.join()
         return self.ends[-1]
 
@@ -97,7 +88,6 @@ def test_a_long_pass_hears_ctrl_c(
 def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single token has a call of its own in C."""
     monkeypatch.setattr(engine, "LONG_WORK", 1)
     with model.session() as one, model.session() as other:
         expected = [next_token(other, [token], DRAW) for token in TOKENS[:4]]
@@ -105,19 +95,19 @@ def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
         signals: list[int] = []
 
         class Stuck(Watched):
-            def l2p_generate(self, *arguments: Any) -> int:
+            def l2p_forward(self, *arguments: Any) -> int:
                 time.sleep(0.05)  # until the main thread waits
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 while not arguments[-1][0]:  # until it is told to end
                     time.sleep(0.001)
-                signals.append(lib.l2p_generate(*arguments))
+                signals.append(lib.l2p_forward(*arguments))
                 return signals[-1]
 
         with monkeypatch.context() as patch:
             patch.setattr(engine, "lib", Stuck())
             with pytest.raises(KeyboardInterrupt):
                 next_token(one, TOKENS[1:2], DRAW)
-        assert signals == [-lib.L2P_CANCELLED]
+        assert signals == [lib.L2P_CANCELLED]
         assert one.tokens == TOKENS[:1]
         assert [next_token(one, [token], DRAW) for token in TOKENS[1:4]] == expected[1:]
 

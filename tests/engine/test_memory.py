@@ -24,8 +24,8 @@ from llama2py.cli.loading import loading_bar
 from llama2py.config import Dtype
 from llama2py.engine.memory import free_memory, memory_by_dtype, packed_bytes
 from llama2py.engine.native import Engine
-from llama2py.tokenizers.load import write_tokenizer_bin
-from llama2py.tokenizers.output import sentencepiece_model
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
+from llama2py.tokenizers.sentencepiece import sentencepiece_model
 from tests.conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 KIB = 1024

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama2py.engine.session_many import forward_many, next_tokens_many
 
 from llama2py import Cancelled, ClosedError, ContextError, Model, ModelConfig
 from llama2py.engine import native as engine
 from llama2py.engine._engine import lib
 from llama2py.engine.backend import Draw, pick
 from llama2py.engine.native import Engine
-from llama2py.engine.session_many import forward_many, next_tokens_many
 from llama2py.generation.sampling import Sampler
 from llama2py.tokenizers.tokenizer import BOS
 from tests.conftest import random_checkpoint, tiny_model, tiny_tokenizer
@@ -128,9 +128,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(lib, name)
 
-    def l2p_next(self, *arguments: Any) -> int:
+    def l2p_forward(self, *arguments: Any) -> int:
         self._happens()
-        self.ends.append(lib.l2p_next(*arguments))
+        self.ends.append(lib.l2p_forward(*arguments))
         return self.ends[-1]
 
 

@@ -220,7 +220,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     with MODEL.session() as session:
         with pytest.raises(SessionError, match="cannot be written"):
             session.save(tmp_path / "no" / "folder")
-        with pytest.raises(SessionError, match="no regular file"):
+        with pytest.raises(SessionError, match="not a regular file"):
             session.save(tmp_path)
 
 

@@ -134,7 +134,9 @@ class TestFork:
         """In a process of its own: the engine must not have had a pool before."""
         script = (
             "import threading, time\n"
-            "from tests.conftest import random_checkpoint, tiny_model, TINY\n"
+            "from llama2py import Model, ModelConfig\n"
+            "from llama2py.engine.native import Engine\n"
+            "from tests.conftest import random_checkpoint, tiny_tokenizer\n"
             "from tests.engine.test_session_many import forked\n"
             "checkpoint = random_checkpoint(ModelConfig(256, 688, 4, 4, 4, 300, 256))\n"
             f"model = Model(Engine(checkpoint, {threads}), tiny_tokenizer())\n"

@@ -15,11 +15,13 @@ import numpy as np
 from llama2py.checkpoint import open_checkpoint
 from llama2py.engine.reference import Reference
 from llama2py.engine.session_file import fingerprint, read_session, write_session
-from llama2py.tokenizers.load import load_tokenizer, write_tokenizer_bin
-from llama2py.tokenizers.output import gguf_pairs, sentencepiece_model, tokenizer_json
-from llama2py.tokenizers.specials import Specials
-from llama2py.tokenizers.tiktoken import read_ranks
-from llama2py.tokenizers.tokenizer import Tokenizer
+from llama2py.tokenizers.gguf import gguf_pairs
+from llama2py.tokenizers.huggingface import tokenizer_json
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
+from llama2py.tokenizers.load import load_tokenizer
+from llama2py.tokenizers.sentencepiece import sentencepiece_model
+from llama2py.tokenizers.tiktoken import parse_ranks
+from llama2py.tokenizers.tokenizer import Specials, Tokenizer
 from tests.checkpoint.test_gguf_split import split
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
 from tests.fuzz.bounds import Read
@@ -80,8 +82,7 @@ def gguf(folder: Path) -> Made:
 
 
 def gguf_vocabulary(folder: Path) -> Made:
-    (folder / "ranks").write_bytes(byte_level())
-    vocabularies = tiny_tokenizer(), early_specials(), read_ranks(folder / "ranks")
+    vocabularies = tiny_tokenizer(), early_specials(), parse_ranks(byte_level())
     seeds = [gguf_file(metadata() | gguf_pairs(v, "{{ bos_token }}"), []) for v in vocabularies]
     return file_as(folder / "m.gguf", vocabulary_at), seeds
 
@@ -238,8 +239,7 @@ def ranks(folder: Path) -> Made:
 
 
 def tokenizer_json_(folder: Path) -> Made:
-    (folder / "ranks").write_bytes(byte_level())
-    seeds = [tokenizer_json(tiny_tokenizer()), tokenizer_json(read_ranks(folder / "ranks"))]
+    seeds = [tokenizer_json(tiny_tokenizer()), tokenizer_json(parse_ranks(byte_level()))]
     seeds.append(seeds[1].replace(b'"normalizer": null', b'"normalizer": {"type": "NFC"}'))
     assert seeds[2] != seeds[1]
     return file_as(folder / "tokenizer.json", vocabulary_at), seeds

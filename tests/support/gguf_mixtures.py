@@ -26,7 +26,7 @@ from llama2py.checkpoint.gguf.reader import NAMES
 from llama2py.checkpoint.gguf.tensors import BlockTensor
 from llama2py.checkpoint.quantize import quantize_int4
 from llama2py.config import ModelConfig
-from llama2py.tokenizers.output import gguf_pairs
+from llama2py.tokenizers.gguf import gguf_pairs
 from tests.conftest import in_memory, tiny_tokenizer
 from tests.support import gguf_files as made
 

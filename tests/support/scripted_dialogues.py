@@ -11,8 +11,7 @@ from llama2py import Chat, Model
 from llama2py.checkpoint import Conventions
 from llama2py.tokenizers.merge_tokenizer import ByteLevel, MergeTokenizer
 from llama2py.tokenizers.pretokenize import GPT2
-from llama2py.tokenizers.specials import Specials
-from llama2py.tokenizers.tokenizer import Tokenizer
+from llama2py.tokenizers.tokenizer import Specials, Tokenizer
 from tests.support.scripted import ScriptedBackend
 
 LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>")

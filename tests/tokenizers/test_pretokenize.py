@@ -1,4 +1,4 @@
-"""How a vocabulary's pattern cuts texts into words."""
+"""How a vocabulary's pattern cuts a text into words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2py.tokenizers.pretokenize import DIGITS, GPT2, KNOWN_PATTERNS, LLAMA3, QWEN2, words
-from tests.tokenizers.test_tokenizer_merges import TEXTS
+from tests.support.trained_vocabularies import TEXTS
 
 
-def test_patterns_against_a_reading_by_hand() -> None:
+def test_each_pattern_cuts_as_read_by_hand() -> None:
     cut = {
         GPT2: ["we", "'ll", " see", " 1234", "  ", " é", "!?", "\n"],
         LLAMA3: ["we", "'ll", " see", " ", "123", "4", "  ", " é", "!?\n"],
@@ -25,14 +25,14 @@ def test_patterns_against_a_reading_by_hand() -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(sorted(KNOWN_PATTERNS)), TEXTS)
-def test_words_make_the_text(pattern: str, text: str) -> None:
+def test_words_add_up_to_the_text(pattern: str, text: str) -> None:
     found = list(words(text, [pattern]))
     assert "".join(found) == text
     assert all(found)
 
 
-def test_classes_are_unicodes() -> None:
-    """Every letter alone is one word with what letters surround it, and nothing else is."""
+def test_a_character_class_is_the_one_of_unicode() -> None:
+    """A letter, and nothing else, forms one word with the letters around it. So do numbers."""
     for code in [*range(0x3000), 0x1F43B, 0x10400, 0x1D7D8]:
         character = chr(code)
         if unicodedata.category(character) == "Cs":

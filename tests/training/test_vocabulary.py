@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llama2py.errors import ParameterError
 from llama2py.formats.corpus import read_stories
-from llama2py.tokenizers.load import load_tokenizer, write_tokenizer_bin
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
+from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.tokenizer import Tokenizer
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="needs the extra [train]")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError
-from ...formats.foreign import HEAD, describe
 from ...formats.json_text import MAX_SIZE, parse_json_object
 from ...formats.mapped_file import MappedFile
+from ...formats.sniff import HEAD, kind_of
 from ..weights import Weight
 
 # dtype: its name and NumPy's, bfloat16 by its bits, what is no weight by its size.
@@ -55,7 +55,7 @@ def read_safetensors(file: MappedFile) -> dict[str, Weight]:
 
 def _read(file: MappedFile) -> dict[str, Weight]:
     head = file.read(0, HEAD)
-    if head[8:9] != b"{" and (kind := describe(head)) is not None:
+    if head[8:9] != b"{" and (kind := kind_of(head)) is not None:
         raise CheckpointError(f"this is {kind}, expected safetensors")
     length = int.from_bytes(file.read(0, 8), "little")
     if file.size < 8 or length > min(MAX_SIZE, file.size - 8):

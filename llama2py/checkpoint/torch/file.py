@@ -17,8 +17,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...errors import CheckpointError
-from ...formats.foreign import HEAD, describe
 from ...formats.mapped_file import MappedFile
+from ...formats.sniff import HEAD, kind_of
 from ..weights import Weight
 from .unpickler import Function, fill, unpickle
 from .zip_archive import MAGIC, Entry, read_entries
@@ -73,7 +73,7 @@ def read_torch_file(file: MappedFile) -> object:
         tensor and no plain container; nothing that it names is ever run.
     """
     head = file.read(0, HEAD)
-    if not head.startswith(MAGIC) and (kind := describe(head)) is not None:
+    if not head.startswith(MAGIC) and (kind := kind_of(head)) is not None:
         raise CheckpointError(f"{file.path}: this is {kind}, expected a file of PyTorch")
     entries = read_entries(file)
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]

@@ -1,9 +1,10 @@
-"""convert: what it writes and what it refuses."""
+"""Conversion: what it writes and what it refuses."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from llama2py.config import ModelConfig, RopeScaling
 from llama2py.conversion import convert, format_of
 from llama2py.errors import CheckpointError, ParameterError, TokenizerError
 from llama2py.tokenizers.export import export_tokenizer
-from llama2py.tokenizers.load import load_tokenizer, write_tokenizer_bin
+from llama2py.tokenizers.huggingface import tokenizer_json
+from llama2py.tokenizers.llama2c import write_tokenizer_bin
+from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
-from llama2py.tokenizers.output import sentencepiece_model, tokenizer_json
-from llama2py.tokenizers.specials import Specials
+from llama2py.tokenizers.sentencepiece import sentencepiece_model
+from llama2py.tokenizers.tokenizer import Specials
 from tests.conftest import TINY, in_memory, random_checkpoint, tiny_tokenizer
 
 LLAMA3 = RopeScaling("llama3", 32.0, original_seq_len=8192)
 
 
 def make(path: Path, config: ModelConfig = TINY, **tensors: Tensor) -> Path:
-    """A directory of Hugging Face's; its tensors may be replaced."""
+    """Write a Hugging Face directory; some of its tensors may be replaced."""
     checkpoint = random_checkpoint(config)
     found = {name: list(layers) for name, layers in checkpoint.tensors.items()}
     for name, tensor in tensors.items():
@@ -46,7 +49,7 @@ def model(tmp_path: Path) -> Path:
     return make(tmp_path / "model")
 
 
-def left(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -61,22 +64,37 @@ def left(folder: Path) -> list[str]:
         ("x.bin", "int8", "v2"),
         ("x.bin", "bfloat16", "v0"),
         ("TinyLlama-1.1B", "float32", "hf"),
+        ("llama-3.2-instruct", "float32", "hf"),
         ("folder", "int8", "hf"),
     ],
 )
-def test_the_name_tells_the_format(name: str, dtype: str, format: str) -> None:
+def test_the_name_implies_the_format(name: str, dtype: str, format: str) -> None:
     assert format_of(Path(name), dtype) == format
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.json"])
-def test_a_name_that_does_not_tell(name: str, model: Path) -> None:
-    with pytest.raises(ParameterError, match=rf"{name}: the name does not tell the format, expec"):
+@pytest.mark.parametrize("name", ["x.onnx", "x.safetensors", "x.pth", "x.json", "x.BIN"])
+def test_an_unknown_suffix_is_an_error_that_lists_what_is_written(name: str, model: Path) -> None:
+    message = rf"{name}: no format has such a name; name it \*\.bin .* one of v0, v1, v2, hf, gguf$"
+    with pytest.raises(ParameterError, match=message):
         convert(model, name)
-    assert format_of(Path("new")) == "hf"
     file = model / "tokenizer"
     file.touch()
-    with pytest.raises(ParameterError, match="the name does not tell the format"):
+    with pytest.raises(ParameterError, match="tokenizer: no format has such a name"):
         convert(model, file)
+
+
+def test_a_directory_may_have_any_name(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").mkdir()
+    assert format_of(tmp_path / "x.onnx") == "hf"  # an existing directory
+    convert(model, tmp_path / "y.onnx", format="hf")
+    assert "config.json" in names_in(tmp_path / "y.onnx")
+
+
+def test_the_builtin_model_has_a_name(tmp_path: Path) -> None:
+    assert main(["convert", "builtin", "-o", str(tmp_path / "story.gguf")]) == 0
+    with llama2py.load("builtin") as first, llama2py.load(tmp_path / "story.gguf") as second:
+        texts = [m.generate("Once", seed=1, max_tokens=9).text for m in (first, second)]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(
@@ -86,18 +104,18 @@ def test_a_name_that_does_not_tell(name: str, model: Path) -> None:
         ({"dtype": "int4"}, "dtype is 'int4', expected one of float32, float16, bfloat16, int8"),
         ({"group_size": 0, "format": "v2"}, "group_size is 0, expected a whole number from 1 up"),
         ({"threads": 0}, "threads is 0, expected a whole number from 1 up"),
-        ({"group_size": 32}, "group_size is 32, expected none for format v0"),
+        ({"group_size": 32}, "group_size is 32, but format v0 has no groups"),
         ({"group_size": 5, "format": "v2"}, "group_size is 5, expected a positive divisor of dim"),
-        ({"dtype": "float16"}, "format v0 holds float32, not float16: expected one of these or the "
+        ({"dtype": "float16"}, "format v0 holds float32, not float16; choose another dtype, or "
          "format hf or gguf"),
         ({"dtype": "int8", "format": "hf"}, "holds float32, float16, bfloat16, not int8.* v2 or g"),
         ({"dtype": "float32", "format": "v2"}, "format v2 holds int8, not float32"),
     ],
 )  # fmt: skip
-def test_what_no_format_is(change: dict[str, Any], message: str, model: Path) -> None:
+def test_wrong_parameters_are_errors(change: dict[str, Any], message: str, model: Path) -> None:
     with pytest.raises(ParameterError, match=message):
         convert(model, model.parent / "out.bin", **change)
-    assert left(model.parent) == ["model"]
+    assert names_in(model.parent) == ["model"]
 
 
 @pytest.mark.parametrize(
@@ -109,23 +127,25 @@ def test_what_no_format_is(change: dict[str, Any], message: str, model: Path) ->
         ({"head_size": 10}, "the head size is 10"),
     ],
 )
-def test_llama2c_cannot_say_everything(change: dict[str, Any], name: str, tmp_path: Path) -> None:
-    """But the others can, and what they say is what was said."""
+def test_llama2c_files_lack_some_parameters(
+    change: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    """The other formats hold them, and the model stays the same."""
     source = make(tmp_path / "model", replace(TINY, **change))
     for format in ("v0", "v1", "v2"):
         with pytest.raises(CheckpointError, match=rf"out: a llama2\.c .* {name}.* gguf or hf$"):
             convert(source, tmp_path / "out", format=format)
-    assert left(tmp_path) == ["model"]
+    assert names_in(tmp_path) == ["model"]
     convert(source, tmp_path / "out.gguf")
     convert(tmp_path / "out.gguf", tmp_path / "again")
     with open_checkpoint(source) as first, open_checkpoint(tmp_path / "again") as last:
         assert last.config == first.config
     with llama2py.load(source) as first, llama2py.load(tmp_path / "out.gguf") as last:
-        told = [m.generate("abc", temperature=1.0, seed=5).tokens for m in (first, last)]
-        assert told[0] == told[1]
+        tokens = [m.generate("abc", temperature=1.0, seed=5).tokens for m in (first, last)]
+        assert tokens[0] == tokens[1]
 
 
-def test_linear_scaling_is_carried(tmp_path: Path) -> None:
+def test_conversion_keeps_linear_scaling(tmp_path: Path) -> None:
     config = replace(TINY, rope_scaling=RopeScaling("linear", 2.5))
     source = make(tmp_path / "model", config)
     convert(source, tmp_path / "out.gguf")
@@ -135,20 +155,20 @@ def test_linear_scaling_is_carried(tmp_path: Path) -> None:
             assert checkpoint.config == config
 
 
-def test_factors_of_their_own_are_ggufs_alone(tmp_path: Path) -> None:
+def test_only_gguf_holds_factors_per_frequency(tmp_path: Path) -> None:
     config = replace(TINY, rope_scaling=RopeScaling("factors", factors=(1.0, 1.5, 4.0)))
     write_gguf(tmp_path / "a.gguf", in_memory(config, dict(random_checkpoint(TINY).tensors)),
                "float32", {})  # fmt: skip
     with pytest.raises(CheckpointError, match=r"a\.gguf: a config\.json cannot say .* format gguf"):
         convert(tmp_path / "a.gguf", tmp_path / "hf")
-    assert left(tmp_path) == ["a.gguf"]
+    assert names_in(tmp_path) == ["a.gguf"]
     convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
     with open_checkpoint(tmp_path / "b.gguf") as checkpoint:
         assert checkpoint.config == config
 
 
-def test_the_modern_model(test_data: Path, tmp_path: Path) -> None:
-    """bfloat16, a head size of its own, llama3 scaling: by GGUF and back, every bit the same."""
+def test_a_modern_model_survives_gguf(test_data: Path, tmp_path: Path) -> None:
+    """bfloat16, an unusual head size, llama3 scaling: to GGUF and back, every bit the same."""
     source = test_data / "data/formats/modern-hf"
     convert(source, tmp_path / "m.gguf")
     convert(tmp_path / "m.gguf", tmp_path / "hf")
@@ -162,14 +182,18 @@ def test_the_modern_model(test_data: Path, tmp_path: Path) -> None:
             assert middle.dtype == "bfloat16"
 
 
-# ---- Hugging Face's directories ----
+# ---- Hugging Face directories ----
 
 
-def test_shards(model: Path, tmp_path: Path) -> None:
+def test_large_models_are_written_in_shards(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = []
     checkpoint = open_checkpoint(model)
     limit = max(t.nbytes for layers in checkpoint.tensors.values() for t in layers)
-    convert(model, tmp_path / "out", shard_size=limit)
+    in_shards = partial(write_huggingface, shard_size=limit)
+    monkeypatch.setattr("llama2py.conversion.write_huggingface", in_shards)
+    convert(model, tmp_path / "out")
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text("utf-8"))
     names = sorted(set(index["weight_map"].values()))
     count = len(names)
@@ -191,7 +215,7 @@ def test_shards(model: Path, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(a.dequantize(), b.dequantize())
 
 
-def test_a_directorys_own_tokenizer_goes_along(test_data: Path, tmp_path: Path) -> None:
+def test_a_directorys_own_tokenizer_files_are_copied(test_data: Path, tmp_path: Path) -> None:
     source = test_data / "data/formats/stories260K-hf"
     out = convert(source, tmp_path / "out", dtype="float16")
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
@@ -207,7 +231,7 @@ def test_a_directorys_own_tokenizer_goes_along(test_data: Path, tmp_path: Path) 
 # ---- vocabularies ----
 
 
-def test_the_vocabulary_goes_along(model: Path, tmp_path: Path) -> None:
+def test_the_vocabulary_is_written_with_the_model(model: Path, tmp_path: Path) -> None:
     for name in ("a.bin", "a.gguf", "a"):
         convert(model, tmp_path / name)
     assert load_tokenizer(tmp_path / "a.tokenizer.bin", 300).encode("ab") == [1, 286, 261]
@@ -221,7 +245,7 @@ def test_the_vocabulary_goes_along(model: Path, tmp_path: Path) -> None:
     ("name", "tokenizer", "warned"),
     [("out.gguf", None, True), ("out.bin", False, True), ("out.bin", None, False)],
 )
-def test_an_older_vocabulary_that_would_be_taken_is_told(
+def test_an_older_vocabulary_that_load_would_use_is_a_warning(
     name: str,
     tokenizer: Any,
     warned: bool,
@@ -233,18 +257,20 @@ def test_an_older_vocabulary_that_would_be_taken_is_told(
     assert caplog.messages == []
     write_tokenizer_bin(tiny_tokenizer(), tmp_path / "out.tokenizer.bin")
     convert(model, tmp_path / name, tokenizer=tokenizer)
-    assert ["out.tokenizer.bin lies there already" in told for told in caplog.messages] == (
+    assert ["out.tokenizer.bin already exists" in message for message in caplog.messages] == (
         [True] if warned else []
     )
     caplog.clear()
     convert(model, tmp_path / "out.bin")
-    convert(tmp_path / "out.bin", tmp_path / "out.gguf")  # of the very same vocabulary
+    convert(tmp_path / "out.bin", tmp_path / "out.gguf")  # the same vocabulary
     assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", ["out.gguf", "out"])
-def test_half_a_character_in_a_chat_template(name: str, model: Path, tmp_path: Path) -> None:
-    """JSON can spell it; no other format can."""
+def test_half_a_character_in_a_chat_template_is_replaced(
+    name: str, model: Path, tmp_path: Path
+) -> None:
+    """JSON can express it, UTF-8 cannot."""
     (model / "tokenizer_config.json").write_text('{"chat_template": "[INST] \\ud800 <<SYS>>"}')
     with open_checkpoint(convert(model, tmp_path / name)) as checkpoint:
         assert checkpoint.chat_template == "[INST] ? <<SYS>>"
@@ -252,10 +278,10 @@ def test_half_a_character_in_a_chat_template(name: str, model: Path, tmp_path: P
 
 @pytest.mark.parametrize("tokenizer", [None, False])
 @pytest.mark.parametrize("ways", [("gguf",), ("hf",), ("gguf", "hf"), ("hf", "gguf")])
-def test_what_ends_a_text_goes_along(
+def test_the_end_tokens_are_written_with_the_model(
     ways: tuple[Any, ...], tokenizer: Any, model: Path, tmp_path: Path
 ) -> None:
-    """As of Llama 3.1: an answer's end is another token than a text's."""
+    """As in Llama 3.1, where an answer and a text end with different tokens."""
     about = json.loads((model / "generation_config.json").read_text())
     (model / "generation_config.json").write_text(json.dumps({**about, "eos_token_id": [2, 9, 7]}))
     path = model
@@ -268,7 +294,9 @@ def test_what_ends_a_text_goes_along(
         assert ends == [2, 7, 9]
 
 
-def test_no_vocabulary(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_may_be_written_without_a_vocabulary(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("a.bin", "a.gguf", "a"):
         convert(model, tmp_path / name, tokenizer=False)
         with open_checkpoint(tmp_path / name) as checkpoint:
@@ -276,30 +304,30 @@ def test_no_vocabulary(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFix
     assert not (tmp_path / "a.tokenizer.bin").exists()
     assert not caplog.records
     convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
-    assert "a.gguf: it has no tokenizer, and so has what is written" in caplog.text
+    assert "a.gguf: the model has no tokenizer, so none is written" in caplog.text
     convert(tmp_path / "a.gguf", tmp_path / "c.gguf", tokenizer=model / "tokenizer.bin")
     with llama2py.load(tmp_path / "c.gguf") as loaded:
         assert len(loaded.tokenizer) == 300
 
 
-def test_a_vocabulary_that_a_format_lacks(model: Path, tmp_path: Path) -> None:
-    """Before anything is written."""
+def test_a_vocabulary_that_a_format_cannot_hold_is_an_error(model: Path, tmp_path: Path) -> None:
+    """It is raised before anything is written."""
     tiny = tiny_tokenizer()
     pieces = [tiny.piece(i) for i in range(299)] + [b"<|end|>"]
     specials = Specials(control={"<|end|>": 299})
     special = llama2py.Tokenizer(pieces, [-float(i) for i in range(300)], specials, 299)
     json_file = tmp_path / "tokenizer.json"
     json_file.write_bytes(tokenizer_json(special))
-    message = r"out\.tokenizer\.bin: the vocabulary has special tokens, .* \(--no-tokenizer, or to"
+    message = r"out\.tokenizer\.bin: a tokenizer\.bin cannot hold .* \(--no-tokenizer, or to"
     with pytest.raises(TokenizerError, match=message):
         convert(model, tmp_path / "out.bin", tokenizer=json_file)
-    assert left(tmp_path) == ["model", "tokenizer.json"]
+    assert names_in(tmp_path) == ["model", "tokenizer.json"]
 
 
-def test_newer_transformers_spaces_in_gguf(
+def test_gguf_cannot_express_the_spaces_of_newer_transformers(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A space before the first stretch of a text only, and none before a space: told."""
+    """They are at the beginning of a text only, and not before a space: a warning says so."""
     tiny, path = tiny_tokenizer(), model / "tokenizer.json"
     path.write_bytes(tokenizer_json(tiny))
     merges = load_tokenizer(path)
@@ -313,7 +341,8 @@ def test_newer_transformers_spaces_in_gguf(
     (model / "tokenizer.bin").unlink()
     (model / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     convert(model, tmp_path / "out.gguf")
-    assert [told.partition(": there a ")[2][:5] for told in caplog.messages] == ["space", "text "]
+    changes = [message.partition(": this format puts a space ")[2] for message in caplog.messages]
+    assert [change[:6] for change in changes] == ["after ", "before"]
     written = load_tokenizer(tmp_path / "out.gguf", 300)
     assert (written.specials, written.adds_bos) == (specials, False)
     for text in ("ab nab", "x<s>\u00e9", " ab", "  "):
@@ -321,27 +350,27 @@ def test_newer_transformers_spaces_in_gguf(
 
 
 @pytest.mark.parametrize("name", ["out", "out.gguf"])
-def test_symbols_in_texts_get_other_spaces(
+def test_spaces_after_symbols_differ_from_sentencepiece(
     name: str, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a tokenizer.model, where sentencepiece puts none behind them."""
+    """sentencepiece puts none after a symbol of a tokenizer.model: a warning says so."""
     tiny = tiny_tokenizer()
     pieces = [tiny.piece(i) for i in range(299)] + [b"MARK"]
     symbols = llama2py.Tokenizer(pieces, [-float(i) for i in range(300)], Specials({"MARK": 299}))
     file = tmp_path / "tokenizer.model"
     file.write_bytes(sentencepiece_model(symbols))
     convert(model, tmp_path / name, tokenizer=file)
-    told = f"{tmp_path / name}: there a space comes behind special tokens in a text, here none"
-    assert caplog.messages == [told]
+    change = "this format puts a space after special tokens in a text, the source puts none"
+    assert caplog.messages == [f"{tmp_path / name}: {change}"]
     export_tokenizer(file, tmp_path / "out.json")
-    assert [message.split(": ")[1] for message in caplog.messages] == [told.split(": ")[1]] * 2
+    assert [message.split(": ")[1] for message in caplog.messages] == [change] * 2
 
 
 @pytest.mark.parametrize("change", [None, "piece", "special"])
-def test_scores_of_the_tokenizer_model_beside_it(
+def test_scores_come_from_the_tokenizer_model_in_the_same_folder(
     change: str | None, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For a tokenizer.bin, if it is the same vocabulary and no special token is lost."""
+    """They are used in a tokenizer.bin if the vocabulary is the same and no special token is lost."""
     tiny, path = tiny_tokenizer(), model / "tokenizer.json"
     path.write_bytes(tokenizer_json(tiny))
     merges = load_tokenizer(path)
@@ -357,19 +386,22 @@ def test_scores_of_the_tokenizer_model_beside_it(
     other = llama2py.Tokenizer(raw, [tiny.score(i) for i in range(300)])
     (model / "tokenizer.model").write_bytes(sentencepiece_model(other))
     if change:
-        with pytest.raises(TokenizerError, match="puts no space, or not always one, before a text"):
+        with pytest.raises(TokenizerError, match="does not put a space before every text"):
             convert(model, tmp_path / "out.bin")
         return
     convert(model, tmp_path / "out.bin")
     written = load_tokenizer(tmp_path / "out.tokenizer.bin")
     assert [written.score(i) for i in range(300)] == [tiny.score(i) for i in range(300)]
-    assert [told.split(": ")[1][:26] for told in caplog.messages] == ["there a text that begins w"]
+    (message,) = caplog.messages
+    assert ": this format puts a space before a text that begins with one" in message
 
 
 # ---- the command ----
 
 
-def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_convert_command(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.gguf"
     assert main(["convert", str(model), "-o", str(out), "--dtype", "float16"]) == 0
     assert capsys.readouterr().err == f"{out}: {out.stat().st_size / 1e6:.1f} MB\n"
@@ -377,7 +409,7 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert checkpoint.dtype == "float16"
     folder = tmp_path / "b"
     assert main(["convert", str(out), "-o", str(folder), "--no-tokenizer"]) == 0
-    assert left(folder) == ["config.json", "generation_config.json", "model.safetensors"]
+    assert names_in(folder) == ["config.json", "generation_config.json", "model.safetensors"]
     small = tmp_path / "c"
     line = ["convert", str(out), "-o", str(small), "--format", "v2", "--group-size", "8"]
     assert main([*line, "-z", str(model / "tokenizer.bin")]) == 0
@@ -386,4 +418,4 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "c.tokenizer.bin").is_file()
     capsys.readouterr()
     assert main(["convert", str(out), "-o", str(small), "--format", "v0", "--dtype", "int8"]) == 1
-    assert capsys.readouterr().err.startswith("llama2py: format v0 holds float32, not int8: ")
+    assert capsys.readouterr().err.startswith("llama2py: format v0 holds float32, not int8; ")

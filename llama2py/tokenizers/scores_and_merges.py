@@ -1,0 +1,195 @@
+"""Convert a vocabulary with scores into one with merges, and back.
+
+Both say which pieces merge first: scores in sentencepiece and llama2.c, merges in Hugging Face's
+formats. A list of merges that contains every two pieces that make up a third is equivalent to
+scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from operator import itemgetter
+
+from ..errors import TokenizerError
+from .bpe import N_BYTES, splits
+from .merge_tokenizer import SPACE_MARK, Characters, MergeTokenizer
+from .tokenizer import BOS, BOS_PIECE, EOS, EOS_PIECE, UNK, Specials, Tokenizer
+
+_USE_MERGES = "write it as hf, gguf or tokenizer.json, which have merges"
+
+
+def texts_of(tokenizer: Tokenizer) -> list[str]:
+    """Return the text of every id as Hugging Face and sentencepiece spell it, without padding.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file name: if the pieces cannot be spelled so (see `spelled`).
+    """
+    if isinstance(tokenizer, MergeTokenizer):
+        texts = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
+    else:
+        texts = spelled(tokenizer)
+    while texts and not texts[-1]:
+        texts.pop()
+    return texts
+
+
+def spelled(tokenizer: Tokenizer) -> list[str]:
+    """Return the pieces as sentencepiece spells them: ``▁`` for a space, ``<s>`` and ``</s>``.
+
+    Special tokens stay as they are, and so do the empty pieces of padding.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file name: if a piece is not UTF-8 or contains a ``▁``, or two pieces are equal.
+    """
+    special = set(tokenizer.specials.ids())
+    texts: list[str] = []
+    known: dict[str, int] = {}
+    for token in range(len(tokenizer)):
+        raw = tokenizer.piece(token)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise TokenizerError(f"token {token} is {raw!r:.60}, which is not UTF-8") from None
+        if token in (BOS, EOS):
+            text = "<s>" if token == BOS else "</s>"
+        elif token not in special:
+            if SPACE_MARK in text:
+                raise TokenizerError(
+                    f"token {token} is {text!r:.60}: in other formats U+2581 is a space"
+                )
+            text = text.replace(" ", SPACE_MARK)
+        if text and known.setdefault(text, token) != token:
+            raise TokenizerError(f"tokens {known[text]} and {token} are both {text!r:.60}")
+        texts.append(text)
+    return texts
+
+
+def to_merges(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[str, str]]:
+    """Return the merges that are equivalent to a vocabulary's scores, the best first.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        A vocabulary with scores.
+    texts : list of str
+        Its pieces, as `spelled` returns them.
+    """
+    special = set(tokenizer.specials.ids())
+    ids = {
+        texts[token]: token
+        for token in range(tokenizer.first_byte + N_BYTES, len(texts))
+        if texts[token] and token not in special
+    }
+    # Of equal scores sentencepiece takes the leftmost; merges need an order, here transformers'.
+    found = [
+        (-tokenizer.score(token), -len(pair[0]), -len(pair[1]), pair)
+        for text, token in ids.items()
+        for pair in splits(text, ids)
+    ]
+    return [pair for *_, pair in sorted(found, key=itemgetter(slice(0, 3)))]
+
+
+def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
+    """Return the vocabulary with scores that is equivalent to one with merges.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        Any vocabulary. One that has scores is returned as it is.
+    any_prefix : bool
+        Whether the result may put a space before each stretch of text where the source puts one
+        before the first only, or none before a text that begins with one.
+
+    Raises
+    ------
+    TokenizerError
+        Without a file name: if the vocabulary is byte-level, its layout is not Llama's, it treats
+        spaces in another way, or no scores are equivalent to its merges.
+    """
+    if not isinstance(tokenizer, MergeTokenizer):
+        return tokenizer
+    kind = tokenizer.kind
+    if not isinstance(kind, Characters):
+        raise TokenizerError(f"a byte-level vocabulary has no scores: {_USE_MERGES}")
+    known = kind == Characters("each") or (any_prefix and kind.prefix != "none")
+    if not known or tokenizer.whole_first:
+        raise TokenizerError(
+            "the vocabulary does not put a space before every text:"
+            " write it as hf or tokenizer.json, which can say so"
+        )
+    pieces = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
+    special = set(tokenizer.specials.ids())
+    first_byte = _first_byte(tokenizer, pieces)
+    first_piece = first_byte + N_BYTES
+    ids = {
+        pieces[token]: token
+        for token in range(len(pieces) - 1, first_piece - 1, -1)
+        if token not in special and pieces[token]
+    }
+    ranks = _ranks(tokenizer.merges, ids)
+    in_order = all(ids[a] < ids[b] and ranks[a] < ranks[b] for a, b in pairwise(ranks))
+    scores = [0.0] * first_piece
+    for token in range(first_piece, len(pieces)):
+        rank = token - first_piece if in_order else ranks.get(pieces[token], len(ranks))
+        scores.append(-float(rank))
+    raw = [
+        piece.encode() if token in special else piece.replace(SPACE_MARK, " ").encode()
+        for token, piece in enumerate(pieces)
+    ]
+    raw[BOS], raw[EOS] = BOS_PIECE, EOS_PIECE
+    specials = Specials(
+        added=_without_fixed(tokenizer.specials.added, first_byte),
+        control=_without_fixed(tokenizer.specials.control, first_byte),
+    )
+    return Tokenizer(
+        raw, scores, specials, tokenizer.eos_id, tokenizer.adds_bos, first_byte=first_byte
+    )
+
+
+def _without_fixed(tokens: Mapping[str, int], first_byte: int) -> dict[str, int]:
+    """Drop unknown, BOS, EOS and bytes, which a vocabulary with scores never matches in a text."""
+    fixed = {*range(EOS + 1), *range(first_byte, first_byte + N_BYTES)}
+    return {text: token for text, token in tokens.items() if token not in fixed}
+
+
+def _first_byte(tokenizer: MergeTokenizer, pieces: list[str]) -> int:
+    """Return the id of byte 0 in a vocabulary whose layout is Llama's."""
+    expected = [f"<0x{byte:02X}>" for byte in range(N_BYTES)]
+    first = pieces.index(expected[0]) if expected[0] in pieces else 0
+    found = pieces[: EOS + 1] + pieces[first : first + N_BYTES]
+    is_llamas = found == ["<unk>", "<s>", "</s>", *expected]  # Tokenizer checks the rest
+    if not is_llamas or tokenizer.bos_id != BOS or tokenizer.unk_id not in (UNK, BOS):
+        raise TokenizerError(
+            "the vocabulary does not begin with <unk>, <s>, </s>, special tokens if any,"
+            f" and the 256 bytes: {_USE_MERGES}"
+        )
+    return first
+
+
+def _ranks(merges: list[tuple[str, str]], ids: Mapping[str, int]) -> dict[str, int]:
+    """Return the rank of each piece that merges produce; pieces of equal rank share one."""
+    spans: dict[str, tuple[int, int]] = {}
+    made: dict[str, list[tuple[str, str]]] = {}
+    for place, merge in enumerate(merges):
+        text = merge[0] + merge[1]
+        spans[text] = (spans.get(text, (place, place))[0], place)
+        made.setdefault(text, []).append(merge)
+    for text in {**ids, **made}:
+        wanted = splits(text, ids) if text in ids else []  # no merge produces a byte token
+        if sorted(made.get(text, [])) != sorted(wanted):
+            raise TokenizerError(
+                f"{text!r:.60} is missing some of the merges that can produce it, so no scores are"
+                f" equivalent: {_USE_MERGES}"
+            )
+    # The merges of a piece are consecutive, except that pieces of equal score share a stretch.
+    ranks: dict[str, int] = {}
+    rank, end = -1, -1
+    for text, (first, last) in spans.items():
+        rank, end = (rank + 1, last) if first > end else (rank, max(end, last))
+        ranks[text] = rank
+    return ranks

@@ -1,0 +1,291 @@
+"""tokenizer.json: what is refused, malformed files, and files that are written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama2py.errors import TokenizerError
+from llama2py.tokenizers.gguf import gguf_pairs
+from llama2py.tokenizers.huggingface import LIMITS, tokenizer_config, tokenizer_json
+from llama2py.tokenizers.load import load_tokenizer
+from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
+from llama2py.tokenizers.scores_and_merges import to_scores
+from llama2py.tokenizers.sentencepiece import sentencepiece_model
+from tests.conftest import tiny_tokenizer
+from tests.support.made_tokenizers import STORIES, scored
+from tests.support.trained_vocabularies import load_merges
+
+Json = dict[str, Any]
+relaxed = settings(deadline=None, max_examples=200)
+
+
+def tiny(**changes: Any) -> Json:
+    """A byte-level file of three tokens; ``model__x`` changes something in the model."""
+    vocab = {"a": 0, "b": 1, "ab": 2}
+    model = {"type": "BPE", "vocab": vocab, "merges": ["a b"], "unk_token": "a"}
+    found: Json = {
+        "added_tokens": [{"id": 3, "content": "<s>", "special": True}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "model": model,
+    }
+    for key, value in changes.items():
+        (model if key.startswith("model__") else found)[key.removeprefix("model__")] = value
+    return found
+
+
+def sequence(*steps: Json) -> Json:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+SINGLE_DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no object": ([1], "the JSON is not an object"),
+    "no model": (tiny(model=None), "model is None, expected a JSON object"),
+    "wordpiece": (tiny(model__type="WordPiece"), "model.type is 'WordPiece', expected 'BPE'"),
+    "dropout": (tiny(model__dropout=0.1), "model.dropout is 0.1, expected null"),
+    "no vocabulary": (tiny(model__vocab=[]), "model.vocab is [], expected a JSON object"),
+    "an id of text": (tiny(model__vocab={"a": "0"}), "the id of 'a' is '0', expected a JSON whole"),
+    "an id of truth": (tiny(model__vocab={"a": True}), "the id of 'a' is True, expected a JSON"),
+    "an id twice": (tiny(model__vocab={"a": 0, "b": 0}), "'a' and 'b' have the same id, 0"),
+    "a gap": (tiny(model__vocab={"a": 0, "b": 2}), "the ids of the 3 tokens are not 0 to 2"),
+    "a negative id": (tiny(model__vocab={"a": -1}), "the ids of the 2 tokens are not 0 to 1"),
+    "a huge id": (tiny(model__vocab={"a": 1 << 70}), "the ids of the 2 tokens are not 0 to 1"),
+    "a merge of three": (tiny(model__merges=["a b c"]), "merge 0 is 'a b c', expected two pieces"),
+    "a merge of numbers": (tiny(model__merges=[[1, 2]]), "merge 0 is [1, 2], expected two pieces"),
+    "a merge of strangers": (
+        tiny(model__merges=[["a", "c"]]),
+        "merge 0 is 'a' and 'c': both, and the two together, must be pieces of the vocabulary",
+    ),
+    "half a pair": (tiny(model__vocab={"a": 0, "b": 1, "ab": 2, "\ud800": 4}), "'utf-8' codec"),
+    "an added token that strips": (
+        tiny(added_tokens=[{"id": 3, "content": "<s>", "lstrip": True}]),
+        "added token '<s>' has lstrip, which is not supported",
+    ),
+    "an added token in the way": (
+        tiny(added_tokens=[{"id": 0, "content": "<s>"}]),
+        "added token '<s>' has the id 0, which is 'a'",
+    ),
+    "another pattern": (
+        tiny(
+            pre_tokenizer={
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"},
+                    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+                ],
+            }
+        ),
+        "pre_tokenizer has the step {'type': 'Split', 'pattern': {'Regex': '(a+)+$'}",
+    ),
+    "a prefix space before each digit": (
+        tiny(
+            pre_tokenizer=sequence(SINGLE_DIGITS, {"type": "ByteLevel", "add_prefix_space": True})
+        ),
+        "pre_tokenizer has the step {'type': 'ByteLevel', 'add_prefix_space': True}, which is not",
+    ),
+    "a normalizer": (tiny(normalizer={"type": "NFD"}), "normalizer has the step {'type': 'NFD'}"),
+    "two normalizers": (
+        tiny(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}),
+        "normalizer has the step {'type': 'NFC'}",
+    ),
+    "a special token matched after normalization": (
+        tiny(
+            normalizer={"type": "NFC"},
+            added_tokens=[{"id": 3, "content": "<s>", "normalized": True, "special": True}],
+        ),
+        "added token '<s>' is matched after NFC normalization, which is not supported",
+    ),
+    "an added token matched after normalization": (
+        tiny(
+            normalizer={"type": "NFC"},
+            added_tokens=[{"id": 3, "content": "<s>", "normalized": True}],
+        ),
+        "added token '<s>' is matched after NFC normalization, which is not supported",
+    ),
+    "a step after the bytes": (
+        tiny(
+            pre_tokenizer=sequence({"type": "ByteLevel", "add_prefix_space": False}, SINGLE_DIGITS)
+        ),
+        "pre_tokenizer has the step {'type': 'ByteLevel', 'add_prefix_space': False}, which is not",
+    ),
+    "a byte missing": (
+        tiny(model__unk_token=None),
+        "the byte 0x00 has no piece: all 256 are needed, or an unk_token",
+    ),
+    "unknown bytes as one": (
+        tiny(model__fuse_unk=True),
+        "the byte 0x00 has no piece: all 256 are needed, or an unk_token",
+    ),
+    "no bytes": (tiny(pre_tokenizer=None), "model.byte_fallback is not true, and no"),
+    "lower case": (
+        tiny(pre_tokenizer=None, model__byte_fallback=True, normalizer={"type": "Lowercase"}),
+        "normalizer has the step {'type': 'Lowercase'}",
+    ),
+    "no beginning": (
+        tiny(added_tokens=[]),
+        "no token is known to begin or end a text: put a tokenizer_config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_file_that_needs_more_is_refused(tmp_path: Path, found: Any, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(TokenizerError) as caught:
+        load_merges(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("<s>", "</s>"), ("<bos>", "<eos>"), ("[BOS]", "[EOS]"), ("<|endoftext|>", "<|endoftext|>")],
+)
+def test_the_usual_names_of_bos_and_eos_are_known(tmp_path: Path, begin: str, end: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    names = dict.fromkeys([end, begin])
+    added = [{"id": 3 + i, "content": name, "special": True} for i, name in enumerate(names)]
+    path.write_text(json.dumps(tiny(added_tokens=added)), "utf-8")
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (2 + len(names), 3)
+
+
+def test_the_config_beside_names_bos_and_eos(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(tiny()), encoding="utf-8")
+    ours = load_merges(path)
+    assert (ours.bos_id, ours.eos_id) == (3, 3)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "ab"}}')
+    ours = load_merges(path)
+    assert (ours.bos_id, ours.eos_id) == (3, 2)
+    assert ours.encode("abc", eos=True) == [2, 0, 2]  # a byte without a piece is unknown
+    assert ours.piece(2) == b"ab"
+    assert re.fullmatch(r"<Tokenizer: 4 tokens>", repr(ours))
+
+
+@pytest.mark.parametrize(("stated", "begins"), [("true", True), ("false", False), ('"x"', True)])
+def test_the_config_says_whether_texts_begin_with_bos(
+    stated: str, begins: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json(tiny_tokenizer()))
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"add_bos_token": {stated}}}', "utf-8")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.adds_bos == begins
+    assert tokenizer.encode("ab") == [1] * begins + tokenizer.encode("ab", bos=False)
+    assert tokenizer.encode("") == [1]
+    assert tokenizer.encode("", bos=False) == []
+
+
+def test_far_too_many_items_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    for many in ("[]" * (LIMITS.containers + 1), "," * (LIMITS.items + 1)):
+        path.write_text('{"model": ' + many, "utf-8")
+        with pytest.raises(TokenizerError, match=r"\d+ commas, many more than a real"):
+            load_tokenizer(path)
+
+
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    for content in (b"{", b'{"a": \xff}', b"{" * 200_000, b'{"a":' * 200_000):
+        path.write_bytes(content)
+        with pytest.raises(TokenizerError, match=r"json: (this is not JSON \(|the JSON is nested)"):
+            load_tokenizer(path)
+    with pytest.raises(TokenizerError, match=r"none: no such file"):
+        load_merges(tmp_path / "none")
+    path.write_text(json.dumps(tiny()), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_bytes(b"[")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: this is not JSON"):
+        load_tokenizer(path)
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-2, 5) | st.sampled_from(["a", "ab", "", "a b"])
+
+
+JUNK = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner)
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from([*tiny(), *(f"model__{key}" for key in tiny()["model"]), "normalizer"]), JUNK
+)
+def test_any_json_makes_a_tokenizer_or_a_tokenizer_error(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "junk.json"
+    path.write_text(json.dumps(tiny(**{key: value})), encoding="utf-8")
+    try:
+        tokenizer = load_merges(path)
+    except TokenizerError:
+        return
+    tokenizer.decode(tokenizer.encode("ab cab"))
+
+
+# ---- writing ----
+
+
+@pytest.mark.parametrize("name", scored())
+def test_tokenizers_reads_a_written_one(name: str, tmp_path: Path) -> None:
+    package = pytest.importorskip("tokenizers")
+    tokenizer = scored()[name]
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(tokenizer_json(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_bytes(tokenizer_config(tokenizer, 64))
+    theirs, ours = package.Tokenizer.from_file(str(path)), load_merges(path)
+    assert theirs.get_vocab_size() == len(ours) == len(tokenizer)
+    assert (ours.bos_id, ours.eos_id, ours.unk_id) == (1, tokenizer.eos_id, 0)
+
+    @relaxed
+    @given(STORIES)
+    def check(text: str) -> None:
+        text = text.replace("▁", "_").replace("<s>", "")
+        wanted = tokenizer.encode(text)
+        assert ours.encode(text) == wanted
+        assert theirs.encode(text).ids == wanted
+        assert ours.decode(wanted) == tokenizer.decode(wanted)
+
+    check()
+
+
+def test_the_merges_are_the_ones_that_transformers_makes(test_data: Path) -> None:
+    """Its tokenizer.json of the same vocabulary is recorded."""
+    theirs = json.loads((test_data / "data/formats/stories260K-hf/tokenizer.json").read_bytes())
+    ours = json.loads(tokenizer_json(load_tokenizer(test_data / "data/tok512.bin")))
+    merges = [
+        entry.split(" ") if isinstance(entry, str) else entry for entry in theirs["model"]["merges"]
+    ]
+    assert [entry.split(" ") for entry in ours["model"]["merges"]] == merges
+    assert ours["model"]["vocab"] == theirs["model"]["vocab"]
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        assert ours[name] == theirs[name]
+
+
+def test_tokenizers_reads_every_way_of_putting_spaces(tmp_path: Path) -> None:
+    """And no other format can say them."""
+    package = pytest.importorskip("tokenizers")
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(tokenizer_json(tiny_tokenizer()))
+    plain = load_merges(path)
+    for kind in (Characters("each", True), Characters("first", True), Characters("none")):
+        pieces = [plain.piece(i).decode() for i in range(300)]
+        ours = MergeTokenizer(pieces, plain.merges, kind, 1, 2, plain.specials, 0)
+        path.write_bytes(tokenizer_json(ours))
+        assert load_merges(path).kind == kind
+        theirs = package.Tokenizer.from_file(str(path))
+        for text in ("a b", " a b", "", "  a"):
+            assert theirs.encode(text).ids == ours.encode(text), (kind, text)
+        for write in (to_scores, sentencepiece_model, gguf_pairs):
+            if write is gguf_pairs and kind.prefix != "none":
+                continue  # with a warning: see space_changes
+            with pytest.raises(TokenizerError, match="does not put a space before every text"):
+                write(ours)
