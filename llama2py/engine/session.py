@@ -393,7 +393,8 @@ def run_sessions(
         session.make_room(len(block))
     last = [n - 1 for n in accumulate(map(len, blocks))]  # the row of each block's last token
     if draws is None:
-        return _run(sessions, blocks, last)
+        logits: Logits = _run(sessions, blocks, last)
+        return logits
     rows, row_draws = [], []
     for session, block, row, some in zip(sessions, blocks, last, draws, strict=True):
         if some:

@@ -129,7 +129,8 @@ def forward(checkpoint: Checkpoint, tokens: Sequence[int], at_once: bool) -> NDA
     reference = Reference(checkpoint)
     cache, n = reference.new_cache(), len(tokens)
     if at_once:
-        return reference.run(tokens, [cache] * n, range(n), range(n))
+        logits: NDArray[np.float32] = reference.run(tokens, [cache] * n, range(n), range(n))
+        return logits
     rows = [reference.run([t], [cache], [i], [0]) for i, t in enumerate(tokens)]
     return np.concatenate(rows)
 

@@ -292,7 +292,7 @@ def test_a_closed_session_among_many_runs_nothing(model: Model) -> None:
 
 def test_a_closed_model_runs_nothing() -> None:
     for backend in ("c", "numpy"):
-        model = tiny_model(backend)  # type: ignore[arg-type]
+        model = tiny_model(backend)
         session = model.session()
         model.backend.close()
         with pytest.raises(ClosedError, match="model is closed"):

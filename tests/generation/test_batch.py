@@ -236,7 +236,7 @@ def test_places_are_filled_again(model: Model) -> None:
     def run_counted(*args: Any) -> Any:
         return counted(*args) if len(args) == 4 else draw_rows(backend, *args)
 
-    backend.run = run_counted  # type: ignore[method-assign]
+    backend.run = run_counted  # type: ignore[method-assign, assignment]
     model = Model(backend, tiny_tokenizer())
     jobs = [greedy(model, [BOS], n) for n in (12, 4, 4, 4)]
     assert [len(job.tokens) for job in run_jobs(model, jobs, 2)] == [12, 4, 4, 4]
