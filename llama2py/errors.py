@@ -41,6 +41,10 @@ class ParameterError(Llama2pyError, ValueError):
     """An argument lies outside its range (a temperature of nan, a top_p of 1.5)."""
 
 
+class UnknownOptionError(ParameterError, TypeError):
+    """There is no option of this name; the message suggests the right one."""
+
+
 class EngineError(Llama2pyError):
     """The engine cannot do what was asked: no such instruction set, no memory."""
 
