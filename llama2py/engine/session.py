@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
@@ -14,7 +13,7 @@ from .._util import Closing
 from ..config import ModelConfig
 from ..errors import Cancelled, ClosedError, ContextError, ParameterError, PromptError
 from .backend import Backend, Cache, Draw, Logits
-from .parameters import function, one_of, prompt_ids, whole_number
+from .parameters import checked_path, function, one_of, prompt_ids, whole_number
 from .session_file import read_session, write_session
 
 # Multiplications in one pass: about a tenth of a second of work. Ctrl-C takes effect between two
@@ -242,12 +241,12 @@ class Session(Closing):
         ClosedError
             After `close`.
         """
-        write_session(Path(path), self._backend, self._open_cache(), self._tokens)
+        write_session(checked_path("path", path), self._backend, self._open_cache(), self._tokens)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: Backend) -> Session:
         """Read a session that `save` has written. `Model.load_session` calls this."""
-        cache, tokens = read_session(Path(path), backend)
+        cache, tokens = read_session(checked_path("path", path), backend)
         made = cls(backend, cache)
         made._append(tokens)
         return made
