@@ -34,7 +34,7 @@ class ContextError(PromptError):
 
 
 class SessionError(Llama2pyError):
-    """A saved session is missing, malformed, cut short, or another model's."""
+    """A session is in use, or a saved one is missing, malformed, cut short or another model's."""
 
 
 class ParameterError(Llama2pyError, ValueError):
