@@ -178,7 +178,6 @@ class Engine:
         for name, tensors in checkpoint.tensors.items():
             for layer, tensor in enumerate(tensors):
                 self._pack(name, layer, tensor, group_size)
-                checkpoint.release(tensor)
                 done += math.prod(tensor.shape)
                 progress(done, self._n_params)
 
@@ -186,22 +185,20 @@ class Engine:
         # Some tensors make their arrays on use: they must live until the engine has read them.
         arrays: tuple[np.ndarray[Any, Any], ...]
         if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
-            kind, arrays = lib.L2P_INT4, (tensor.values, tensor.scales.astype(np.float16))
+            values, scales = tensor.parts()
+            kind, arrays = lib.L2P_INT4, (values, scales.astype(np.float16))
         elif isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
-            kind, arrays = lib.L2P_INT8, (tensor.values, tensor.scales)
-        elif (
-            isinstance(tensor, StoredTensor)
-            and len(tensor.shape) == 2
-            and tensor.data.flags.c_contiguous
-        ):
-            kind, arrays = _STORED[tensor.data.dtype], (tensor.data,)  # widened as it is packed
+            kind, arrays = lib.L2P_INT8, tensor.parts()
+        elif isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and tensor.is_plain:
+            stored = tensor.stored
+            kind, arrays = _STORED[stored.dtype], (stored,)  # widened as it is packed
         else:
             kind = lib.L2P_FLOAT32
             arrays = (np.ascontiguousarray(tensor.dequantize()),)
-        values, scales = [*map(_address, arrays), ffi.NULL][:2]
+        addresses = [*map(_address, arrays), ffi.NULL]
         bad = ffi.new("int64_t *")
         error = lib.l2p_model_set(
-            self.handle, _TENSORS[name], layer, kind, values, scales, self.threads, bad
+            self.handle, _TENSORS[name], layer, kind, *addresses[:2], self.threads, bad
         )
         _check(error, f"tensor {name}")
         self.non_finite += bad[0]

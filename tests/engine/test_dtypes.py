@@ -159,15 +159,15 @@ def test_half_precision_files_pack_as_what_they_widen_to(dtype: Dtype, stored_as
 
     def stored(values: NDArray[np.float32]) -> StoredTensor:
         if stored_as is np.uint16:
-            return StoredTensor((values.view(np.uint32) >> 16).astype(np.uint16), values.shape)
-        return StoredTensor(values.astype(stored_as), values.shape)
+            return StoredTensor((values.view(np.uint32) >> 16).astype(np.uint16))
+        return StoredTensor(values.astype(stored_as))
 
-    halves: dict[str, tuple[Tensor, ...]] = {}
+    halves: dict[str, tuple[StoredTensor, ...]] = {}
     for name, layers in checkpoint.tensors.items():
         halves[name] = tuple(stored(layer.dequantize()) for layer in layers)
     first, *others = halves["w1"]
-    turned = np.ascontiguousarray(first.arrays[0].T).T  # the same numbers, column by column
-    halves["w1"] = (StoredTensor(turned, first.shape), *others)
+    turned = np.ascontiguousarray(first.stored.T).T  # the same numbers, column by column
+    halves["w1"] = (StoredTensor(turned), *others)
     wide: dict[str, tuple[Tensor, ...]] = {
         name: tuple(DenseTensor(layer.dequantize()) for layer in layers)
         for name, layers in halves.items()
