@@ -495,7 +495,10 @@ class Model(Closing):
         logprobs = self.score(text)
         if not len(logprobs):
             raise PromptError("perplexity needs at least two tokens")
-        return math.exp(-float(logprobs.mean()))
+        try:
+            return math.exp(-float(logprobs.mean()))
+        except OverflowError:
+            return math.inf
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """Return the tokens that a prompt is run as: BOS and the text's, or those given.
