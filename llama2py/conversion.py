@@ -260,7 +260,7 @@ def _vocabulary(
     bundled = load_tokenizer(bundled_tokenizer())
     if len(bundled) == checkpoint.config.vocab_size:
         return bundled, bundled_tokenizer()
-    _log.warning("%s: the model has no tokenizer, so none is written", checkpoint.path)
+    _log.warning("%s: the model has no tokenizer; the output has none either", checkpoint.path)
     return None, None
 
 
@@ -395,15 +395,14 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
     try:
         descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode):
                 raise TokenizerError(f"{path} is not a regular file; remove it")
-            if os.fstat(descriptor).st_size > max_size:
+            if about.st_size > max_size:
                 raise TokenizerError(f"{path} is larger than {max_size >> 20} MiB; remove it")
-            data = file.read(max_size + 1)
+            data = file.read(about.st_size)
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read ({error.strerror or error})") from error
-    if len(data) > max_size:  # it has grown
-        raise TokenizerError(f"{path} is larger than {max_size >> 20} MiB; remove it")
     if path.suffix == ".json" and path.name != "tokenizer.json":
         try:
             parse_object(data)

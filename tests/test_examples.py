@@ -50,7 +50,6 @@ def test_the_front_doors_of_the_package_have_examples() -> None:
     assert {
         "llama2py",
         "llama2py.model",
-        "llama2py.generation.asking",
         "llama2py.stories.teller",
     } <= {*MODULES}
 

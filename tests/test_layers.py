@@ -129,7 +129,7 @@ def test_no_packages_import_each_other() -> None:
 
 def test_only_the_engine_imports_the_extension() -> None:
     users = {name for name, needs in GRAPH.items() if "engine._engine" in needs}
-    assert users <= {"engine.native", "engine.isa"}
+    assert users <= {"engine.extension"}
 
 
 def test_only_the_command_line_imports_the_trainer() -> None:

@@ -217,4 +217,4 @@ def test_info_on_blocks(kind: int, tmp_path: Path, capsys: pytest.CaptureFixture
     path.write_bytes(made.gguf_file(made.metadata(), *made.lay_out(tensors)))
     assert main(["info", "--json", str(path)]) == 0
     problems = json.loads(capsys.readouterr().out)["problems"]
-    assert problems[0] == "w3: 1 of 2 tensors hold nothing but zeros"
+    assert problems[0] == "w3: 1 of 2 tensors contain only zeros"

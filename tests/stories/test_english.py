@@ -1,4 +1,4 @@
-"""Words in texts, and texts cut at a sentence's end."""
+"""English for stories: words in a text, and a text cut after a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama2py.stories.words import has_word, whole_sentences
+from llama2py.stories.english import has_word, whole_sentences
 
 # ---- has_word ----
 
@@ -54,7 +54,7 @@ def test_a_word_is_found(text: str, word: str) -> None:
         ("concatenate", "cat"),
     ],
 )
-def test_another_word_is_not(text: str, word: str) -> None:
+def test_a_different_word_is_not_found(text: str, word: str) -> None:
     assert not has_word(text, word)
 
 
@@ -70,7 +70,7 @@ def test_words_are_found_among_words(words: list[str], gap: str) -> None:
 @pytest.mark.parametrize(
     ("text", "word"), [("two puppies", "Puppy"), ("the wolves", "wolf"), ("KNIVES", "knife")]
 )
-def test_plurals_that_change_the_word(text: str, word: str) -> None:
+def test_irregular_plurals_are_found(text: str, word: str) -> None:
     assert has_word(text, word)
 
 
@@ -79,7 +79,7 @@ def test_short_words_have_no_plural(text: str, word: str) -> None:
     assert not has_word(text, word)
 
 
-def test_white_space_of_any_kind_parts_words() -> None:
+def test_any_white_space_may_stand_between_words() -> None:
     assert has_word("some ice\ncream", "ice cream")
 
 
@@ -109,7 +109,7 @@ def test_white_space_of_any_kind_parts_words() -> None:
         ("\n He ran.\n\nShe ran. \n", "He ran.\n\nShe ran."),
     ],
 )
-def test_the_last_whole_sentence_is_the_end(text: str, cut: str) -> None:
+def test_a_text_is_cut_after_its_last_whole_sentence(text: str, cut: str) -> None:
     assert whole_sentences(text, 100) == cut
 
 
@@ -124,11 +124,11 @@ def test_the_last_whole_sentence_is_the_end(text: str, cut: str) -> None:
         (99, "One. Two three.\nFour, five six!"),
     ],
 )
-def test_no_more_words_than_allowed(max_words: int, cut: str) -> None:
+def test_a_text_is_cut_within_max_words(max_words: int, cut: str) -> None:
     assert whole_sentences("One. Two three.\nFour, five six! Seven", max_words) == cut
 
 
-def test_a_text_of_one_long_sentence_is_cut_amid_it() -> None:
+def test_one_long_sentence_is_cut_inside() -> None:
     assert whole_sentences("One two, three four.", 2) == "One two."
 
 
@@ -136,20 +136,20 @@ TEXTS = st.text(st.sampled_from("abé.!?\"')(,;:- \n\t\x1c\u00a0🐶"), max_size
 
 
 @given(TEXTS, st.integers(0, 12))
-def test_any_text_keeps_within_its_words(text: str, max_words: int) -> None:
+def test_no_result_has_more_than_max_words(text: str, max_words: int) -> None:
     cut = whole_sentences(text, max_words)
     assert len(cut.split()) <= max_words
     assert bool(cut) == bool(text.strip() and max_words)
 
 
 @given(TEXTS, st.integers(1, 12))
-def test_any_text_ends_where_a_sentence_does(text: str, max_words: int) -> None:
+def test_every_result_ends_a_sentence(text: str, max_words: int) -> None:
     cut = whole_sentences(text, max_words)
     assert not cut or re.search(r"""[.!?]["')]*$""", cut)
 
 
 @given(TEXTS, st.integers(1, 12))
-def test_of_a_text_with_a_sentence_the_beginning_is_kept(text: str, max_words: int) -> None:
+def test_the_result_is_the_beginning_of_the_text(text: str, max_words: int) -> None:
     words = text.split()[:max_words]
     ends = [i for i, word in enumerate(words) if re.search(r"""[.!?]["')]*$""", word)]
     cut = whole_sentences(text, max_words)
@@ -157,14 +157,14 @@ def test_of_a_text_with_a_sentence_the_beginning_is_kept(text: str, max_words: i
         assert text.strip().startswith(cut)
     else:
         assert text.strip().startswith(cut[:-1])  # a full stop was added
-    # Balanced, if any of those beginnings is; and then the longest that is.
+    # The longest with balanced quotation marks, or the longest of all.
     balanced = [i for i in ends if "".join(words[: i + 1]).count('"') % 2 == 0]
     if balanced or ends:
         assert len(cut.split()) == (balanced or ends)[-1] + 1
 
 
 @given(TEXTS, st.integers(1, 12))
-def test_what_is_whole_stays(text: str, max_words: int) -> None:
+def test_a_result_is_not_cut_again(text: str, max_words: int) -> None:
     cut = whole_sentences(text, max_words)
     assert whole_sentences(cut, max_words) == cut
 
@@ -177,7 +177,7 @@ def test_what_is_whole_stays(text: str, max_words: int) -> None:
         ("He ran. They went to Dr. Bear", "He ran."),
     ],
 )
-def test_an_abbreviation_is_no_end(text: str, cut: str) -> None:
+def test_an_abbreviation_does_not_end_a_sentence(text: str, cut: str) -> None:
     assert whole_sentences(text, 100) == cut
 
 
@@ -194,7 +194,7 @@ def test_typographic_quotation_marks_are_quotation_marks(text: str, cut: str) ->
     assert whole_sentences(text, 100) == cut
 
 
-def test_an_ellipsis_is_an_end() -> None:
+def test_an_ellipsis_ends_a_sentence() -> None:
     assert whole_sentences("He ran…", 100) == "He ran…"
 
 
@@ -207,7 +207,7 @@ def test_an_ellipsis_is_an_end() -> None:
         ("He met Mr.", "He met Mr."),
     ],
 )
-def test_a_full_stop_that_is_added_stands_behind_a_word(text: str, cut: str) -> None:
+def test_an_added_full_stop_follows_a_word(text: str, cut: str) -> None:
     assert whole_sentences(text, 100) == cut
 
 
@@ -225,7 +225,7 @@ def test_a_full_stop_that_is_added_stands_behind_a_word(text: str, cut: str) -> 
         ('She said, "Hi." He said, "Go', " on. And", 'She said, "Hi." He said, "Go on.'),
     ],
 )
-def test_a_start_is_not_cut(start: str, more: str, cut: str) -> None:
+def test_the_start_is_never_cut(start: str, more: str, cut: str) -> None:
     assert whole_sentences(start + more, 100, start) == cut
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llama2py import Generation, Model, ParameterError, PromptError, TokenLogprob
+from llama2py import Generation, Model, ParameterError, PromptError, Session, TokenLogprob
 from llama2py.engine.backend import Logits
 from llama2py.generation.logprobs import token_logprob
 from llama2py.tokenizers.tokenizer import BOS
@@ -177,7 +177,7 @@ def test_score_and_perplexity(model: Model) -> None:
 
 
 def test_what_cannot_be_scored(model: Model) -> None:
-    with pytest.raises(PromptError, match="no token to predict"):
+    with pytest.raises(PromptError, match="perplexity needs at least two tokens"):
         model.perplexity("")
     with pytest.raises(PromptError, match="no tokens"):
         model.score([])
@@ -201,9 +201,15 @@ def test_astream_is_the_stream(model: Model) -> None:
 
 def test_an_abandoned_astream_frees_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(ScriptedBackend([260] * 50, 300), tiny_tokenizer())
-    made: list[Any] = []
-    make = model.session
-    monkeypatch.setattr(model, "session", lambda: made.append(make()) or made[-1])  # type: ignore[func-returns-value]
+    made: list[Session] = []
+    take = model.prefix_cache.take
+
+    def taken(tokens: list[int]) -> tuple[Session, int]:
+        session, n = take(tokens)
+        made.append(session)
+        return session, n
+
+    monkeypatch.setattr(model.prefix_cache, "take", taken)
 
     async def some() -> None:
         pieces = model.astream([BOS])
@@ -246,15 +252,14 @@ def test_what_is_held_back_comes_when_cancelled(monkeypatch: pytest.MonkeyPatch)
         cancel = threading.Event()
         backend = ScriptedBackend([260, 260, 259, 260, 260], 300)
         stream = Model(backend, tiny_tokenizer()).stream([BOS], stop=" ab", cancel=cancel)
-        setting = _setting(stream._session.generate, cancel, at)
-        monkeypatch.setattr(stream._session, "generate", setting)
+        monkeypatch.setattr(backend, "run", _setting(backend.run, cancel, at))
         texts.append("".join(stream))
         assert texts[-1] == stream._tokenizer.decode([BOS, *stream.tokens])
     assert len(set(texts)) > 2
 
 
-def _setting(forward: Any, cancel: threading.Event, calls: int) -> Any:
-    """A forward that sets the flag before so many calls."""
+def _setting(run: Any, cancel: threading.Event, calls: int) -> Any:
+    """A `run` that sets the flag after this many calls."""
     left = calls
 
     def counting(*args: Any, **kwargs: Any) -> Any:
@@ -262,6 +267,6 @@ def _setting(forward: Any, cancel: threading.Event, calls: int) -> Any:
         left -= 1
         if left < 0:
             cancel.set()
-        return forward(*args, **kwargs)
+        return run(*args, **kwargs)
 
     return counting

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
 from llama2py import ClosedError, Model, ModelConfig, ParameterError, PromptError
-from llama2py.engine.backend import Logits
+from llama2py.engine.backend import Backend, Logits
 from llama2py.engine.native import Engine
 from llama2py.engine.session import Session
+from llama2py.generation import prefix_cache
 from llama2py.generation.batch import run_jobs
 from llama2py.generation.job import Job
-from llama2py.generation.prefix_cache import Prefixes
+from llama2py.generation.prefix_cache import PrefixCache
 from llama2py.generation.sampling import Sampler, SamplingParams
 from llama2py.tokenizers.tokenizer import BOS
 from tests.conftest import random_checkpoint, tiny_model, tiny_tokenizer
@@ -54,6 +54,19 @@ def test_a_fork_outlives_its_trunk(model: Model) -> None:
     assert branch.forward([5]).tobytes() == expected.tobytes()
     with pytest.raises(ClosedError):
         trunk.fork()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """All sessions that prefix caches make."""
+    sessions: list[Session] = []
+
+    def session(backend: Backend) -> Session:
+        sessions.append(Session(backend))
+        return sessions[-1]
+
+    monkeypatch.setattr(prefix_cache, "Session", session)
+    return sessions
 
 
 def medium() -> Model:
@@ -113,11 +126,8 @@ def closed(session: Session) -> bool:
     return False
 
 
-def test_memory_is_bounded_and_freed() -> None:
-    made: list[Any] = []
+def test_memory_is_bounded_and_freed(made: list[Session]) -> None:
     with medium() as model:
-        make = model.session
-        model.session = lambda *_: made.append(make()) or made[-1]  # type: ignore[method-assign, func-returns-value]
         for i in range(30):
             model.generate([BOS, *[i + 3] * 40], max_tokens=2, seed=1)
         assert len(made) == 30
@@ -136,14 +146,15 @@ def test_memory_is_bounded_and_freed() -> None:
 
 def test_the_one_that_shares_most_is_taken() -> None:
     with medium() as model:
-        kept = Prefixes(1 << 20)
+        kept = PrefixCache(model.backend, 1 << 20)
         sessions = [model.session() for _ in range(3)]
         for session, tokens in zip(sessions, ([5] * 20, [5] * 30, [6] * 40), strict=True):
             session.forward(tokens)
             kept.give(session)
         assert kept.take([5] * 25 + [9] * 9) == (sessions[1], 25)
         assert kept.take([5] * 25 + [9] * 9) == (sessions[0], 20)
-        assert kept.take([6] * 15) is None  # not worth it
+        fresh, n = kept.take([6] * 15)  # a session with fewer tokens is not worth its memory
+        assert (fresh in sessions, n) == (False, 0)
         assert kept.take([6] * 40) == (sessions[2], 39)
         assert sessions[2].position == 39
 
@@ -164,14 +175,12 @@ def test_a_short_beginning_does_not_cost_a_long_session() -> None:
 
 def test_a_branch_is_the_same_whether_copied_or_gone_back_to() -> None:
     with medium() as model:
-        kept = Prefixes(1 << 20)
+        kept = PrefixCache(model.backend, 1 << 20)
         for n, is_copy in ((40, True), (60, False)):
             session = model.session()
             session.forward(prompt(98, 5))
             kept.give(session)
-            taken = kept.take([*prompt(n - 1, 9), 9])
-            assert taken is not None
-            branch, position = taken
+            branch, position = kept.take([*prompt(n - 1, 9), 9])
             assert position == branch.position == n
             assert (branch is not session) == is_copy
             if is_copy:
@@ -192,26 +201,27 @@ def test_what_a_session_takes() -> None:
         with session.fork(2) as branch:
             assert (branch.tokens, branch.nbytes) == ([5] * 2, 128 * per_token)
         for position in (-1, 4):
-            with pytest.raises(PromptError, match="expected 0 to 3"):
+            with pytest.raises(PromptError, match="expected a whole number from 0 to 3"):
                 session.fork(position)
 
 
 def test_no_bound_below_zero() -> None:
     with medium() as model:
         assert model.generate([BOS, *[5] * 40], max_tokens=2, seed=1).tokens
-        with pytest.raises(ParameterError, match="max_bytes is -1, expected 0 or more"):
+        with pytest.raises(ParameterError, match="max_bytes is -1, expected a whole"):
             model.reuse_prefixes(-1)
-        assert len(model._prefixes._kept) == 1  # all is as before
+        assert len(model.prefix_cache._kept) == 1  # all is as before
 
 
 def test_nothing_is_kept_behind_close() -> None:
     with medium() as model:
-        kept, session = Prefixes(1 << 20), model.session()
+        kept, session = PrefixCache(model.backend, 1 << 20), model.session()
         session.forward([5] * 20)
         kept.close()
         kept.give(session)
         assert closed(session)
-        assert kept.take([5] * 21) is None
+        fresh, n = kept.take([5] * 21)
+        assert (fresh is session, n) == (False, 0)
 
 
 def test_a_stream_closed_at_its_end_closes_no_kept_session() -> None:
@@ -244,11 +254,8 @@ def test_reuse_in_a_batch_changes_no_bit() -> None:
             assert (ours.tokens, ours.logprobs) == (plain.tokens, plain.logprobs)
 
 
-def test_a_batch_broken_off_closes_its_sessions() -> None:
-    made: list[Any] = []
+def test_a_batch_broken_off_closes_its_sessions(made: list[Session]) -> None:
     with medium() as model:
-        make = model.session
-        model.session = lambda *_: made.append(make()) or made[-1]  # type: ignore[method-assign, func-returns-value]
         texts = model.generate_many([[BOS, *[i] * 40] for i in range(3, 9)], max_batch=3, seed=1)
         next(texts)
         texts.close()  # type: ignore[attr-defined]
@@ -277,5 +284,5 @@ def test_a_batch_that_fails_closes_no_kept_session() -> None:
         ]
         with pytest.raises(ValueError, match="no"):
             list(run_jobs(model, jobs, max_batch=2))
-        assert len(model._prefixes._kept) == 1
+        assert len(model.prefix_cache._kept) == 1
         assert model.generate(tokens, max_tokens=3, seed=1).tokens

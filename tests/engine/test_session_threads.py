@@ -137,7 +137,7 @@ class TestFork:
             "from llama2py import Model, ModelConfig\n"
             "from llama2py.engine.native import Engine\n"
             "from tests.conftest import random_checkpoint, tiny_tokenizer\n"
-            "from tests.engine.test_session_many import forked\n"
+            "from tests.engine.test_session_threads import forked\n"
             "checkpoint = random_checkpoint(ModelConfig(256, 688, 4, 4, 4, 300, 256))\n"
             f"model = Model(Engine(checkpoint, {threads}), tiny_tokenizer())\n"
             "tell = lambda: model.generate(max_tokens=2, seed=1).tokens\n"

@@ -67,7 +67,7 @@ def test_the_engines_keys_are_the_references(config: ModelConfig) -> None:
     backends: list[Any] = [Engine(checkpoint), Reference(checkpoint)]
     for backend in backends:
         cache = backend.new_cache()
-        backend.forward(TOKENS[:20], [cache] * 20, range(20), [19])
+        backend.run(TOKENS[:20], [cache] * 20, range(20), [19])
         found.append(cache.read(20))
         other = backend.new_cache()
         other.write(*found[-1])
