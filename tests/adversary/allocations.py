@@ -23,7 +23,15 @@ SOURCE = Path(__file__).with_name("fail_nth.c")
 def run(report: Report, random: Random) -> None:
     with tempfile.TemporaryDirectory(prefix="llama2py-adversary-") as folder:
         library = Path(folder) / "fail_nth.so"
-        command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE)]
+        command = [
+            os.environ.get("CC", "cc"),
+            "-shared",
+            "-fPIC",
+            "-O1",
+            "-o",
+            str(library),
+            str(SOURCE),
+        ]
         subprocess.run([*command, "-ldl"], check=True)
         environment = os.environ | {"LD_PRELOAD": str(library)}
         while report.has_time:
