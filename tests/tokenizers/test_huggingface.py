@@ -194,7 +194,7 @@ def test_the_config_says_whether_texts_begin_with_bos(
 def test_far_more_items_than_a_vocabulary_has_are_refused(tmp_path: Path) -> None:
     path, large = tmp_path / "tokenizer.json", " " * 20_000_000
     for many, message in (
-        ("[]" * 60_000, "60000 lists and objects and 0 commas, many more than a real file of its"),
+        ("[]" * 60_000, "60001 lists and objects and 0 commas, many more than a real file of"),
         ("," * 60_000, "60000 commas, many more than a real file of its size"),
         ("[" * (MAX_CONTAINERS + 1) + large, r"\d+ lists and objects and 0 commas, many more"),
         ("," * (MAX_ITEMS + 1) + large, r"\d+ commas, many more than a real file"),
@@ -207,7 +207,7 @@ def test_far_more_items_than_a_vocabulary_has_are_refused(tmp_path: Path) -> Non
 
 def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    for content in (b"{", b'{"a": \xff}', b"{" * 200_000, b'{"a":' * 200_000):
+    for content in (b"{", b'{"a": \xff}', b"{" * 40_000, b'{"a":' * 40_000):
         path.write_bytes(content)
         with pytest.raises(TokenizerError, match=r"json: (this is not JSON \(|the JSON is nested)"):
             load_tokenizer(path)

@@ -87,9 +87,9 @@ def test_many_special_tokens_do_not_slow_an_encoding(tmp_path: Path) -> None:
     """Each of them begins at every place of the text, and none of them is found."""
     path = tmp_path / "tokenizer.model"
     path.write_bytes(large.sentencepiece_of_symbols(range(2, 257)))
-    done = measure(path, "a" * 20_000)
+    done = measure(path, "a" * 8_000)
     assert done.n_tokens == 261 + 255
-    assert len(done.ids) == 20_002  # BOS and a space
+    assert len(done.ids) == 8_002  # BOS and a space
     assert done.encode_seconds < MAX_SECONDS
 
 
