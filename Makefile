@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: story test test-slow lint sanitize adversary wheel clean
+.PHONY: story test test-slow lint sanitize adversary docs wheel clean
 
 story: $(VENV)/.story
 	@$(BIN)/python -m llama2py run $(CHECKPOINT) $(ARGS)
@@ -39,11 +39,16 @@ MINUTES ?= 60
 adversary: $(VENV)/.test
 	$(BIN)/python -W ignore::DeprecationWarning -m tests.adversary --minutes $(MINUTES) $(ARGS)
 
+# The documentation site, in site/. A warning, a dead link or a dead anchor is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
+
 wheel: $(VENV)/.story
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info llama2py/engine/_engine.*so llama2py/engine/_engine.c
+	rm -rf $(VENV) build dist site *.egg-info llama2py/engine/_engine.*so llama2py/engine/_engine.c
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -54,4 +59,8 @@ $(VENV)/.story: $(VENV)/bin/python $(SOURCES)
 
 $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.story
+
+$(VENV)/.docs: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.story

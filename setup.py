@@ -1,6 +1,7 @@
-"""What pyproject.toml cannot say: the C extension, and tokenizer.bin's place in a wheel."""
+"""What pyproject.toml cannot say: the C extension, tokenizer.bin in a wheel, the README's links."""
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
+ROOT = Path(__file__).resolve().parent
+
 
 class BuildOnAllCores(build_ext):
-    """Compile the sources of an extension side by side: each instruction set takes a while."""
+    """Compile the sources of an extension in parallel: each instruction set takes a while."""
 
     def build_extension(self, ext: Extension) -> None:
         compile_in_turn = self.compiler.compile
@@ -29,18 +32,28 @@ class BuildOnAllCores(build_ext):
 
 
 class BuildWithTokenizer(build_py):
-    """Put tokenizer.bin beside the modules; a source tree reads it where it stands."""
+    """Copy tokenizer.bin into the package; a source tree reads it from the root."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            source = Path(__file__).resolve().parent / "tokenizer.bin"
+            source = ROOT / "tokenizer.bin"
             self.copy_file(
                 str(source), str(Path(self.build_lib) / "llama2py" / "_data" / "tokenizer.bin")
             )
 
 
+def long_description() -> str:
+    """Return README.md with absolute links: a package index does not know the repository."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (source,) = re.findall(r'^Source = "(.+)"$', project, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!\w+:|#)", f"]({source}/blob/main/", readme)
+
+
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     cffi_modules=["csrc/build_ffi.py:ffibuilder"],
     cmdclass={"build_ext": BuildOnAllCores, "build_py": BuildWithTokenizer},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -1,11 +1,11 @@
-"""One measurement of a Python library, in a process of its own; `compare.py` calls it.
+"""Measure a Python library once, in a process of its own. `compare.py` runs this script.
 
     python benchmarks/peers.py transformers DIRECTORY THREADS PROMPT_TOKENS TOKENS BATCH
     python benchmarks/peers.py llama-cpp-python MODEL.gguf THREADS PROMPT_TOKENS TOKENS BATCH
 
-Prints JSON: tokens per second of 'generate' (greedy, one text), 'prompt', and 'batch', where the
-library has batches. Each phase runs once to warm up and is timed after that, three times: the best
-counts, as a peer should not suffer from the machine's pace.
+It prints JSON: tokens per second of 'generate' (one text, greedy), 'prompt', and 'batch' if the
+library has batches. Each phase runs once to warm up and then three times. The best run counts, so
+that a slow moment of the machine is not held against a peer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Speeds = dict[str, float]
 
 
 def best_speed(tokens: int, run: Callable[[], Any]) -> float:
-    """Tokens per second of the fastest of three runs, after one that does not count."""
+    """Return tokens per second of the fastest of three runs, after a warm-up run."""
     run()
     seconds = []
     for _ in range(3):
@@ -31,7 +31,7 @@ def best_speed(tokens: int, run: Callable[[], Any]) -> float:
 
 
 def transformers(path: str, threads: int, n_prompt: int, n_tokens: int, batch: int) -> Speeds:
-    """Hugging Face's own generate, in float32 with PyTorch's CPU kernels."""
+    """Measure Hugging Face's generate, in float32 with PyTorch's CPU kernels."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -41,7 +41,7 @@ def transformers(path: str, threads: int, n_prompt: int, n_tokens: int, batch: i
 
     def generate(texts: int) -> None:
         beginning = torch.full((texts, 1), 1)
-        # The length is fixed: min_new_tokens would take EOS away.
+        # min_new_tokens keeps EOS from ending a text early.
         model.generate(
             beginning,
             attention_mask=torch.ones_like(beginning),
@@ -62,7 +62,7 @@ def transformers(path: str, threads: int, n_prompt: int, n_tokens: int, batch: i
 
 
 def llama_cpp_python(path: str, threads: int, n_prompt: int, n_tokens: int, batch: int) -> Speeds:
-    """llama-cpp-python's high-level class, as its users embed it; it has no batches of texts."""
+    """Measure llama-cpp-python's high-level class, which has no batches of texts."""
     from llama_cpp import Llama
 
     model = Llama(

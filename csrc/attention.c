@@ -17,8 +17,8 @@ void find_chunks(Forward *f) {
             f->chunks[f->n_chunks++] = (Chunk){i, 1, i};
     }
     if (leaves_some(f)) {
-        f->n_last_chunks = f->n_logits;
-        for (int i = 0; i < f->n_logits; i++) f->last_chunks[i] = (Chunk){f->logits_rows[i], 1, i};
+        f->n_last_chunks = f->n_rows;
+        for (int i = 0; i < f->n_rows; i++) f->last_chunks[i] = (Chunk){f->rows[i], 1, i};
     } else {
         f->n_last_chunks = f->n_chunks;
         f->last_chunks = f->chunks;
@@ -70,58 +70,89 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
         put(L2P_FLOAT32, keys, values, channels, k, v, head_dim);
 }
 
-/* `n` queries against each of `heads` heads' caches, a head's queries and outputs behind those of the one before: query j
- * (head_dim,) at q + j * ld_q sees the positions up to last + j * step. out + j * ld_out (head_dim,) */
-static void attend(const Forward *f, int layer, const l2p_session *s, int kv_head, int heads, const float *q, size_t ld_q,
-                   int n, int last, int step, float *out, size_t ld_out, int thread) {
+/* Some queries against the caches of one or more key/value heads of a layer. Those of a head stand after those of the head
+ * before: query j (head_dim,) of all of them is at q + j * ld_q, and what it gets goes to out + j * ld_out. */
+typedef struct {
+    const l2p_session *session;
+    int layer, kv_head, heads;
+    int n;          /* queries of a head */
+    int last, step; /* query j of a head sees the positions up to last + j * step */
+    const float *q;
+    size_t ld_q;
+    float *out;
+    size_t ld_out;
+} Queries;
+
+static void attend(const Forward *f, const Queries *all, int thread) {
     const FloatKernels *kernels = f->model->floats;
+    const l2p_session *s = all->session;
     const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
-    const int type = f->model->config.cache_type;
-    const size_t head = (size_t)layer * (size_t)f->model->config.n_kv_heads + (size_t)kv_head;
-    const size_t column = LANES * bytes_of(type), ld = (size_t)f->max_scores;
-    const unsigned char *keys = s->keys + head * s->key_stride, *values = s->values + head * s->value_stride;
+    const int n = all->n, last = all->last, step = all->step;
+    const size_t head = (size_t)all->layer * (size_t)f->model->config.n_kv_heads + (size_t)all->kv_head;
+    const size_t column = LANES * bytes_of(f->model->config.cache_type), ld = (size_t)f->max_scores;
     float *scores = f->scores + (size_t)thread * f->scores_stride;       /* (heads * n, max_scores) */
     float *head_out = f->head_out + (size_t)thread * f->head_out_stride; /* (n, padded_dim) */
     float *sums = f->sums + (size_t)thread * f->sums_stride;             /* (heads * n,) */
 
     /* Scores of all positions that the last query sees; an earlier query leaves those after it unread. */
-    for (int h = 0; h < heads; h++)
-        kernels->matmul_bare(type, keys + (size_t)h * s->key_stride, (size_t)head_dim * column,
-                             (last + (n - 1) * step) / LANES + 1, head_dim, q + (size_t)(h * n) * ld_q, ld_q, n,
-                             scores + (size_t)(h * n) * ld, ld, MATMUL_STORE);
-    kernels->weigh(scores, ld, heads * n, last + 1, step, sqrtf((float)head_dim), sums);
+    Blocks keys = {.type = f->model->config.cache_type,
+                   .data = s->keys + head * s->key_stride,
+                   .block_stride = (size_t)head_dim * column,
+                   .blocks = (last + (n - 1) * step) / LANES + 1,
+                   .cols = head_dim};
+    for (int h = 0; h < all->heads; h++, keys.data += s->key_stride)
+        kernels->matmul_bare(&keys, all->q + (size_t)(h * n) * all->ld_q, all->ld_q, n, scores + (size_t)(h * n) * ld, ld,
+                             MATMUL_STORE);
+    kernels->weigh(scores, ld, all->heads * n, last + 1, step, sqrtf((float)head_dim), sums);
     /* Weighted values: the positions that all queries see together, then what each sees beyond. */
-    const size_t channels = (size_t)s->seq_len * column;
-    for (int h = 0; h < heads; h++, values += s->value_stride, scores += (size_t)n * ld, sums += n) {
-        kernels->matmul_bare(type, values, channels, padded_dim / LANES, last + 1, scores, ld, n, head_out,
-                             (size_t)padded_dim, MATMUL_STORE);
-        for (int j = 1; j < n && step > 0; j++)
-            kernels->matmul_bare(type, values + (size_t)(last + 1) * column, channels, padded_dim / LANES, j * step,
-                                 scores + (size_t)j * ld + last + 1, ld, 1, head_out + (size_t)(j * padded_dim),
-                                 (size_t)padded_dim, MATMUL_CONTINUE);
-        for (int j = 0; j < n; j++, out += ld_out) {
+    Blocks values = {.type = keys.type,
+                     .data = s->values + head * s->value_stride,
+                     .block_stride = (size_t)s->seq_len * column,
+                     .blocks = padded_dim / LANES,
+                     .cols = last + 1};
+    float *out = all->out;
+    for (int h = 0; h < all->heads; h++, values.data += s->value_stride, scores += (size_t)n * ld, sums += n) {
+        kernels->matmul_bare(&values, scores, ld, n, head_out, (size_t)padded_dim, MATMUL_STORE);
+        for (int j = 1; j < n && step > 0; j++) {
+            Blocks beyond = values;
+            beyond.data += (size_t)(last + 1) * column;
+            beyond.cols = j * step;
+            kernels->matmul_bare(&beyond, scores + (size_t)j * ld + last + 1, ld, 1,
+                                 head_out + (size_t)(j * padded_dim), (size_t)padded_dim, MATMUL_CONTINUE);
+        }
+        for (int j = 0; j < n; j++, out += all->ld_out) {
             const float by = 1.0f / sums[j], *from = head_out + (size_t)(j * padded_dim);
             for (int d = 0; d < head_dim; d++) out[d] = from[d] * by;
         }
     }
 }
 
-/* A chunk's attention in `heads` key/value heads from kv_head on, which are one where the chunk is of several tokens. */
+/* A chunk's attention in `heads` key/value heads from kv_head on; just one if the chunk has several tokens. */
 static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, int heads, int thread) {
     const l2p_config *c = &f->model->config;
-    const l2p_session *s = f->sessions[chunk.first];
-    const int group = c->n_heads / c->n_kv_heads, first_head = kv_head * group, position = f->positions[chunk.first];
+    const int group = c->n_heads / c->n_kv_heads, first_head = kv_head * group;
     const size_t ld_qkv = (size_t)f->model->layers[layer].qkv.rows, ld_att = (size_t)(c->n_heads * c->head_dim);
-    const float *q = f->qkv + (size_t)chunk.first * ld_qkv + (size_t)(first_head * c->head_dim);
-    float *out = f->att + (size_t)chunk.out * ld_att + (size_t)(first_head * c->head_dim);
     const size_t head_dim = (size_t)c->head_dim;
-
-    if (chunk.n == 1) /* the heads that share a key/value head, together */
-        attend(f, layer, s, kv_head, heads, q, head_dim, group, position, 0, out, head_dim, thread);
-    else /* the tokens of the chunk, head by head */
-        for (int h = 0; h < group; h++)
-            attend(f, layer, s, kv_head, 1, q + (size_t)h * head_dim, ld_qkv, chunk.n, position, 1,
-                   out + (size_t)h * head_dim, ld_att, thread);
+    Queries queries = {.session = f->sessions[chunk.first],
+                       .layer = layer,
+                       .kv_head = kv_head,
+                       .heads = heads,
+                       .n = group,
+                       .last = f->positions[chunk.first],
+                       .step = 0,
+                       .q = f->qkv + (size_t)chunk.first * ld_qkv + (size_t)(first_head * c->head_dim),
+                       .ld_q = head_dim,
+                       .out = f->att + (size_t)chunk.out * ld_att + (size_t)(first_head * c->head_dim),
+                       .ld_out = head_dim};
+    if (chunk.n == 1) { /* the heads that share a key/value head, together */
+        attend(f, &queries, thread);
+        return;
+    }
+    queries.n = chunk.n; /* the tokens of the chunk, head by head */
+    queries.step = 1;
+    queries.ld_q = ld_qkv;
+    queries.ld_out = ld_att;
+    for (int h = 0; h < group; h++, queries.q += head_dim, queries.out += head_dim) attend(f, &queries, thread);
 }
 
 /* So many key/value heads of one token go together, where sums run from left to right: eight rows wait for themselves in

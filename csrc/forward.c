@@ -28,36 +28,59 @@ void l2p_release(void) {
     threads_end_turn();
 }
 
-/* The next `bytes` of the workspace, on a cache line of their own; NULL while it is only measured. */
-static void *take(size_t *used, size_t bytes) {
-    void *memory = workspace.memory ? workspace.memory + *used : NULL;
-    *used += (size_t)round_up((int64_t)bytes, 64);
+enum { MEASURE, PLACE };
+
+/* The workspace as it is handed out. A size that no memory could have stays at SIZE_MAX. */
+typedef struct {
+    int place; /* MEASURE: pointers are NULL */
+    size_t used;
+} Space;
+
+/* The next count * width * bytes of the workspace, on cache lines of their own */
+static void *take(Space *space, size_t count, size_t width, size_t bytes) {
+    void *memory = space->place ? workspace.memory + space->used : NULL;
+    size_t size, used;
+    if (__builtin_mul_overflow(count, width, &size) || __builtin_mul_overflow(size, bytes, &size) ||
+        __builtin_add_overflow(space->used, size, &used) || used > SIZE_MAX - 64)
+        space->used = SIZE_MAX - 64;
+    else
+        space->used = (used + 63) & ~(size_t)63;
     return memory;
 }
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
-static size_t lay_out_workspace(Forward *f, int n_threads) {
+/* Set the pointers of a pass on n_threads threads (PLACE), or find out how much it takes (MEASURE). */
+static size_t lay_out_workspace(Forward *f, int n_threads, int place) {
     const l2p_config *c = &f->model->config;
     const Layer *layer = &f->model->layers[0];
-    const size_t n = (size_t)f->n, most_logits = (size_t)max_int(f->n, f->n_logits), word = sizeof(float);
-    const int few = f->n <= FEW_VECTORS && f->n_logits <= FEW_VECTORS;
-    const size_t copies = few ? (size_t)n_threads : 1;
+    const size_t n = (size_t)f->n, rows = (size_t)f->n_rows, threads = (size_t)n_threads, word = sizeof(float);
+    const size_t dim = (size_t)c->dim, q_dim = (size_t)c->n_heads * (size_t)c->head_dim, most = n > rows ? n : rows;
+    const int few = f->n <= FEW_VECTORS && f->n_rows <= FEW_VECTORS;
+    const size_t copies = few ? threads : 1;
     const size_t score_rows = (size_t)max_int(CHUNK, c->n_heads / c->n_kv_heads);
-    size_t used = 0;
-    f->x = take(&used, n * (size_t)c->dim * word);
-    f->qkv = take(&used, n * (size_t)layer->qkv.rows * word);
-    f->att = take(&used, n * (size_t)(c->n_heads * c->head_dim) * word);
-    f->gate_up = take(&used, n * (size_t)layer->w13.rows * word);
-    f->hidden = take(&used, n * (size_t)(layer->w13.rows / 2) * word);
-    f->rope = take(&used, n * (size_t)c->head_dim * word);
-    f->chunks = take(&used, n * sizeof(Chunk));
-    const size_t last = leaves_some(f) ? (size_t)f->n_logits : 0;
-    f->last_chunks = take(&used, last * sizeof(Chunk));
-    f->last_x = take(&used, last * (size_t)c->dim * word);
+    Space space = {.place = place};
+    if (draws(f)) { /* first, so that it stays where it is from pass to pass */
+        const size_t all_rows = (size_t)f->batch->n_rows;
+        f->going.tokens = take(&space, all_rows, 1, sizeof *f->going.tokens);
+        f->going.positions = take(&space, all_rows, 1, sizeof *f->going.positions);
+        f->going.sessions = take(&space, all_rows, 1, sizeof *f->going.sessions);
+        f->going.row = take(&space, all_rows, 1, sizeof *f->going.row);
+        f->going.draw = take(&space, all_rows, 1, sizeof *f->going.draw);
+    }
+    f->x = take(&space, n, dim, word);
+    f->qkv = take(&space, n, (size_t)layer->qkv.rows, word);
+    f->att = take(&space, n, q_dim, word);
+    f->gate_up = take(&space, n, (size_t)layer->w13.rows, word);
+    f->hidden = take(&space, n, (size_t)(layer->w13.rows / 2), word);
+    f->rope = take(&space, n, (size_t)c->head_dim, word);
+    f->chunks = take(&space, n, 1, sizeof(Chunk));
+    const size_t last = leaves_some(f) ? rows : 0;
+    f->last_chunks = take(&space, last, 1, sizeof(Chunk));
+    f->last_x = take(&space, last, dim, word);
 
-    f->normed_stride = (size_t)round_up((int64_t)most_logits * c->dim, LANES);
-    f->normed = take(&used, copies * f->normed_stride * word);
+    f->normed_stride = (most * dim + LANES - 1) / LANES * LANES;
+    f->normed = take(&space, copies, f->normed_stride, word);
     const Matrix *matrices[] = {&layer->qkv, &layer->wo, &layer->w2};
     f->q_stride = f->scale_stride = 0;
     for (int i = 0; i < 3; i++) {
@@ -65,39 +88,38 @@ static size_t lay_out_workspace(Forward *f, int n_threads) {
         if (q > f->q_stride) f->q_stride = q;
         if ((size_t)matrices[i]->groups > f->scale_stride) f->scale_stride = (size_t)matrices[i]->groups;
     }
-    f->q_stride = (size_t)round_up((int64_t)(most_logits * f->q_stride), 64);
-    f->scale_stride = (size_t)round_up((int64_t)(most_logits * f->scale_stride), LANES);
-    f->staged.q = take(&used, copies * f->q_stride);
-    f->staged.scale = take(&used, copies * f->scale_stride * word);
-    f->staged.bias = take(&used, copies * f->scale_stride * word);
+    f->q_stride = (most * f->q_stride + 63) / 64 * 64;
+    f->scale_stride = (most * f->scale_stride + LANES - 1) / LANES * LANES;
+    f->staged.q = take(&space, copies, f->q_stride, 1);
+    f->staged.scale = take(&space, copies, f->scale_stride, word);
+    f->staged.bias = take(&space, copies, f->scale_stride, word);
     if (!few) f->normed_stride = f->q_stride = f->scale_stride = 0;
 
     f->scores_stride = score_rows * (size_t)f->max_scores;
-    f->scores = take(&used, (size_t)n_threads * f->scores_stride * word);
+    f->scores = take(&space, threads, f->scores_stride, word);
     f->head_out_stride = score_rows * (size_t)round_up(c->head_dim, LANES);
-    f->head_out = take(&used, (size_t)n_threads * f->head_out_stride * word);
+    f->head_out = take(&space, threads, f->head_out_stride, word);
     f->sums_stride = (size_t)round_up((int64_t)score_rows, LANES);
-    f->sums = take(&used, (size_t)n_threads * f->sums_stride * word);
-    if (f->draws) {
-        f->out = take(&used, (size_t)f->n_logits * (size_t)c->vocab_size * word);
-        f->candidates = take(&used, (size_t)n_threads * (size_t)c->vocab_size * sizeof(int32_t));
+    f->sums = take(&space, threads, f->sums_stride, word);
+    if (draws(f)) {
+        f->logits = take(&space, rows, (size_t)c->vocab_size, word);
+        f->candidates = take(&space, threads, (size_t)c->vocab_size, sizeof(int32_t));
     }
-    return used;
+    return space.used;
 }
 
-static int prepare_workspace(Forward *f, int n_threads) {
-    unsigned char *kept = workspace.memory;
-    workspace.memory = NULL;
-    size_t needed = lay_out_workspace(f, n_threads);
-    workspace.memory = kept;
-    if (needed > workspace.bytes) {
-        pages_free(workspace.memory, workspace.bytes);
-        workspace.bytes = 0;
-        workspace.memory = pages_alloc(needed, SMALL_PAGES);
-        if (!workspace.memory) return L2P_NO_MEMORY;
-        workspace.bytes = needed;
-    }
-    lay_out_workspace(f, n_threads);
+/* Make the workspace large enough for a pass like this one, but of n tokens and n_rows rows. */
+static int make_room(const Forward *like, int n, int n_rows, int n_threads) {
+    Forward f = *like;
+    f.n = n;
+    f.n_rows = n_rows;
+    const size_t needed = lay_out_workspace(&f, scheduling_threads(f.model, n, n_threads), MEASURE);
+    if (needed <= workspace.bytes) return L2P_OK;
+    pages_free(workspace.memory, workspace.bytes);
+    workspace.bytes = 0;
+    workspace.memory = pages_alloc(needed, SMALL_PAGES);
+    if (!workspace.memory) return L2P_NO_MEMORY;
+    workspace.bytes = needed;
     return L2P_OK;
 }
 
@@ -216,12 +238,12 @@ static void forward_share(void *context, int thread, int n_threads) {
         if (*f->cancelled) return; /* all threads see the same: it is written before this barrier only */
 
         /* x += wo @ attention(rope(q), rope(k), v) */
-        if (l == c->n_layers - 1 && leaves_some(f)) { /* the rest is for those whose logits are asked for */
-            n = f->n_logits;
+        if (l == c->n_layers - 1 && leaves_some(f)) { /* the rest is for those whose logits are wanted */
+            n = f->n_rows;
             x = f->last_x;
             threads_share(n, 1, thread, n_threads, &begin, &end);
             for (int i = begin; i < end; i++)
-                memcpy(x + (size_t)i * dim, f->x + (size_t)f->logits_rows[i] * dim, dim * sizeof(float));
+                memcpy(x + (size_t)i * dim, f->x + (size_t)f->rows[i] * dim, dim * sizeof(float));
         }
         attention(f, l, thread, n_threads);
         if (n == 0) return;
@@ -245,148 +267,154 @@ static void forward_share(void *context, int thread, int n_threads) {
         threads_barrier(n_threads);
     }
 
-    /* logits = wcls @ rmsnorm(x), of the rows asked for */
-    const int32_t *rows = leaves_some(f) ? NULL : f->logits_rows; /* or x holds just these */
-    in = stage(f, &model->classifier, x, dim, f->n_logits, rows, model->final_norm, thread, n_threads);
-    multiply(f, &model->classifier, &in, f->n_logits, f->out, (size_t)c->vocab_size, MATMUL_STORE, 1, thread,
+    /* logits = wcls @ rmsnorm(x), of the rows wanted */
+    const int32_t *rows = leaves_some(f) ? NULL : f->rows; /* or x holds just these */
+    in = stage(f, &model->classifier, x, dim, f->n_rows, rows, model->final_norm, thread, n_threads);
+    multiply(f, &model->classifier, &in, f->n_rows, f->logits, (size_t)c->vocab_size, MATMUL_STORE, 1, thread,
              n_threads);
-    if (!f->draws) return;
+    if (!draws(f)) return;
     threads_barrier(n_threads);
-    threads_share(f->n_logits, 1, thread, n_threads, &begin, &end);
+    threads_share(f->n_rows, 1, thread, n_threads, &begin, &end);
     for (int i = begin; i < end; i++) {
-        const l2p_draw *draw = &f->draws[i];
-        float *logits = f->out + (size_t)i * (size_t)c->vocab_size;
-        f->drawn[i] = draw->temperature == 0.0f
-                          ? l2p_argmax(model, logits, draw->n)
-                          : l2p_sample(model, logits, draw->n, draw->temperature, draw->top_p, draw->coin,
-                                       f->candidates + (size_t)thread * (size_t)c->vocab_size);
+        const l2p_draw *draw = &f->batch->draws[f->going.draw[i]];
+        float *logits = f->logits + (size_t)i * (size_t)c->vocab_size;
+        f->batch->drawn[f->going.draw[i]] =
+            draw->temperature == 0.0f ? l2p_argmax(model, logits, draw->n_tokens)
+                                      : l2p_sample(model, logits, draw->n_tokens, draw->temperature, draw->top_p,
+                                                   draw->coin, f->candidates + (size_t)thread * (size_t)c->vocab_size);
     }
 }
 
-static int can_draw(const l2p_config *c, const l2p_draw *draw) { return draw->n >= 1 && draw->n <= c->vocab_size; }
+/* ---- a call: a pass over the batch, then one for each further token that rows draw ---- */
 
-static int check_arguments(const Forward *f) {
-    const l2p_config *c = &f->model->config;
-    if (f->n < 1 || f->n > INT32_MAX / c->n_kv_heads || f->n_logits < 0) return L2P_BAD_ARGUMENT;
-    for (int i = 0; i < f->n; i++) {
-        if (f->tokens[i] < 0 || f->tokens[i] >= c->vocab_size) return L2P_BAD_ARGUMENT;
-        if (f->positions[i] < 0 || f->positions[i] >= c->seq_len) return L2P_BAD_ARGUMENT;
-        if (!f->sessions[i] || f->sessions[i]->model != f->model) return L2P_BAD_ARGUMENT;
+/* May row `row` go on by itself? Its drawn tokens go to the positions after its own: no other token may use these, and
+ * the session must have them. */
+static int can_go_on(const l2p_batch *b, int row) {
+    const int token = b->rows[row];
+    for (int i = token + 1; i < b->n_tokens; i++)
+        if (b->sessions[i] == b->sessions[token]) return 0;
+    for (int i = 0; i < b->n_rows; i++)
+        if (i != row && b->rows[i] == token) return 0;
+    return 1;
+}
+
+static int check_draws(const l2p_config *c, const l2p_batch *b) {
+    if (!b->n_draws || !b->draws || !b->drawn || !b->n_drawn) return L2P_BAD_ARGUMENT;
+    if (b->n_stop_tokens < 0 || (b->n_stop_tokens > 0 && !b->stop_tokens)) return L2P_BAD_ARGUMENT;
+    int64_t n_draws = 0;
+    for (int i = 0; i < b->n_rows; n_draws += b->n_draws[i++]) {
+        if (b->n_draws[i] < 1 || b->n_draws[i] > c->seq_len - b->positions[b->rows[i]]) return L2P_BAD_ARGUMENT;
+        if (b->n_draws[i] > 1 && !can_go_on(b, i)) return L2P_BAD_ARGUMENT;
     }
-    for (int i = 0; i < f->n_logits; i++)
-        if (f->logits_rows[i] < 0 || f->logits_rows[i] >= f->n) return L2P_BAD_ARGUMENT;
-    for (int i = 0; f->draws && i < f->n_logits; i++)
-        if (!can_draw(c, &f->draws[i])) return L2P_BAD_ARGUMENT;
+    if (n_draws > INT32_MAX) return L2P_BAD_ARGUMENT;
+    for (int64_t i = 0; i < n_draws; i++)
+        if (b->draws[i].n_tokens < 1 || b->draws[i].n_tokens > c->vocab_size) return L2P_BAD_ARGUMENT;
     return L2P_OK;
 }
 
-/* A text: its first token's pass, and how it goes on. */
-typedef struct {
-    Forward first;
-    int n_draws, n_ends, n_drawn;
-    const int32_t *ends;
-} Text;
+static int check_batch(const l2p_model *model, const l2p_batch *b) {
+    const l2p_config *c = &model->config;
+    if (b->n_tokens < 1 || b->n_tokens > INT32_MAX / c->n_kv_heads || b->n_rows < 0) return L2P_BAD_ARGUMENT;
+    if (!b->tokens || !b->sessions || !b->positions || (b->n_rows > 0 && !b->rows)) return L2P_BAD_ARGUMENT;
+    for (int i = 0; i < b->n_tokens; i++) {
+        if (b->tokens[i] < 0 || b->tokens[i] >= c->vocab_size) return L2P_BAD_ARGUMENT;
+        if (b->positions[i] < 0 || b->positions[i] >= c->seq_len) return L2P_BAD_ARGUMENT;
+        if (!b->sessions[i] || b->sessions[i]->model != model) return L2P_BAD_ARGUMENT;
+    }
+    for (int i = 0; i < b->n_rows; i++)
+        if (b->rows[i] < 0 || b->rows[i] >= b->n_tokens) return L2P_BAD_ARGUMENT;
+    return b->n_rows > 0 && !b->logits ? check_draws(c, b) : L2P_OK;
+}
 
-static int is_end(const Text *text, int32_t token) {
-    for (int i = 0; i < text->n_ends; i++)
-        if (text->ends[i] == token) return 1;
+/* Room for all passes of a batch, and where its rows' draws begin */
+static int prepare(Forward *f, int n_threads) {
+    const l2p_batch *b = f->batch;
+    int most = 0; /* positions that a token sees */
+    for (int i = 0; i < b->n_tokens; i++) most = max_int(most, b->positions[i] + 1);
+    for (int i = 0; i < b->n_rows && draws(f); i++) most = max_int(most, b->positions[b->rows[i]] + b->n_draws[i]);
+    f->max_scores = (int)round_up(most, LANES);
+
+    int error = make_room(f, b->n_tokens, b->n_rows, n_threads);
+    if (!draws(f) || b->n_rows == 0) return error;
+    /* Later passes have one token a row. Few vectors are laid out in another way, which may take more room. */
+    if (!error) error = make_room(f, b->n_rows, b->n_rows, n_threads);
+    if (!error && b->n_rows > FEW_VECTORS) error = make_room(f, FEW_VECTORS, FEW_VECTORS, n_threads);
+    if (error) return error;
+    lay_out_workspace(f, 1, PLACE);
+    for (int i = 0, draw = 0; i < b->n_rows; draw += b->n_draws[i++]) {
+        f->going.row[i] = i;
+        f->going.draw[i] = draw;
+        b->n_drawn[i] = 0;
+    }
+    return L2P_OK;
+}
+
+static int is_stop_token(const l2p_batch *b, int32_t token) {
+    for (int i = 0; i < b->n_stop_tokens; i++)
+        if (b->stop_tokens[i] == token) return 1;
     return 0;
 }
 
-/* Each thread moves on in a copy of its own. */
-static void text_share(void *context, int thread, int n_threads) {
-    Text *text = context;
-    Forward f = text->first;
-    int32_t position = f.positions[0];
-    f.positions = &position;
+/* Count the tokens that a pass has drawn. Those of rows that go on are the next pass; is there one? */
+static int next_pass(Forward *f) {
+    const l2p_batch *b = f->batch;
+    Going *going = &f->going;
     int n = 0;
-    for (;;) {
-        forward_share(&f, thread, n_threads);
-        if (*f.cancelled || ++n == text->n_draws) break;
-        threads_barrier(n_threads);
-        if (is_end(text, *f.drawn)) break;
-        f.tokens = f.drawn++;
-        f.draws++;
-        position++;
+    for (int i = 0; i < f->n_rows; i++) {
+        const int row = going->row[i], draw = going->draw[i], from = f->rows ? f->rows[i] : i;
+        const int32_t token = b->drawn[draw];
+        if (++b->n_drawn[row] == b->n_draws[row] || is_stop_token(b, token)) continue;
+        going->tokens[n] = token;
+        going->positions[n] = f->positions[from] + 1;
+        going->sessions[n] = f->sessions[from];
+        going->row[n] = row;
+        going->draw[n++] = draw + 1;
     }
-    if (thread == 0) text->n_drawn = n;
+    f->n = f->n_rows = n;
+    f->rows = NULL;
+    f->tokens = going->tokens;
+    f->positions = going->positions;
+    f->sessions = going->sessions;
+    return n > 0;
 }
 
-/* Do `work`, of which f is the first pass: all threads, in this caller's turn. */
-static int run(Forward *f, Work work, void *context, int n_threads) {
-    atomic_int cancelled = 0;
-    f->cancelled = &cancelled;
-    int error = check_arguments(f);
+static void run_pass(Forward *f, int n_threads) {
+    n_threads = scheduling_before_run(scheduling_threads(f->model, f->n, n_threads));
+    if (f->n != f->laid_out.n || f->n_rows != f->laid_out.n_rows || n_threads != f->laid_out.n_threads) {
+        lay_out_workspace(f, n_threads, PLACE);
+        f->laid_out.n = f->n;
+        f->laid_out.n_rows = f->n_rows;
+        f->laid_out.n_threads = n_threads;
+    }
+    find_chunks(f);
+    threads_run(n_threads, forward_share, f);
+}
+
+int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel) {
+    if (!model || !batch) return L2P_BAD_ARGUMENT;
+    int error = check_batch(model, batch);
     if (error) return error;
-    for (int i = 0; i < f->n; i++) f->max_scores = max_int(f->max_scores, (int)round_up(f->positions[i] + 1, LANES));
-
-    n_threads = threads_worth_it(f->model, f->n, n_threads);
-
+    atomic_int cancelled = 0;
+    Forward f = {.model = model,
+                 .batch = batch,
+                 .n = batch->n_tokens,
+                 .tokens = batch->tokens,
+                 .positions = batch->positions,
+                 .sessions = batch->sessions,
+                 .n_rows = batch->n_rows,
+                 .rows = batch->rows,
+                 .logits = batch->logits,
+                 .cancel = cancel,
+                 .cancelled = &cancelled};
     threads_take_turn();
-    n_threads = threads_that_help(n_threads);
-    error = prepare_workspace(f, n_threads);
-    if (!error) {
-        find_chunks(f);
-        threads_run(n_threads, work, context);
-        if (cancelled) error = L2P_CANCELLED;
+    error = prepare(&f, n_threads);
+    while (!error) {
+        run_pass(&f, n_threads);
+        if (cancelled)
+            error = L2P_CANCELLED;
+        else if (!draws(&f) || !next_pass(&f))
+            break;
     }
     threads_end_turn();
     return error;
-}
-
-int l2p_forward(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
-                const int32_t *positions, int n_logits, const int32_t *logits_rows, float *out, int n_threads,
-                const int32_t *cancel) {
-    Forward f = {.model = model,
-                 .n = n,
-                 .tokens = tokens,
-                 .positions = positions,
-                 .sessions = sessions,
-                 .n_logits = n_logits,
-                 .logits_rows = logits_rows,
-                 .out = out,
-                 .cancel = cancel};
-    return run(&f, forward_share, &f, n_threads);
-}
-
-int l2p_next(const l2p_model *model, int n, const int32_t *tokens, l2p_session *const *sessions,
-             const int32_t *positions, int n_draws, const int32_t *draw_rows, const l2p_draw *draws, int32_t *drawn,
-             int n_threads, const int32_t *cancel) {
-    Forward f = {.model = model,
-                 .n = n,
-                 .tokens = tokens,
-                 .positions = positions,
-                 .sessions = sessions,
-                 .n_logits = n_draws,
-                 .logits_rows = draw_rows,
-                 .draws = draws,
-                 .drawn = drawn,
-                 .cancel = cancel};
-    return run(&f, forward_share, &f, n_threads);
-}
-
-int l2p_generate(const l2p_model *model, l2p_session *session, int32_t token, int32_t position, int n_draws,
-                 const l2p_draw *draws, int n_ends, const int32_t *ends, int32_t *drawn, int n_threads,
-                 const int32_t *cancel) {
-    const l2p_config *c = &model->config;
-    if (n_draws < 1 || position < 0 || position > c->seq_len - n_draws) return -L2P_BAD_ARGUMENT;
-    for (int i = 0; i < n_draws; i++)
-        if (!can_draw(c, &draws[i])) return -L2P_BAD_ARGUMENT;
-    const int32_t row = 0;
-    Text text = {.first = {.model = model,
-                           .n = 1,
-                           .tokens = &token,
-                           .positions = &position,
-                           .sessions = &session,
-                           .n_logits = 1,
-                           .logits_rows = &row,
-                           .draws = draws,
-                           .drawn = drawn,
-                           .cancel = cancel,
-                           .max_scores = (int)round_up(position + n_draws, LANES)},
-                 .n_draws = n_draws,
-                 .n_ends = n_ends,
-                 .ends = ends};
-    const int error = run(&text.first, text_share, &text, n_threads);
-    return error ? -error : text.n_drawn;
 }

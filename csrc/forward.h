@@ -14,18 +14,30 @@ typedef struct {
 
 _Static_assert((int)CHUNK >= (int)ROWS, "the workspace has a row of scores for each of the rows that are summed up together");
 
+/* The rows of a batch that draw another token, in the workspace. They are the tokens of the next pass. */
+typedef struct {
+    int32_t *tokens, *positions;
+    l2p_session **sessions;
+    int32_t *row;  /* of the batch's rows */
+    int32_t *draw; /* index of the next draw in the batch's draws */
+} Going;
+
+/* One pass over the layers. A call of l2p_forward is one, and one more for each further token that its rows draw. */
 typedef struct {
     const l2p_model *model;
+    const l2p_batch *batch;
     int n; /* tokens */
     const int32_t *tokens, *positions;
     l2p_session *const *sessions;
-    int n_logits;
-    const int32_t *logits_rows;
-    float *out;            /* (n_logits, vocab_size); of the workspace, if there are draws */
-    const l2p_draw *draws; /* (n_logits,) or NULL: logits are what is asked for */
-    int32_t *drawn;        /* (n_logits,) */
+    int n_rows;          /* whose logits are wanted */
+    const int32_t *rows; /* (n_rows,), or NULL: all tokens in order */
+    float *logits;       /* (n_rows, vocab_size); in the workspace if tokens are drawn */
     const int32_t *cancel;
     atomic_int *cancelled; /* of all threads */
+    Going going;
+    struct {
+        int n, n_rows, n_threads;
+    } laid_out; /* what the pointers below are for */
 
     /* the workspace, rows being tokens */
     float *x;       /* (n, dim) the residual stream */
@@ -36,7 +48,7 @@ typedef struct {
     float *rope;    /* (n, head_dim / 2, 2) cos and sin of each token's angles */
     Chunk *chunks, *last_chunks; /* of all layers but the last; of that */
     int n_chunks, n_last_chunks;
-    float *last_x; /* (n_logits, dim) the rows of x that the last layer goes on with, where these are not all */
+    float *last_x; /* (n_rows, dim) the rows of x that the last layer goes on with, where these are not all */
     int max_scores; /* longest row of attention scores, rounded up */
 
     /* normalized or quantized input of the next product: one for all threads, or one for each when vectors are few */
@@ -50,8 +62,11 @@ typedef struct {
     int32_t *candidates; /* (n_threads, vocab_size) for sampling */
 } Forward;
 
-/* Nobody asks for some of the tokens' logits: in the last layer these need keys and values, and nothing else. */
-static inline int leaves_some(const Forward *f) { return f->n_logits < f->n; }
+/* Are there tokens whose logits nobody wants? In the last layer those need keys and values, and nothing else. */
+static inline int leaves_some(const Forward *f) { return f->n_rows < f->n; }
+
+/* Are tokens drawn from the logits? */
+static inline int draws(const Forward *f) { return f->batch->logits == NULL; }
 
 /* attention.c: cut the batch into chunks, into f->chunks and f->last_chunks */
 void find_chunks(Forward *f);

@@ -50,8 +50,8 @@ static void configure(int quads, int offset) {
     _tile_loadd(OFFSETS, minus_offset, 0); /* each row the same */
 }
 
-/* NT vectors (MANY or SOME, known when compiled) times a block of rows. This is number `pass` of n_passes over the panel, each
- * of which asks memory for its share of the next one; -1: there is none. */
+/* NT vectors (MANY or SOME, known when compiled) from number i0 on, times a block of rows. This is number `pass` of n_passes
+ * over the panel, each of which asks memory for its share of the next one; -1: there is none. */
 static inline __attribute__((always_inline)) void tile(const int NT, const Matrix *w, int block, const Vectors *x, int i0,
                                                        float *out, size_t ld_out, int mode, int pass, int n_passes) {
     const int groups = w->groups, quads = w->group_quads, rows = w->rows - block * LANES;

@@ -25,15 +25,22 @@ enum { PANEL_BLOCKS = 9 };
 /* What matmul does with the old content of its output. */
 enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 
+/* A bare matrix, float32 or bfloat16, as a session holds keys and values: whole blocks [cols][LANES], block_stride bytes
+ * apart */
+typedef struct {
+    int type;
+    const unsigned char *data;
+    size_t block_stride;
+    int blocks, cols;
+} Blocks;
+
 /* What exists in both numerics. */
 typedef struct FloatKernels {
     int numerics;
 
-    /* Attention's products: out[i] = W x[i], i in [0, n), W a bare matrix, float32 or bfloat16, of blocks [cols][LANES],
-     * block_stride bytes apart; ld: floats from one vector to the next. MATMUL_CONTINUE: the sums start from out instead
-     * of 0, so that a long sum can be computed in parts. */
-    void (*matmul_bare)(int type, const unsigned char *w, size_t block_stride, int blocks, int cols, const float *x, size_t ld_x, int n,
-                       float *out, size_t ld_out, int mode);
+    /* Attention's products: out[i] = W x[i], i in [0, n); ld: floats from one vector to the next. MATMUL_CONTINUE: the
+     * sums start from out instead of 0, so that a long sum can be computed in parts. */
+    void (*matmul_bare)(const Blocks *w, const float *x, size_t ld_x, int n, float *out, size_t ld_out, int mode);
 
     /* out[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps), all (n,), i in [0, rows), rows <= ROWS */
     void (*rmsnorm)(float *out, const float *const *x, int rows, const float *weight, int n, float eps);

@@ -1,28 +1,25 @@
-"""Checkpoints from any format that is read to any that is written."""
+"""Convert checkpoints: from any format that llama2py reads to any format that it writes."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from ._data import bundled_tokenizer
 from .checkpoint import Checkpoint, default_group_size, open_checkpoint
+from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
-from .checkpoint.huggingface.writer import (
-    SHARD_SIZE,
-    config_json,
-    huggingface_items,
-    write_huggingface,
-)
-from .checkpoint.llama2c_layout import lay_out
-from .checkpoint.llama2c_writer import check_config, write_llama2c
-from .checkpoint.stored import DTYPES
-from .checkpoint.write_numbers import FileDtype
+from .checkpoint.huggingface.writer import config_json, huggingface_items, write_huggingface
+from .checkpoint.llama2c import check_config, lay_out, write_llama2c
 from .errors import CheckpointError, ParameterError, TokenizerError
-from .formats.atomic_write import check_space, replacing, replacing_folder
+from .formats.atomic_write import check_name, check_space, replacing, replacing_folder
+from .formats.bounded_json import parse_object
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
 from .tokenizers.export import for_tokenizer_bin, warn_of_space_changes
@@ -44,19 +41,44 @@ _HOLDS = {
     "hf": ("float32", "float16", "bfloat16"),
     "gguf": ("float32", "float16", "bfloat16", "int8"),
 }
-# Names of files that are none of what is written.
-_OTHER_FILES = (".safetensors", ".pt", ".pth", ".json", ".model", ".ggml", ".npz", ".zip")
-# What belongs to the tokenizer in a directory of Hugging Face's.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-_WITHOUT = "or no vocabulary (--no-tokenizer, or tokenizer=False)"
+# The end of a name that is a file's: "x.onnx", but not "TinyLlama-1.1B" or "llama.3-instruct".
+_FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*")
+# The tokenizer's files in a Hugging Face directory, and the most bytes to copy of each.
+_TOKENIZER_FILES = {
+    "tokenizer.json": 64 << 20,
+    "tokenizer.model": 16 << 20,
+    "tokenizer_config.json": 2 << 20,
+    "special_tokens_map.json": 2 << 20,
+    "added_tokens.json": 2 << 20,
+    "chat_template.jinja": 2 << 20,
+    "generation_config.json": 2 << 20,
+}
+_WITHOUT = "or write no vocabulary (--no-tokenizer, tokenizer=False)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One conversion.
+
+    Attributes
+    ----------
+    target : Path
+        The file or directory to write.
+    checkpoint : Checkpoint
+        The model.
+    vocabulary : Tokenizer or None
+        The vocabulary to write.
+    vocabulary_path : Path or None
+        The file that the vocabulary comes from.
+    progress : callable
+        Takes the number of weights that were just written.
+    """
+
+    target: Path
+    checkpoint: Checkpoint
+    vocabulary: Tokenizer | None
+    vocabulary_path: Path | None
+    progress: Callable[[int], object]
 
 
 def convert(
@@ -66,44 +88,41 @@ def convert(
     dtype: FileDtype | None = None,
     tokenizer: StrPath | bool | None = None,
     group_size: int | None = None,
-    shard_size: int = SHARD_SIZE,
     threads: int = 1,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Path:
     """Write a checkpoint in another format, with its vocabulary.
 
-    One tensor is held in memory at a time. The output appears only once all of it is on disk.
+    One tensor is held in memory at a time. The output appears only when all of it is on disk.
 
     Parameters
     ----------
     source : str or path-like
-        Any checkpoint that `load` takes.
+        Any checkpoint that `load` takes, by its path or its name.
     output : str or path-like
-        Where to: a file, which is replaced if there is one, or for Hugging Face a new or empty
-        directory.
+        The file to write (an existing file is replaced), or for ``hf`` a new or empty directory.
     format : {'v0', 'v1', 'v2', 'hf', 'gguf'}, optional
-        llama2.c's three versions, a directory of Hugging Face's, or GGUF v3. Default: by the
-        output's name, gguf for ``.gguf``; for ``.bin`` v0, which every llama2.c reads, or v2 if
-        it is to be int8; else a directory.
+        llama2.c's three versions, a Hugging Face directory, or GGUF v3. Default: from the output's
+        name. ``.gguf`` means gguf; ``.bin`` means v0, which every llama2.c reads, or v2 if the
+        dtype is int8; a name without a file's suffix means a directory.
     dtype : {'float32', 'float16', 'bfloat16', 'int8'}, optional
-        Of the matrices, and for hf of the norms. Default: the source's, where the format holds it,
-        or else float32: nothing is lost, but where int8 is turned into other groups or v2 is asked
-        for. int4 (GGUF's Q4_0), which no format holds, is int8 in groups of 32 here, with the same
-        values and scales. v0 and v1 hold float32; v2 int8; hf the three others; gguf all four, of
-        which int8 is Q8_0 (and float16 where a row is no multiple of 32). Rounding is to nearest,
-        ties to even.
+        The dtype of the matrices, and for hf also of the norms. Default: the source's dtype if the
+        format holds it, else float32, so that nothing is lost. The exceptions are v2, which holds
+        only int8, and int4 (GGUF's Q4_0), which is written as int8 in groups of 32 with the same
+        values and scales. v0 and v1 hold float32; v2 holds int8; hf holds the three float dtypes;
+        gguf holds all four, int8 as Q8_0 (float16 for rows that are not a multiple of 32). Values
+        are rounded to nearest, ties to even.
     tokenizer : str, path-like or False, optional
-        The vocabulary to go with it. Default: the model's own. False: none. A llama2.c file's goes
-        beside it, as ``NAME.tokenizer.bin``, unless it is Llama 2's, which needs no file.
+        The vocabulary to write with the model. Default: the model's own. False: no vocabulary. A
+        llama2.c file gets it as ``NAME.tokenizer.bin`` in the same folder, unless it is Llama 2's,
+        which needs no file.
     group_size : int, optional
-        For v2: weights that share a scale, a divisor of ``dim``. Default: the source's
-        where it has groups, else 64, halved until it divides ``dim``.
-    shard_size : int
-        For hf: bytes of tensors in one file. Default: 5 GB.
+        For v2: the number of weights that share a scale, a divisor of ``dim``. Default: the
+        source's group size, or 64 halved until it divides ``dim``.
     threads : int
-        For v2: how many matrices are quantized at once, and held in memory.
-    progress : callable
-        Told after each tensor how many weights are written, and how many there are.
+        For v2: how many matrices are quantized at the same time, and held in memory.
+    progress : callable, optional
+        Called after each tensor with the number of weights written so far and their total.
 
     Returns
     -------
@@ -114,8 +133,7 @@ def convert(
     ------
     CheckpointError
         If the source cannot be read, the format cannot hold the model (the message names one that
-        can), a weight is beyond the dtype, or the output cannot be written or does not fit onto
-        the disk.
+        can), the dtype cannot hold a weight, the output cannot be written, or the disk is full.
     TokenizerError
         If the vocabulary cannot be read, or the format cannot hold it.
     ParameterError
@@ -138,150 +156,161 @@ def convert(
     if threads < 1:
         raise ParameterError(f"threads is {threads}, expected a whole number from 1 up")
     with open_checkpoint(find_model(source)) as checkpoint:
-        kind: str = format or format_of(target, dtype or _own(checkpoint))
+        kind: str = format or format_of(target, dtype or _own_dtype(checkpoint))
         if kind != "hf" and not target.name:
-            raise CheckpointError(f"{target}: this is no regular file, expected one or a new name")
-        precision = _dtype(kind, dtype, checkpoint)
+            raise CheckpointError(f"{target}: not a regular file; choose a name for the file")
+        written_dtype = _written_dtype(kind, dtype, checkpoint)
         if group_size is not None and kind != "v2":
-            raise ParameterError(f"group_size is {group_size}, expected none for format {kind}")
+            raise ParameterError(f"group_size is {group_size}, but format {kind} has no groups")
         vocabulary, path = _vocabulary(checkpoint, tokenizer)
-        counter = _Counter(checkpoint.config.n_params, progress)
+        counter = _counter(checkpoint.config.n_params, progress)
+        task = _Task(target, checkpoint, vocabulary, path, counter)
         if kind == "hf":
-            norms = dtype or ("float32" if _stored(checkpoint, 1) != precision else precision)
-            precisions = (precision, norms)
-            _to_huggingface(target, checkpoint, precisions, vocabulary, path, counter, shard_size)
+            is_uniform = _stored_dtype(checkpoint, n_dims=1) == written_dtype
+            norms = dtype or (written_dtype if is_uniform else "float32")
+            _to_huggingface(task, (written_dtype, norms))
         elif kind == "gguf":
-            _to_gguf(target, checkpoint, precision, vocabulary, counter)
-            _warn_of_another(target, path)
+            _to_gguf(task, written_dtype)
+            _warn_of_other_vocabulary(target, path)
         else:
-            version = int(kind[1:])
-            _to_llama2c(target, checkpoint, version, group_size, vocabulary, path, threads, counter)
+            _to_llama2c(task, int(kind[1:]), group_size, threads)
             if vocabulary is None:
-                _warn_of_another(target, None)
+                _warn_of_other_vocabulary(target, None)
     return target
 
 
 def format_of(output: Path, dtype: str = "float32") -> FileFormat:
-    """The format that a file's name asks for.
+    """Return the format that an output's name implies.
 
     Raises
     ------
     ParameterError
-        If it is the name of a file of another kind.
+        If the name is that of another kind of file.
     """
     if output.suffix == ".gguf":
         return "gguf"
     if output.suffix == ".bin":
         return "v2" if dtype == "int8" else "v0"
-    if output.suffix in _OTHER_FILES or os.path.isfile(output):
+    is_folder = os.path.isdir(output)
+    if (_FILE_SUFFIX.fullmatch(output.suffix) and not is_folder) or os.path.isfile(output):
         raise ParameterError(
-            f"{output}: the name does not tell the format,"
-            " expected .bin, .gguf, a directory, or the format by its name"
+            f"{output}: no format has such a name; name it *.bin (llama2.c) or *.gguf, or a"
+            f" directory (Hugging Face), or set the format to one of {', '.join(_HOLDS)}"
         )
     return "hf"
 
 
-class _Counter:
-    """Adds up the weights that are written."""
+def _counter(total: int, progress: Callable[[int, int], object] | None) -> Callable[[int], object]:
+    """Make a function that adds up the weights that were written and reports their sum."""
+    done = 0
 
-    def __init__(self, total: int, progress: Callable[[int, int], object]) -> None:
-        self._done, self._total, self._progress = 0, total, progress
+    def count(weights: int) -> None:
+        nonlocal done
+        done += weights
+        if progress is not None:
+            progress(done, total)
 
-    def __call__(self, weights: int) -> None:
-        self._done += weights
-        self._progress(self._done, self._total)
+    return count
 
 
-def _dtype(kind: str, asked: str | None, checkpoint: Checkpoint) -> str:
+def _written_dtype(kind: str, requested: str | None, checkpoint: Checkpoint) -> str:
+    """Return the dtype to write the matrices in."""
     holds = _HOLDS[kind]
-    if asked is not None and asked not in holds:
-        fitting = [name for name, dtypes in _HOLDS.items() if asked in dtypes]
+    if requested is not None and requested not in holds:
+        fitting = [name for name, dtypes in _HOLDS.items() if requested in dtypes]
         raise ParameterError(
-            f"format {kind} holds {', '.join(holds)}, not {asked}:"
-            f" expected one of these or the format {' or '.join(fitting)}"
+            f"format {kind} holds {', '.join(holds)}, not {requested};"
+            f" choose another dtype, or format {' or '.join(fitting)}"
         )
-    own = _own(checkpoint)
-    return asked or (own if own in holds else holds[0])
+    own = _own_dtype(checkpoint)
+    return requested or (own if own in holds else holds[0])
 
 
-def _own(checkpoint: Checkpoint) -> str:
-    """The dtype of files that holds all matrices; int8 in groups of 32 holds those of int4."""
-    return "int8" if checkpoint.dtype in ("int8", "int4") else _stored(checkpoint, 2)
+def _own_dtype(checkpoint: Checkpoint) -> str:
+    """Return the file dtype that holds all matrices. int8 in groups of 32 also holds int4."""
+    is_quantized = checkpoint.dtype in ("int8", "int4")
+    return "int8" if is_quantized else _stored_dtype(checkpoint, n_dims=2)
 
 
-def _stored(checkpoint: Checkpoint, n_dims: int) -> str:
-    """What all norms (1) or matrices (2) are stored as, where it is one float dtype."""
+def _stored_dtype(checkpoint: Checkpoint, n_dims: int) -> str:
+    """Return the float dtype of all norms (1) or matrices (2); float32 if there are several."""
     dtypes = {
-        DTYPES.get(array.dtype, "float32")
+        tensor.dtype
         for tensors in checkpoint.tensors.values()
         for tensor in tensors
         if len(tensor.shape) == n_dims
-        for array in tensor.arrays
     }
-    return dtypes.pop() if len(dtypes) == 1 else "float32"
+    own = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return own if own in ("float16", "bfloat16") else "float32"
+
+
+# ---- vocabularies ----
 
 
 def _vocabulary(
-    checkpoint: Checkpoint, asked: StrPath | bool | None
+    checkpoint: Checkpoint, requested: StrPath | bool | None
 ) -> tuple[Tokenizer | None, Path | None]:
-    """The vocabulary and its file; the bundled one where it fits a model that has none."""
-    if asked is False:
+    """Return the vocabulary and its file: the model's own, or the bundled one if it fits."""
+    if requested is False:
         return None, None
-    path = own_tokenizer(checkpoint) if asked is None or asked is True else Path(asked)
+    own = requested is None or requested is True
+    path = own_tokenizer(checkpoint) if own else Path(requested)  # type: ignore[arg-type]
     if path is not None:
         return vocabulary_for(checkpoint, path), path
     bundled = load_tokenizer(bundled_tokenizer())
     if len(bundled) == checkpoint.config.vocab_size:
         return bundled, bundled_tokenizer()
-    _log.warning("%s: it has no tokenizer, and so has what is written", checkpoint.path)
+    _log.warning("%s: the model has no tokenizer; the output has none either", checkpoint.path)
     return None, None
 
 
-def _to_llama2c(
-    target: Path,
-    checkpoint: Checkpoint,
-    version: int,
-    group_size: int | None,
-    vocabulary: Tokenizer | None,
-    path: Path | None,
-    threads: int,
-    progress: Callable[[int], object],
-) -> None:
+def _warn_of_other_vocabulary(target: Path, path: Path | None) -> None:
+    """Warn of an older vocabulary next to a file, which `load` prefers to the one at ``path``."""
+    other = beside(target)
+    if os.path.isfile(other) and (path is None or not os.path.samefile(other, path)):
+        _log.warning("%s already exists: it will be used as the vocabulary of %s", other, target)
+
+
+def _end_tokens(task: _Task) -> list[int]:
+    """Return the tokens that end a text, the vocabulary's EOS first."""
+    conventions = task.checkpoint.conventions
+    if task.vocabulary is None:
+        return sorted(conventions.end_tokens)
+    eos = task.vocabulary.eos_id
+    return [eos, *sorted(end_tokens(conventions, task.vocabulary) - {eos})]
+
+
+# ---- the formats ----
+
+
+def _to_llama2c(task: _Task, version: int, group_size: int | None, threads: int) -> None:
+    target, checkpoint, vocabulary = task.target, task.checkpoint, task.vocabulary
     config = checkpoint.config
     check_config(target, config)
     if version == 2 and group_size is None:
         own = checkpoint.group_size
         group_size = own if own and config.dim % own == 0 else default_group_size(config)
-    copy = beside(target)
+    vocabulary_target = beside(target)
+    check_name(target, CheckpointError)
     if vocabulary is not None:
+        check_name(vocabulary_target, CheckpointError)
         try:
-            scored = for_tokenizer_bin(vocabulary, path)
+            scored = for_tokenizer_bin(vocabulary, task.vocabulary_path)
         except TokenizerError as error:
-            raise TokenizerError(f"{copy}: {error}, {_WITHOUT}") from None
-        warn_of_space_changes(copy, vocabulary, "bin")
+            raise TokenizerError(f"{vocabulary_target}: {error}, {_WITHOUT}") from None
+        warn_of_space_changes(vocabulary_target, vocabulary, "bin")
         vocabulary = scored
-    if group_size is None or config.dim % group_size == 0:  # the writer says what is wrong else
+    if group_size is None or config.dim % group_size == 0:  # else write_llama2c raises
         check_space(target, lay_out(config, version, group_size)[1], CheckpointError)
-    write_llama2c(target, checkpoint, version, group_size, threads, progress)
-    if vocabulary is not None and (os.path.exists(copy) or path != bundled_tokenizer()):
-        write_tokenizer_bin(vocabulary, copy)
+    write_llama2c(target, checkpoint, version, group_size, threads, task.progress)
+    is_bundled = task.vocabulary_path == bundled_tokenizer()
+    if vocabulary is not None and (os.path.exists(vocabulary_target) or not is_bundled):
+        write_tokenizer_bin(vocabulary, vocabulary_target)
 
 
-def _warn_of_another(target: Path, path: Path | None) -> None:
-    """Of a vocabulary beside a file that goes before the one, of ``path``, that the file has."""
-    other = beside(target)
-    if os.path.isfile(other) and (path is None or not os.path.samefile(other, path)):
-        _log.warning("%s lies there already: it is taken for %s's vocabulary", other, target)
-
-
-def _to_gguf(
-    target: Path,
-    checkpoint: Checkpoint,
-    dtype: str,
-    vocabulary: Tokenizer | None,
-    progress: Callable[[int], object],
-) -> None:
-    # llama.cpp's name for a model that has none.
+def _to_gguf(task: _Task, dtype: str) -> None:
+    target, checkpoint, vocabulary = task.target, task.checkpoint, task.vocabulary
+    # llama.cpp's name for the lack of a vocabulary.
     pairs: dict[str, object] = {"tokenizer.ggml.model": b"no_vocab"}
     if vocabulary is not None:
         try:
@@ -290,41 +319,35 @@ def _to_gguf(
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
         warn_of_space_changes(target, vocabulary, "gguf")
     places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-    ends = _ends(checkpoint, vocabulary)
+    ends = _end_tokens(task)
     if len(ends) > len(places):
-        _log.warning("%s: GGUF names 3 of the %d tokens that end a text", target, len(ends))
+        _log.warning("%s: GGUF holds only 3 of the %d tokens that end a text", target, len(ends))
     pairs |= zip(places, ends, strict=False)
     size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
     check_space(target, size, CheckpointError)
     try:
-        write_gguf(target, checkpoint, dtype, pairs, progress)
+        write_gguf(target, checkpoint, dtype, pairs, task.progress)
     except CheckpointError as error:
         raise _named(target, error) from None
 
 
-def _to_huggingface(
-    target: Path,
-    checkpoint: Checkpoint,
-    dtypes: tuple[str, str],
-    vocabulary: Tokenizer | None,
-    path: Path | None,
-    progress: Callable[[int], object],
-    shard_size: int,
-) -> None:
-    ids = (None if vocabulary is None else vocabulary.bos_id, _ends(checkpoint, vocabulary))
+def _to_huggingface(task: _Task, dtypes: tuple[str, str]) -> None:
+    """Write a directory; ``dtypes`` are those of the matrices and of the norms."""
+    target, checkpoint, vocabulary = task.target, task.checkpoint, task.vocabulary
+    ids = (None if vocabulary is None else vocabulary.bos_id, _end_tokens(task))
     files: dict[str, bytes] = {}
-    if vocabulary is not None and path is not None:
+    if vocabulary is not None and task.vocabulary_path is not None:
         try:
-            files = _tokenizer_files(target, checkpoint, vocabulary, path)
+            files = _tokenizer_files(target, checkpoint, vocabulary, task.vocabulary_path)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
-    config_json(checkpoint, dtypes[0], ids)  # says what it cannot say before anything is written
+    config_json(checkpoint, dtypes[0], ids)  # raises before anything is written
     size = sum(item.nbytes for item in huggingface_items(checkpoint.config, *dtypes))
     check_space(target, size, CheckpointError)
     with replacing_folder(target, CheckpointError, last="config.json") as folder:
         try:
-            write_huggingface(folder, checkpoint, *dtypes, ids, progress, shard_size)
-        except CheckpointError as error:  # of a file in a folder whose name goes away
+            write_huggingface(folder, checkpoint, *dtypes, ids, task.progress)
+        except CheckpointError as error:  # it names a file in the temporary folder
             shown = str(error).replace(str(folder), str(target))
             raise _named(target, CheckpointError(shown)) from None
         for name, data in files.items():
@@ -332,25 +355,14 @@ def _to_huggingface(
                 out.write(data)
 
 
-def _ends(checkpoint: Checkpoint, vocabulary: Tokenizer | None) -> list[int]:
-    """The tokens that end a text, the vocabulary's EOS first."""
-    if vocabulary is None:
-        return sorted(checkpoint.conventions.end_tokens)
-    eos = vocabulary.eos_id
-    return [eos, *sorted(end_tokens(checkpoint.conventions, vocabulary) - {eos})]
-
-
 def _tokenizer_files(
     target: Path, checkpoint: Checkpoint, vocabulary: Tokenizer, path: Path
 ) -> dict[str, bytes]:
-    """A directory's own files as they are, or new ones that say the same."""
+    """Return a directory's own tokenizer files, or new files with the same content."""
     folder = checkpoint.path
     if path.parent == folder and (folder / "config.json").is_file() and path.suffix != ".bin":
-        names = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-        try:
-            return {name: (folder / name).read_bytes() for name in names}
-        except OSError as error:
-            raise TokenizerError(f"{folder}: its vocabulary cannot be read ({error})") from error
+        names = [name for name in _TOKENIZER_FILES if os.path.lexists(folder / name)]
+        return {name: _read_own_file(folder / name, _TOKENIZER_FILES[name]) for name in names}
     template = checkpoint.chat_template
     files = {
         "tokenizer.json": tokenizer_json(vocabulary),
@@ -360,11 +372,46 @@ def _tokenizer_files(
     try:
         files["tokenizer.model"] = sentencepiece_model(vocabulary)
     except TokenizerError:
-        _log.debug("%s: no tokenizer.model, for the vocabulary has no scores", folder)
+        _log.debug("%s: no tokenizer.model, because the vocabulary has no scores", folder)
     return files
 
 
+def _read_own_file(path: Path, max_size: int) -> bytes:
+    """Read a side file of a model's directory, as far as it is safe to copy it.
+
+    Raises
+    ------
+    TokenizerError
+        If it is not a regular file, leads out of the directory, is too large, or should be JSON and
+        is not.
+    """
+    folder = Path(os.path.realpath(path.parent))
+    real = Path(os.path.realpath(path))
+    allowed = [folder]
+    if folder.parent.name == "snapshots":  # the hub's cache: links lead to a folder of blobs
+        allowed += [folder.parents[1] / "blobs", folder.parents[2] / "blobs"]
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise TokenizerError(f"{path} is a link to {real}, outside the directory; copy the file")
+    try:
+        descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode):
+                raise TokenizerError(f"{path} is not a regular file; remove it")
+            if about.st_size > max_size:
+                raise TokenizerError(f"{path} is larger than {max_size >> 20} MiB; remove it")
+            data = file.read(about.st_size)
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read ({error.strerror or error})") from error
+    if path.suffix == ".json" and path.name != "tokenizer.json":
+        try:
+            parse_object(data)
+        except CheckpointError as error:
+            raise TokenizerError(f"{path}: {error}") from None
+    return data
+
+
 def _named(target: Path, error: CheckpointError) -> CheckpointError:
-    """An error with the name of what was to be written."""
+    """Put the name of the output before an error."""
     text = str(error)
     return error if text.startswith(str(target)) else CheckpointError(f"{target}: {text}")

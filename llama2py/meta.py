@@ -1,13 +1,13 @@
-"""Meta's call: ``from llama2py.meta import Llama`` where a program has ``from llama import Llama``.
+"""Meta's API: replace ``from llama import Llama`` by ``from llama2py.meta import Llama``.
 
-Neither torchrun nor NCCL nor a GPU is needed. The functions mean what facebookresearch/llama's
-``llama/generation.py`` means by them, but for these three:
+It needs no torchrun, NCCL or GPU. The functions behave as in facebookresearch/llama's
+``llama/generation.py``, with three differences:
 
-- Limits raise a `Llama2pyError` instead of an AssertionError.
-- Texts come from llama2py's seeded coin, not from PyTorch's: the distribution is the same, the
-  draws are not.
-- A log-probability always belongs to the token it stands at, and with ``echo`` the first is 0.0.
-  Meta's are one token off where nothing is generated and all prompts have one length
+- A value outside its limits raises a `Llama2pyError` instead of an AssertionError.
+- Tokens are sampled with llama2py's seeded random numbers instead of PyTorch's. The distribution is
+  the same, the samples are not.
+- ``logprobs[i]`` always belongs to ``tokens[i]``, and with ``echo`` the first one is 0.0. Meta's
+  are shifted by one token if nothing is generated and all prompts have the same length
   (``max_gen_len`` 0, or prompts that fill ``max_seq_len``).
 """
 
@@ -30,7 +30,7 @@ from .model import Model, load
 
 
 class CompletionPrediction(TypedDict, total=False):
-    """What `Llama.text_completion` gives; ``tokens`` and ``logprobs`` where asked for."""
+    """One result of `Llama.text_completion`; ``tokens`` and ``logprobs`` only if requested."""
 
     generation: str
     tokens: list[str]
@@ -38,7 +38,7 @@ class CompletionPrediction(TypedDict, total=False):
 
 
 class ChatPrediction(TypedDict, total=False):
-    """What `Llama.chat_completion` gives; ``tokens`` and ``logprobs`` where asked for."""
+    """One result of `Llama.chat_completion`; ``tokens`` and ``logprobs`` only if requested."""
 
     generation: Message
     tokens: list[str]
@@ -54,18 +54,19 @@ UNSAFE_ERROR = "Error: special tags are not allowed as part of the prompt."
 
 
 class Llama:
-    """A model behind Meta's functions.
+    """A model with Meta's functions.
 
     Parameters
     ----------
     model : Model
-        Who answers.
+        The model.
     max_seq_len : int, optional
-        Most tokens of prompt and answer together. Default, and at most: the model's context.
+        The most tokens of prompt and answer together, up to the model's context (the default).
     max_batch_size : int
-        Most prompts in a call.
+        The most prompts in a call.
     seed : int
-        Of all calls together, as PyTorch's: the same calls give the same texts.
+        The seed of all calls together, as in PyTorch: the same sequence of calls gives the same
+        texts.
 
     Raises
     ------
@@ -113,9 +114,9 @@ class Llama:
         tokenizer_path : str or path-like, or None
             As in `load`.
         max_seq_len, max_batch_size, seed
-            As in `Llama`; a ``max_seq_len`` above the model's context is the context.
+            As in `Llama`. A ``max_seq_len`` above the model's context means the context.
         model_parallel_size : int, optional
-            Not used: there is one process.
+            Ignored: there is one process.
 
         Raises
         ------
@@ -133,7 +134,8 @@ class Llama:
                 path = found[0]
             elif not (path / "config.json").is_file():
                 raise CheckpointError(
-                    f"{path}: {len(found)} checkpoints in this folder, expected one"
+                    f"{path}: the folder holds {len(found) or 'no'} checkpoints, expected 1; pass"
+                    " the path of a file"
                 )
         model = load(path, tokenizer_path)
         return Llama(model, min(max_seq_len, model.config.seq_len), max_batch_size, seed)
@@ -147,53 +149,54 @@ class Llama:
         logprobs: bool = False,
         echo: bool = False,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Continue prompts of any lengths, at once.
+        """Continue prompts of any lengths in one batch.
 
         Parameters
         ----------
         prompt_tokens : sequence of sequence of int
-            At most ``max_batch_size``, each of 1 to ``max_seq_len`` tokens.
+            1 to ``max_batch_size`` prompts, each of 1 to ``max_seq_len`` tokens.
         max_gen_len : int
-            Most tokens to generate for each; prompt and answer hold at most ``max_seq_len``.
+            The most tokens to generate for each prompt. Prompt and answer together have at most
+            ``max_seq_len`` tokens.
         temperature, top_p : float
-            As in `SamplingParams`, but that a ``top_p`` of 0 takes the most probable token.
+            As in `SamplingParams`, except that a ``top_p`` of 0 takes the most probable token.
         logprobs : bool
-            Give the log-probabilities, too: the model's own, before temperature.
+            Also return the log-probabilities, in nats, before temperature is applied.
         echo : bool
-            Give the prompts' tokens, too. The first one's log-probability is 0.0.
+            Also return the prompts' tokens. The first one's log-probability is 0.0.
 
         Returns
         -------
         tuple of (list of list of int, list of list of float or None)
-            The tokens and their log-probabilities, each cut before its first EOS; with ``echo``
-            that may be one of the prompt.
+            The tokens and their log-probabilities, each list cut before its first EOS. With
+            ``echo`` that EOS may be in the prompt.
 
         Raises
         ------
         ParameterError
-            If there are too many prompts, none, or a number is out of its range.
+            If there are no prompts or too many, or a number is out of its range.
         PromptError
             If a prompt is empty or too long, or a token is out of the vocabulary.
         """
         prompts = [[index(token) for token in prompt] for prompt in prompt_tokens]
         if not 1 <= len(prompts) <= self.max_batch_size:
             raise ParameterError(
-                f"there are {len(prompts)} prompts, expected 1 to max_batch_size,"
-                f" {self.max_batch_size}"
+                f"there are {len(prompts) or 'no'} prompts, expected 1 to {self.max_batch_size}"
+                " (max_batch_size)"
             )
         if index(max_gen_len) < 0:
-            raise ParameterError(f"max_gen_len is {max_gen_len}, expected a number from 0 up")
+            raise ParameterError(f"max_gen_len is {max_gen_len}, expected a whole number from 0 up")
         for number, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= self.max_seq_len:
                 raise PromptError(
-                    f"prompt {number} has {len(prompt)} tokens, expected 1 to max_seq_len,"
-                    f" {self.max_seq_len}"
+                    f"prompt {number} has {len(prompt)} tokens, expected 1 to {self.max_seq_len}"
+                    " (max_seq_len)"
                 )
         params = SamplingParams(0.0, 1.0) if top_p == 0 else SamplingParams(temperature, top_p)
         eos = self.tokenizer.eos_id
         jobs = [
             Job(
-                prompt,
+                self.model.prompt_tokens(prompt),
                 Sampler(self.model.backend, params, self._next_seed()),
                 min(max_gen_len, self.max_seq_len - len(prompt)),
                 stop_tokens=frozenset([eos]),
@@ -208,8 +211,8 @@ class Llama:
             if echo:
                 tokens = job.prompt_tokens + tokens
                 if logprobs:
-                    values = self._of_prompt(job.prompt_tokens) + values
-                if eos in job.prompt_tokens:  # Meta's cut looks for the first EOS of all
+                    values = self._prompt_logprobs(job.prompt_tokens) + values
+                if eos in job.prompt_tokens:  # Meta cuts at the first EOS, even in the prompt
                     tokens = tokens[: tokens.index(eos)]
             out_tokens.append(tokens)
             out_logprobs.append(values[: len(tokens)])
@@ -224,17 +227,17 @@ class Llama:
         logprobs: bool = False,
         echo: bool = False,
     ) -> list[CompletionPrediction]:
-        """Continue texts. Parameters and errors are those of `generate`.
+        """Continue texts. The parameters and errors are those of `generate`.
 
         Returns
         -------
         list of dict
-            ``{"generation": text}`` for each; with ``logprobs`` also ``"tokens"``, the text of each
-            token, and ``"logprobs"``.
+            ``{"generation": text}`` for each prompt; with ``logprobs`` also ``"tokens"``, the text
+            of each token, and ``"logprobs"``.
         """
         tokens, values = self.generate(
             [self.tokenizer.encode(prompt, bos=True) for prompt in prompts],
-            self._limit(max_gen_len),
+            self._max_tokens(max_gen_len),
             temperature,
             top_p,
             logprobs,
@@ -259,25 +262,25 @@ class Llama:
         max_gen_len: int | None = None,
         logprobs: bool = False,
     ) -> list[ChatPrediction]:
-        """Answer the last message of each dialog. Other parameters are those of `generate`.
+        """Answer the last message of each dialog. The other parameters are those of `generate`.
 
         Parameters
         ----------
         dialogs : sequence of sequence of dict
-            ``{"role": .., "content": ..}``: perhaps a system message, then user and assistant in
-            turns, a user's last. A dialog that holds a special tag (``[INST]``, ``<<SYS>>`` ..) is
-            answered with `UNSAFE_ERROR`.
+            Messages ``{"role": ..., "content": ...}``: an optional system message, then user and
+            assistant in turns, ending with the user. The answer to a dialog that contains a special
+            tag (such as ``[INST]`` or ``<<SYS>>``) is `UNSAFE_ERROR`.
 
         Returns
         -------
         list of dict
-            ``{"generation": {"role": "assistant", "content": text}}`` for each; with ``logprobs``
-            also ``"tokens"`` and ``"logprobs"``.
+            ``{"generation": {"role": "assistant", "content": text}}`` for each dialog; with
+            ``logprobs`` also ``"tokens"`` and ``"logprobs"``.
 
         Raises
         ------
         PromptError
-            If the roles are out of order, and as `generate` does.
+            If the roles are out of order, or for the reasons in `generate`.
         """
         unsafe = [
             any(tag in message["content"] for tag in SPECIAL_TAGS for message in dialog)
@@ -285,7 +288,7 @@ class Llama:
         ]
         tokens, values = self.generate(
             [self._dialog_tokens(dialog) for dialog in dialogs],
-            self._limit(max_gen_len),
+            self._max_tokens(max_gen_len),
             temperature,
             top_p,
             logprobs,
@@ -301,7 +304,7 @@ class Llama:
         return answers
 
     def _dialog_tokens(self, dialog: Sequence[Message]) -> list[int]:
-        """Each exchange between a BOS and an EOS, the last without its answer."""
+        """Encode each exchange between a BOS and an EOS, the last one without an answer."""
         turns = list(dialog)
         if len(turns) > 1 and turns[0]["role"] == "system":
             content = B_SYS + turns[0]["content"] + E_SYS + turns[1]["content"]
@@ -311,8 +314,8 @@ class Llama:
             ("user", "assistant")[i % 2] for i in range(len(roles))
         ]:
             raise PromptError(
-                f"the roles of a dialog are {', '.join(m['role'] for m in dialog) or 'none'},"
-                " expected perhaps system, then user and assistant in turns, and user last"
+                f"the roles of a dialog are {', '.join(m['role'] for m in dialog) or 'missing'},"
+                " expected an optional system, then user and assistant in turns, ending with user"
             )
         texts = [message["content"].strip() for message in turns]
         tokens: list[int] = []
@@ -322,17 +325,17 @@ class Llama:
         return tokens + self.tokenizer.encode(f"{B_INST} {texts[-1]} {E_INST}", bos=True)
 
     def _decode(self, tokens: list[int]) -> str:
-        """As sentencepiece does it, which takes the space off a first word."""
+        """Decode without the space before the first word, as sentencepiece does."""
         return self.tokenizer.decode([self.tokenizer.bos_id, *tokens])
 
-    def _limit(self, max_gen_len: int | None) -> int:
+    def _max_tokens(self, max_gen_len: int | None) -> int:
         return self.max_seq_len - 1 if max_gen_len is None else max_gen_len
 
-    def _of_prompt(self, tokens: list[int]) -> list[float]:
+    def _prompt_logprobs(self, tokens: list[int]) -> list[float]:
         with self.model.session() as session:
             return [0.0, *(float(value) for value in log_probabilities(session, tokens))]
 
     def _next_seed(self) -> int:
-        """48 bits of the coin that all calls share."""
+        """Draw a seed of 48 bits from the random numbers that all calls share."""
         high, low = (int(self._coin.flip() * 2**24) for _ in range(2))
         return high << 24 | low

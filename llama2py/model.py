@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable
-from operator import index
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ._data import builtin_model, bundled_tokenizer
+from ._util import Closing
 from .checkpoint import Checkpoint, Conventions, open_checkpoint
 from .config import CacheDtype, Dtype, ModelConfig
 from .engine.backend import Backend
 from .engine.cpu import MAX_THREADS
+from .engine.parameters import function, one_of, shown, whole_number, wrong
 from .engine.session import Session, SessionOverflow
-from .errors import ClosedError, EngineError, ParameterError
-from .generation.asking import Asking
-from .generation.prefix_cache import Prefixes
+from .errors import ClosedError, EngineError, PromptError
+from .generation.batch import run_jobs
+from .generation.job import Job
+from .generation.logprobs import log_probabilities
+from .generation.options import (
+    JobMaker,
+    Options,
+    check_options,
+    is_one,
+    prompt_tokens,
+    seed_each,
+    seeds_of,
+    text_tokens,
+)
+from .generation.prefix_cache import PrefixCache
+from .generation.sampling import Coin
+from .generation.stream import Generation, Stream
 from .hub import find_model
 from .tokenizers.load import load_tokenizer
 from .tokenizers.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # the type checker's own
+
+MAX_BATCH = 32  # texts at once: their sessions take memory
 PREFIX_BYTES = 64 << 20
 
 _log = logging.getLogger(__name__)
@@ -37,7 +60,7 @@ def load(
     backend: BackendName = "c",
     dtype: Dtype | None = None,
     cache_dtype: CacheDtype = "float32",
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -45,29 +68,29 @@ def load(
     ----------
     path : str or path-like, optional
         A llama2.c checkpoint (v0, v1, v2, ``ckpt.pt``), such as ``stories15M.bin``, a directory of
-        Meta's or Hugging Face's, or a GGUF file of a llama. Or the name of what has been got by
-        ``python -m llama2py download``, such as ``stories15M`` or ``owner/repo``. Default: the
-        story model that comes with llama2py.
+        Meta's or Hugging Face's, or a GGUF file with a llama model. Or the name of a model that
+        ``python -m llama2py download`` has downloaded, such as ``stories15M`` or ``owner/repo``.
+        Default: the built-in story model.
     tokenizer : str or path-like, optional
-        The model's ``tokenizer.bin``, ``.model`` or ``.json``. Default: the one beside the model
-        (``story.tokenizer.bin`` for ``story.bin``), or the one in its directory or inside the GGUF
-        file, or ``tok512.bin`` beside a model of 512 tokens, or else the 32000-token one of Llama
-        2, which llama2.c's story models use.
+        The model's ``tokenizer.bin``, ``.model`` or ``.json``. Default: the one next to the model
+        (``story.tokenizer.bin`` for ``story.bin``), or in its directory or inside the GGUF file, or
+        ``tok512.bin`` next to a model of 512 tokens, or else the 32000-token vocabulary of Llama 2,
+        which llama2.c's story models use.
     threads : int, optional
-        Threads of the engine, up to 256. Default: the physical cores this process may use.
-        Results do not depend on it.
+        Threads of the engine, 1 to 256. Default: the physical cores this process may use. Results
+        do not depend on it.
     backend : {'c', 'numpy'}
-        The C engine, or the NumPy reference: about ten times slower, and works where the
+        The C engine, or the NumPy reference, which is about ten times slower and works where the
         extension is not built.
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}, optional
-        What to make the matrices of, converting or quantizing them while they are loaded. Default:
-        what the checkpoint has. int8 takes a quarter of float32's memory and int4 a seventh, and
-        both are faster, for a little less quality.
+        Convert or quantize the weight matrices to this type while loading. Default: the type of the
+        checkpoint. int8 takes a quarter of float32's memory and int4 a seventh; both are faster, at
+        slightly lower quality.
     cache_dtype : {'float32', 'bfloat16'}
-        What sessions keep keys and values in. bfloat16 takes half the memory, and generating far on
-        in a long context is faster; logits change in the third digit.
+        The type of the keys and values in a session. bfloat16 takes half the memory and makes
+        generation at the end of a long context faster; logits change in the third digit.
     progress : callable, optional
-        Told now and then how many of how many weights are loaded, by the C engine.
+        Called as ``progress(done, total)`` while weights are loaded. Only by the C engine.
 
     Returns
     -------
@@ -79,14 +102,15 @@ def load(
     CheckpointError
         If the checkpoint is missing, malformed or cut short.
     TokenizerError
-        If the tokenizer is, or is of another vocabulary size than the model.
+        If the tokenizer is missing or malformed, or its size is not the model's.
     TooBigError
-        If the weights are more than the memory that is free, before they are read; the message
-        says with which ``dtype`` they would fit. For the C engine, on Linux.
+        If the weights need more memory than is free. Raised before they are read; the message says
+        which ``dtype`` would fit. Only by the C engine, on Linux.
     EngineError
-        If memory is short, or ``LLAMA2PY_ISA`` names an instruction set that is not to be had.
+        If there is not enough memory, or ``LLAMA2PY_ISA`` names an instruction set that is not
+        available.
     ParameterError
-        If ``threads``, ``backend``, ``dtype`` or ``cache_dtype`` is not one of the values above.
+        If a parameter has a wrong type or is not one of the values above.
 
     Examples
     --------
@@ -95,17 +119,16 @@ def load(
     >>> story.finish_reason
     'stop'
     """
-    if threads is not None and not 1 <= index(threads) <= MAX_THREADS:
-        raise ParameterError(f"threads is {threads}, expected a whole number, 1 to {MAX_THREADS}")
-    if backend not in ("c", "numpy"):
-        raise ParameterError(f"backend is {backend!r}, expected 'c' or 'numpy'")
-    if dtype not in (None, *get_args(Dtype)):
-        raise ParameterError(f"dtype is {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
-    if cache_dtype not in get_args(CacheDtype):
-        raise ParameterError(
-            f"cache_dtype is {cache_dtype!r}, expected one of {', '.join(get_args(CacheDtype))}"
-        )
-    path = builtin_model() if path is None else find_model(path)
+    if threads is not None:
+        threads = whole_number("threads", threads, 1, MAX_THREADS)
+    one_of("backend", backend, ("c", "numpy"))
+    if dtype is not None:
+        one_of("dtype", dtype, get_args(Dtype))
+    one_of("cache_dtype", cache_dtype, get_args(CacheDtype))
+    function("progress", progress)
+    if tokenizer is not None:
+        tokenizer = _checked_path("tokenizer", tokenizer)
+    path = builtin_model() if path is None else find_model(_checked_path("path", path))
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
             tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
@@ -116,9 +139,10 @@ def load(
                 from .engine.native import Engine  # the C extension; the reference runs without it
             except ImportError as error:
                 raise EngineError(
-                    f"the C engine is not built ({error}): pip install -e ., or use backend 'numpy'"
+                    f"the C engine is not built ({error}): run pip install -e ."
+                    " or use backend='numpy'"
                 ) from error
-            weights = Engine(checkpoint, threads, dtype, cache_dtype, progress)
+            weights = Engine(checkpoint, threads, dtype, cache_dtype, progress or _no_progress)
         else:
             from .engine.reference import Reference
 
@@ -128,20 +152,33 @@ def load(
         return Model(weights, vocabulary, checkpoint.conventions)
 
 
+def _no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def _checked_path(name: str, path: StrPath) -> StrPath:
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise wrong(name, path, "a str or a path")
+    if "\0" in os.fspath(path):
+        raise wrong(name, path, "a path without null characters")
+    return path
+
+
 def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
-    """A vocabulary of a checkpoint's size; one that came with it may have a few tokens less.
+    """Read a tokenizer of the checkpoint's vocabulary size; its own may have fewer tokens.
 
     Raises
     ------
     TokenizerError
-        If it cannot be read, or is of another size.
+        If it cannot be read, or has another size.
     """
     is_own = path == checkpoint.tokenizer_path
-    return load_tokenizer(path, checkpoint.config.vocab_size, padded=is_own)
+    pairs = checkpoint.gguf_pairs if is_own else None
+    return load_tokenizer(path, checkpoint.config.vocab_size, padded=is_own, gguf_pairs=pairs)
 
 
 def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]:
-    """What ends a text by the rules of where a checkpoint comes from."""
+    """Return the tokens that end a text by the conventions of the checkpoint's origin."""
     if not conventions.eos_ends:
         return conventions.end_tokens
     turn_end = tokenizer.specials.control.get("<|eot_id|>", tokenizer.eos_id)
@@ -149,12 +186,12 @@ def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
-    """The vocabulary of a checkpoint: beside it and named for it, or in its directory or file.
+    """Return the tokenizer of a checkpoint: next to it with its name, or in its directory or file.
 
-    Or beside it and named for its size, as llama2.c does: ``tok512.bin``.
+    Or next to it and named for the vocabulary's size, as llama2.c does: ``tok512.bin``.
     """
     path = checkpoint.path
-    if path.is_file() and os.path.isfile(beside(path)):  # it may be too long a name
+    if path.is_file() and os.path.isfile(beside(path)):  # the name may be too long for a Path
         return beside(path)
     if checkpoint.tokenizer_path is not None:
         return checkpoint.tokenizer_path
@@ -163,26 +200,29 @@ def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
 
 
 def beside(path: Path) -> Path:
-    """Where a checkpoint's own vocabulary lies: ``story.tokenizer.bin`` for ``story.bin``."""
+    """Return the path of its own tokenizer: ``story.tokenizer.bin`` for ``story.bin``."""
     return path.with_suffix(".tokenizer.bin")
 
 
-class Model(Asking):
+class Model(Closing):
     """A loaded model; made by `load`. A context manager.
 
-    Immutable: any number of sessions, streams and threads may share it.
+    It never changes: any number of sessions, streams and threads may share it.
 
     Attributes
     ----------
     tokenizer : Tokenizer
         Text to tokens and back.
     stop_tokens : frozenset of int
-        What ends a text by default: BOS, which parts the stories of llama2.c's models, and the
-        tokens that the checkpoint's metadata names. llama2.c's checkpoints name none, so that their
-        models keep llama2.c's rule; Hugging Face's and GGUF files do (``<|eot_id|>``, ``</s>``).
-        Of Meta's, as in Meta's code: EOS, and Llama 3's ``<|eot_id|>``.
+        The tokens that end a text by default: BOS, which separates the stories of llama2.c's
+        models, and the end tokens of the checkpoint's metadata. llama2.c's checkpoints name none,
+        so their models keep llama2.c's rule. Hugging Face directories and GGUF files do
+        (``<|eot_id|>``, ``</s>``). For Meta's checkpoints they are EOS and Llama 3's
+        ``<|eot_id|>``, as in Meta's code.
     conventions : Conventions
-        What else the metadata says about texts: the chat template, whether BOS begins them.
+        What else the metadata says about texts: the chat template, whether a text begins with BOS.
+    prefix_cache : PrefixCache
+        The sessions kept for prompts that share a prefix; see `reuse_prefixes`.
     """
 
     def __init__(
@@ -193,7 +233,7 @@ class Model(Asking):
         self.stop_tokens = end_tokens(self.conventions, tokenizer) | {tokenizer.bos_id}
         self._backend: Backend | None = backend
         self._config = backend.config
-        self._prefixes = Prefixes(0)
+        self.prefix_cache = PrefixCache(backend, 0)
         self.reuse_prefixes()
 
     @property
@@ -203,39 +243,306 @@ class Model(Asking):
 
     @property
     def backend(self) -> Backend:
-        """What computes: its ``isa``, ``dtype``, ``threads``, ``nbytes``, ``non_finite``."""
+        """The engine, with its ``isa``, ``dtype``, ``threads``, ``nbytes`` and ``non_finite``."""
         if self._backend is None:
-            raise ClosedError("the model is closed, expected an open one")
+            raise ClosedError("the model is closed")
         return self._backend
 
+    def stream(
+        self,
+        prompt: str | Sequence[int] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """Generate text piece by piece.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+            The beginning of the text, or its tokens, which usually begin with BOS.
+        max_tokens : int, optional
+            Generate at most this many tokens. Default: as many as the context holds.
+        temperature : float
+            0: always the most probable token. Higher values make the text more varied.
+        top_p : float
+            Draw from the smallest set of most probable tokens whose sum exceeds this; 1: from all.
+        seed : int, optional
+            0 to 2**64 - 1. The same seed gives the same text. Default: a fresh one, which the
+            result names.
+        **options
+            More about sampling, about what ends the text, and ``logprobs``: see `Options`.
+
+        Returns
+        -------
+        Stream
+            An iterator of str.
+
+        Raises
+        ------
+        PromptError
+            If the prompt cannot be encoded, or has a token outside the vocabulary.
+        ContextError
+            A PromptError: if the prompt is longer than the context.
+        ParameterError
+            If a parameter is unknown, has a wrong type, or is out of its range.
+        """
+        return self._stream(
+            check_options(self, max_tokens, temperature, top_p, options), prompt, seed
+        )
+
+    def _stream(self, maker: JobMaker, prompt: str | Sequence[int], seed: int | None) -> Stream:
+        job = maker.job(prompt, seed)
+        session, job.reused = self.prefix_cache.take(job.prompt_tokens)
+        return Stream(session, self.tokenizer, job, prefix_cache=self.prefix_cache)
+
+    async def astream(
+        self,
+        prompt: str | Sequence[int] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[str]:
+        """`stream` for ``async for``: each piece is computed in a thread while the loop runs on.
+
+        If the task is cancelled or leaves the loop, the text ends and its memory is freed.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> from llama2py import load
+        >>> async def tell():
+        ...     return "".join([piece async for piece in load().astream("Once", seed=1)])
+        >>> asyncio.run(tell()) == load().generate("Once", seed=1).text
+        True
+        """
+        import asyncio  # only here: it takes a tenth of a program's start
+
+        with self.stream(prompt, max_tokens, temperature, top_p, seed, **options) as stream:
+            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
+                yield piece
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self,
+        prompt: str | Sequence[int] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        **options: Unpack[Options],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | Sequence[int] | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        **options: Unpack[Options],
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]] = "",
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | Sequence[int] | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        **options: Unpack[Options],
+    ) -> Generation | list[Generation]:
+        """Generate one text, or many at once. Parameters and errors are those of `stream`, and:
+
+        Parameters
+        ----------
+        prompt : str or sequence of int, or a sequence of these
+            One prompt, or many. An empty sequence is one prompt without tokens: an error.
+        seed : int or sequence of int, optional
+            With many prompts, one for each, or the same for all.
+        max_batch : int
+            With many prompts, run this many at once. Bounds the memory.
+
+        Returns
+        -------
+        Generation, or list of Generation
+            The text, its tokens, why it ended, its seed, and how fast it went; with many prompts
+            one for each, in order. With the C engine each is, to the bit, what it is alone.
+
+        Raises
+        ------
+        PromptError, ParameterError
+            As `stream` does, before any text begins. With many prompts the message says which
+            prompt it concerns, counted from 0. With ``overflow='error'`` a text that reaches the
+            end of the context ends all of them.
+
+        Examples
+        --------
+        >>> from llama2py import load
+        >>> model = load()
+        >>> one, other = model.generate(["Once", "One day"], seed=[1, 2], max_tokens=9)
+        >>> other.text == model.generate("One day", seed=2, max_tokens=9).text
+        True
+        """
+        maker = check_options(self, max_tokens, temperature, top_p, options)
+        max_batch = whole_number("max_batch", max_batch, 1)
+        given: Any = prompt
+        if isinstance(given, Iterable) and not hasattr(given, "__len__"):
+            given = list(given)  # an iterator, against the types; it can be read once
+        if is_one(given):
+            return self._stream(maker, given, cast("int | None", seed)).finish()
+        jobs = list(maker.jobs(given, seed_each(seed, len(given))))
+        return [Generation.of(job) for job in run_jobs(self, jobs, max_batch)]
+
+    def generate_many(
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        seed: int | Iterable[int] | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        progress: bool = False,
+        **options: Unpack[Options],
+    ) -> Iterator[Generation]:
+        """Generate texts on demand, in order. The prompts may be endless.
+
+        Parameters
+        ----------
+        prompts : iterable of str or sequence of int
+            Each is read when there is room for it.
+        seed : int or iterable of int, optional
+            One for each prompt, or the same for all. Default: fresh ones.
+        max_batch : int
+            Run this many texts at once. Bounds the memory.
+        progress : bool
+            Show a progress bar of tqdm on standard error.
+        max_tokens, temperature, top_p, **options
+            As in `stream`.
+
+        Yields
+        ------
+        Generation
+            One for each prompt.
+
+        Raises
+        ------
+        PromptError, ParameterError
+            As `generate` does; for a prompt, when it is read. The iteration is over then: texts
+            before that prompt that have not been returned yet, at most ``max_batch`` and those that
+            wait for them, are lost.
+
+        Examples
+        --------
+        >>> from itertools import count
+        >>> from llama2py import load
+        >>> texts = load().generate_many(map(str, count()), seed=count(), max_tokens=3)
+        >>> next(texts).seed, next(texts).seed
+        (0, 1)
+        """
+        maker = check_options(self, max_tokens, temperature, top_p, options)
+        max_batch = whole_number("max_batch", max_batch, 1)
+        if not isinstance(prompts, Iterable):
+            raise PromptError(f"prompts is {shown(prompts)}, expected an iterable of prompts")
+        seeds = seeds_of(seed)
+        if seed is not None and not isinstance(seed, Iterable):
+            Coin.checked(seed)
+        texts: Iterable[Job] = run_jobs(self, maker.jobs(prompts, seeds), max_batch)
+        if progress:
+            from ._util import progress_bar
+
+            total = len(prompts) if isinstance(prompts, Sized) else None
+            texts = progress_bar(texts, total=total, unit="text")
+        return (Generation.of(job) for job in texts)
+
+    def score(self, text: str | Sequence[int]) -> NDArray[np.float64]:
+        """Return the log-probability of each token of a text.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            A text, to which BOS is prepended, or tokens; the first one is only context. It may be
+            longer than the context: see `log_probabilities`.
+
+        Returns
+        -------
+        ndarray, float64, shape (n - 1,)
+            The natural logarithm of the probability of each of the n tokens but the first.
+
+        Raises
+        ------
+        PromptError
+            If there are no tokens, or one is outside the vocabulary.
+        """
+        tokens = text_tokens(text, self.tokenizer, self.config)
+        with self.session() as session:
+            return log_probabilities(session, tokens)
+
+    def perplexity(self, text: str | Sequence[int]) -> float:
+        """Return ``exp(-mean(score(text)))``, the perplexity of a text.
+
+        Raises
+        ------
+        PromptError
+            As `score` does, and if the text has only one token.
+        """
+        logprobs = self.score(text)
+        if not len(logprobs):
+            raise PromptError("perplexity needs at least two tokens")
+        return math.exp(-float(logprobs.mean()))
+
+    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """Return the tokens that a prompt is run as: BOS and the text's, or those given.
+
+        Raises
+        ------
+        PromptError
+            If there are no tokens, one is outside the vocabulary, or the text cannot be encoded.
+        ContextError
+            A PromptError: if there are more tokens than the context holds.
+        """
+        return prompt_tokens(prompt, self.tokenizer, self.config)
+
     def session(self, overflow: SessionOverflow = "error") -> Session:
-        """A new conversation at position 0.
+        """Return a new session, at position 0.
 
         Parameters
         ----------
         overflow : {'error', 'shift'}
-            What a full context does to `Session.forward`: raise ContextError, or forget the oldest
-            tokens, see `Session.shift`. (Only a text can 'stop': see `Options`.)
+            What `Session.forward` does when the context is full: raise ContextError, or forget the
+            oldest tokens, see `Session.shift`. (Only a text can 'stop': see `Options`.)
 
         Raises
         ------
         EngineError
-            If there is no memory for its keys and values.
+            If there is not enough memory for its keys and values.
         ParameterError
             If ``overflow`` is neither.
         """
         return Session(self.backend, overflow=overflow)
 
     def load_session(self, path: StrPath) -> Session:
-        """A session as `Session.save` has written it; it goes on with the same bits.
+        """Read a session that `Session.save` has written. It continues with the same bits.
 
         Raises
         ------
         SessionError
-            If the file is missing, malformed, cut short, or of a session of another model, or of
-            this one in another dtype or backend, whose bits would not go on as they began.
+            If the file is missing, malformed or cut short, or its session belongs to another model,
+            or to this model with another dtype or backend, which would continue with other bits.
         EngineError
-            If there is no memory for its keys and values.
+            If there is not enough memory for its keys and values.
 
         Examples
         --------
@@ -249,50 +556,51 @@ class Model(Asking):
         ...     model.tokenizer.decode(session.tokens)
         'Once upon a time'
         """
-        return Session.load(path, self.backend)
+        return Session.load(_checked_path("path", path), self.backend)
 
     def reuse_prefixes(self, max_bytes: int | None = None) -> None:
-        """Set how much memory is kept for prompts that begin as earlier ones did.
+        """Set how much memory is kept for prompts that share a prefix with an earlier prompt.
 
-        Such a prompt skips what they share, where that is 16 tokens or more, and begins sooner; no
-        bit of the text changes. In a batch a prompt may begin as one that has ended before, not as
-        its neighbours. With the NumPy backend, whose bits depend on how tokens are split, nothing
-        is kept.
+        Such a prompt computes only the rest, if the prefix is at least 16 tokens long. No bit of
+        the text changes. In a batch, a prompt can share a prefix with a text that has ended, not
+        with its neighbours. With the NumPy backend, whose bits depend on how tokens are split,
+        nothing is kept.
 
         Parameters
         ----------
         max_bytes : int, optional
-            Of keys and values, of at most 8 sessions. 0: nothing is kept. Default: 64 MiB, or an
+            Bytes of keys and values, in at most 8 sessions. 0 keeps nothing. Default: 64 MiB, or an
             eighth of the weights where that is more.
 
         Raises
         ------
         ParameterError
-            If ``max_bytes`` is below 0.
+            If ``max_bytes`` is no whole number from 0 up.
 
         Examples
         --------
         >>> model = load()
-        >>> model.reuse_prefixes(0)  # every prompt is run whole
+        >>> model.reuse_prefixes(0)  # every prompt is run from its first token
         """
         if max_bytes is None:
             max_bytes = max(PREFIX_BYTES, self.backend.nbytes // 8)
-        if max_bytes < 0:
-            raise ParameterError(f"max_bytes is {max_bytes}, expected 0 or more")
-        self._prefixes.close()
-        self._prefixes = Prefixes(0 if self.backend.isa == "numpy" else max_bytes)
+        max_bytes = whole_number("max_bytes", max_bytes)
+        if self.backend.isa == "numpy":
+            max_bytes = 0
+        self.prefix_cache.close()
+        self.prefix_cache = PrefixCache(self.backend, max_bytes)
 
     def close(self) -> None:
-        """Free the weights. Twice does no harm; its sessions must not be used after."""
-        self._prefixes.close()
+        """Free the weights. Closing twice does no harm. Do not use its sessions afterwards."""
+        self.prefix_cache.close()
         if self._backend is not None:
             self._backend.close()
             self._backend = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Model cannot be pickled or copied, expected llama2py.load() in each process"
-            " (threads may share one)"
+            "a Model cannot be pickled or copied: call llama2py.load() in each process"
+            " (threads can share one model)"
         )
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""How well a model knows a text: bits per byte and nats per token."""
+"""Score texts with a model: bits per byte and nats per token."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from .model import Model
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What some texts cost a model.
+    """The negative log-likelihood of some texts under a model.
 
     Attributes
     ----------
     texts, tokens, bytes : int
-        How many texts, predicted tokens (the one that ends each text included), and bytes of UTF-8.
+        The number of texts, of predicted tokens (including the one that ends each text), and of
+        bytes of UTF-8.
     nats : float
-        The sum of ``-log p`` over the tokens.
+        The sum of ``-log p`` over the tokens, in nats.
     """
 
     texts: int
@@ -30,12 +31,15 @@ class Score:
 
     @property
     def nats_per_token(self) -> float:
-        """The mean loss; comparable between models of one vocabulary only. NaN of no text."""
+        """The mean loss per token. Comparable only between models with the same vocabulary.
+
+        NaN if there are no texts.
+        """
         return self.nats / self.tokens if self.tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
-        """What a byte costs; comparable between all models. NaN of no text."""
+        """The mean loss per byte, in bits. Comparable between all models. NaN without texts."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     def __add__(self, other: Score) -> Score:
@@ -48,19 +52,19 @@ class Score:
 
 
 def score_texts(model: Model, texts: Iterable[str]) -> Score:
-    """Score texts, each from its BOS to the BOS that ends it.
+    """Score texts, each from its BOS token to the BOS token that ends it.
 
     Parameters
     ----------
     model : Model
-        Who is asked.
+        The model.
     texts : iterable of str
-        None of them empty.
+        The texts. An empty text is an error.
 
     Returns
     -------
     Score
-        Of all of them together.
+        The sum over all texts.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def score_texts(model: Model, texts: Iterable[str]) -> Score:
     with model.session() as session:
         for text in texts:
             if not text:
-                raise PromptError("a text to score is empty, expected at least one character")
+                raise PromptError("a text to score is empty; leave empty texts out")
             tokens = [*model.tokenizer.encode(text, bos=True), bos]
             nats = -float(log_probabilities(session, tokens).sum())
             total += Score(1, len(tokens) - 1, len(text.encode()), nats)

@@ -1,21 +1,24 @@
-"""The pages of docs/ say what is there: every command and flag, every format, no dead link.
+"""The documentation is complete and true: every command, flag, format and name; no dead link.
 
-``python tests/test_docs.py`` writes the tables of docs/cli.md anew, from the parsers.
+``python tests/test_docs.py`` rewrites the tables of docs/cli.md from the parsers.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+import llama2py
 from llama2py.chat.templates import TEMPLATES
+from llama2py.checkpoint.export import FileDtype
 from llama2py.checkpoint.gguf.blocks import FORMATS
-from llama2py.checkpoint.write_numbers import FileDtype
 from llama2py.cli import build_parser
 from llama2py.config import Dtype
 from llama2py.conversion import _HOLDS
@@ -24,11 +27,26 @@ from llama2py.engine.session import SessionOverflow
 from llama2py.generation.job import Overflow
 from llama2py.generation.options import Options
 from llama2py.hub import STORIES
+from tests.test_layers import LAYERS
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-README = DOCS.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 CLI = DOCS / "cli.md"
 PAGES = sorted(DOCS.glob("*.md"))
+ROOT_PAGES = sorted(ROOT.glob("*.md"))
+EVERY_PAGE = pytest.mark.parametrize(
+    "page", [*PAGES, *ROOT_PAGES], ids=lambda page: page.parent.name + page.stem
+)
+# The public import paths that are not simply names of llama2py.__all__: they keep working.
+DOCUMENTED_IMPORTS = [
+    "llama2py.__version__",
+    "llama2py.checkpoint.open_checkpoint",
+    "llama2py.errors",
+    "llama2py.meta.Llama",
+    *(f"llama2py.errors.{name}" for name in vars(llama2py.errors) if name[0].isupper()),
+    *(f"llama2py.{name}" for name in llama2py.__all__),
+]
 _TABLE = re.compile(r"^\| argument \| meaning \|\n(?:\|.*\n)+", re.MULTILINE)
 
 
@@ -36,7 +54,7 @@ _TABLE = re.compile(r"^\| argument \| meaning \|\n(?:\|.*\n)+", re.MULTILINE)
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command."""
+    """Return the parser of each command."""
     (subparsers,) = (
         action
         for action in build_parser()._actions
@@ -46,7 +64,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def table(parser: argparse.ArgumentParser) -> str:
-    """All arguments of a command but -h, with the help that it gives."""
+    """Return a table of a command's arguments, except -h, with their help."""
     rows = ["| argument | meaning |", "| --- | --- |"]
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     for action in shown:
@@ -63,13 +81,13 @@ def table(parser: argparse.ArgumentParser) -> str:
 
 
 def sections(text: str) -> dict[str, str]:
-    """What stands under each ``## name``."""
+    """Return the text under each ``## name``."""
     parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def with_tables(text: str) -> str:
-    """The page with each command's description and table as they are now."""
+    """Return the page with its tables made anew from the parsers."""
     head = re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0]
     written = sections(text)
     pages = [head]
@@ -80,17 +98,17 @@ def with_tables(text: str) -> str:
     return "".join(pages).rstrip("\n") + "\n"
 
 
-def test_every_command_has_its_section_and_no_other() -> None:
+def test_cli_page_has_one_section_per_command() -> None:
     assert sections(CLI.read_text(encoding="utf-8")).keys() == commands().keys()
 
 
 @pytest.mark.parametrize("name", commands())
-def test_every_flag_of_a_command_stands_there_and_no_other(name: str) -> None:
+def test_cli_page_lists_exactly_the_flags_of_a_command(name: str) -> None:
     parser = commands()[name]
     section = sections(CLI.read_text(encoding="utf-8"))[name]
     assert table(parser) in section, "run: python tests/test_docs.py"
     known = {option for action in parser._actions for option in action.option_strings}
-    # in the examples, too: any command's flags stand behind its name
+    # in the examples, too: flags follow the name of their command
     for line in re.findall(rf"^(?:.*\| )?llama2py {name}\b(.*)$", section, re.MULTILINE):
         plain = re.sub(r'"[^"]*"|>.*', "", line)
         used = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", plain))
@@ -101,7 +119,7 @@ def test_every_flag_of_a_command_stands_there_and_no_other(name: str) -> None:
     assert documented == known - {"-h", "--help"}
 
 
-def test_the_table_of_a_parser() -> None:
+def test_a_parser_becomes_a_table() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", metavar="MODEL", help="which")
     parser.add_argument("-n", "--count", metavar="N", help="50%% of them")
@@ -120,30 +138,30 @@ def test_the_table_of_a_parser() -> None:
 
 
 def table_of(text: str, head: str) -> list[list[str]]:
-    """The cells of the table that begins with this cell."""
+    """Return the cells of the table whose first head cell is this one."""
     (found,) = re.findall(rf"^\| {head} \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
     rows = [re.split(r"(?<!\\)\|", row)[1:-1] for row in found.splitlines()]
     return [[cell.strip() for cell in row] for row in rows]
 
 
-def test_formats_says_what_is_written() -> None:
+def test_formats_page_says_what_each_format_holds() -> None:
     text = (DOCS / "formats.md").read_text(encoding="utf-8")
     (head,) = re.findall(r"^\| format \| (.*) \| OUT \|$", text, re.MULTILINE)
     dtypes = head.split(" | ")
-    told = {
+    documented = {
         row[0]: tuple(dtype for dtype, cell in zip(dtypes, row[1:], strict=False) if cell == "yes")
         for row in table_of(text, "format")
     }
-    assert told == _HOLDS
+    assert documented == _HOLDS
     assert set(dtypes) == set(get_args(FileDtype))
 
 
-def test_formats_names_every_model_that_has_a_short_name() -> None:
+def test_formats_page_lists_every_short_name_of_a_model() -> None:
     text = (DOCS / "formats.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(stories\w+)`", table_of(text, "name")[0][0])) == STORIES.keys()
 
 
-def test_chat_names_every_template() -> None:
+def test_chat_page_lists_every_template() -> None:
     text = (DOCS / "chat.md").read_text(encoding="utf-8")
     rows = table_of(text, "template")
     assert [row[0].strip("`") for row in rows] == list(TEMPLATES)
@@ -154,13 +172,13 @@ def test_chat_names_every_template() -> None:
 
 
 @pytest.mark.parametrize(("page", "policies"), [("generate", Overflow), ("chat", SessionOverflow)])
-def test_a_full_contexts_policies(page: str, policies: Any) -> None:
+def test_pages_list_every_overflow_policy(page: str, policies: Any) -> None:
     rows = table_of((DOCS / f"{page}.md").read_text(encoding="utf-8"), "`overflow`")
     assert {row[0].split('"')[1] for row in rows} == set(get_args(policies))
 
 
 def shown(text: str) -> list[str]:
-    """The command lines that a page shows, without what is in front and behind."""
+    """Return the command lines that a page shows, without prompts, pipes and comments."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     shell = "".join(block for language, block in blocks if language in ("sh", "console"))
     start = r"(?:\S*python -m )?llama2py (?!-|COMMAND)"
@@ -175,9 +193,9 @@ def _first_code(row: str) -> list[str]:
     return re.findall(r"`([^`]+)`", row.split(" | ")[0])
 
 
-@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.parent.name + page.stem)
-def test_commands_that_are_shown_are_commands(page: Path) -> None:
-    """Each is at least one that the parser takes (a word alone is its name)."""
+@EVERY_PAGE
+def test_shown_command_lines_can_be_parsed(page: Path) -> None:
+    """A single word is the name of a command."""
     for line in shown(page.read_text(encoding="utf-8")):
         words = shlex.split(line)
         if len(words) > 1:
@@ -186,13 +204,13 @@ def test_commands_that_are_shown_are_commands(page: Path) -> None:
             assert words[0] in commands()
 
 
-def test_what_the_readme_shows_is_found() -> None:
+def test_the_readmes_command_lines_are_found() -> None:
     lines = shown(README.read_text(encoding="utf-8"))
     assert {line.split()[0] for line in lines} == commands().keys()
     assert len(lines) > 15
 
 
-def test_the_readme_names_every_command_and_every_page() -> None:
+def test_the_readme_names_every_command_and_links_every_page() -> None:
     text = README.read_text(encoding="utf-8")
     for name in commands():
         assert re.search(rf"`(?:llama2py )?{name}\b", text), name
@@ -200,27 +218,31 @@ def test_the_readme_names_every_command_and_every_page() -> None:
     assert linked >= {page.name for page in PAGES} - {"README.md"}
 
 
-def test_formats_names_every_type_of_gguf_and_every_dtype() -> None:
+def test_formats_page_lists_every_gguf_type_and_every_dtype() -> None:
     text = (DOCS / "formats.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([A-Z]+\d\w*)`", text))
     assert named == {format.name for format in FORMATS.values()}
     assert set(re.findall(r"^\| `(\w+)` \| [\d.]+", text, re.MULTILINE)) == set(get_args(Dtype))
 
 
-def test_generate_names_every_option() -> None:
+def test_generate_page_lists_every_option() -> None:
     text = (DOCS / "generate.md").read_text(encoding="utf-8")
     for option in Options.__annotations__:
         assert re.search(rf"`{option}(=[^`]*)?`|\b{option}=", text), option
 
 
-def test_numerics_names_every_instruction_set() -> None:
+def test_numerics_page_lists_every_instruction_set() -> None:
     (listed,) = re.findall(r"LLAMA2PY_ISA=([\w|]+\|[\w|]+)", (DOCS / "numerics.md").read_text())
     assert set(listed.split("|")) >= set(isa_names())
 
 
-@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.parent.name + page.stem)
+def without_code(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@EVERY_PAGE
 def test_no_link_is_dead(page: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = without_code(page.read_text("utf-8"))
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", text):
         if "://" not in target:
             other = page.parent / target if target else page
@@ -229,15 +251,113 @@ def test_no_link_is_dead(page: Path) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """What GitHub calls the headings of a page."""
-    plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    titles = re.findall(r"^#+ (.+)$", plain, re.MULTILINE)
+    """Return GitHub's anchors of the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
     return {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_page_is_in_the_list() -> None:
-    listed = re.findall(r"\]\((\S+)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
-    assert sorted([*listed, "README.md"]) == [page.name for page in PAGES]
+def test_the_index_and_the_site_list_every_page() -> None:
+    pages = {page.name for page in PAGES} - {"README.md"}
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\w[\w-]*\.md)\)", index)) == pages
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- [^:\n]+: (\S+\.md)$", nav, re.MULTILINE)
+    made_from_the_root = {"changelog.md", "contributing.md", "security.md"}
+    assert sorted(listed) == sorted({*pages, "README.md", *made_from_the_root})
+
+
+@EVERY_PAGE
+def test_prose_wraps_at_120_columns(page: Path) -> None:
+    lines = without_code(page.read_text(encoding="utf-8")).splitlines()
+    assert [n for n in lines if len(n) > 120 and not n.startswith("|") and " " in n.strip()] == []
+
+
+PATH = re.compile(r"`((?:llama2py|csrc|tests|docs|benchmarks|\.ci)/[\w./*]*)`")
+
+
+@EVERY_PAGE
+def test_paths_that_a_page_names_exist(page: Path) -> None:
+    for path in PATH.findall(without_code(page.read_text(encoding="utf-8"))):
+        assert any(ROOT.glob(path.rstrip("/"))) or "NAME" in path, path
+
+
+def test_architecture_shows_the_layers_that_are_tested() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```text\n(errors.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shown = [set(line.split(", ")) for line in block.splitlines()]
+    assert [*shown, {"__init__", "__main__"}] == LAYERS
+
+
+# ---- names ----
+
+
+def api_names() -> list[str]:
+    """Return the names that the API reference lists."""
+    return re.findall(r"^- `([\w.]+)`", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE)
+
+
+def named(path: str) -> object:
+    """Import an object by its dotted path."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def test_the_api_reference_lists_every_public_name() -> None:
+    listed = api_names()
+    assert sorted(listed) == sorted(set(listed))
+    public = {f"llama2py.{name}" for name in llama2py.__all__}
+    assert set(listed) == public | {"llama2py.checkpoint.open_checkpoint", "llama2py.meta.Llama"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTED_IMPORTS)
+def test_a_documented_import_path_works(path: str) -> None:
+    assert named(path) is not None
+
+
+def shown_imports(text: str) -> set[str]:
+    """Return the dotted paths below llama2py that a page's code imports or uses."""
+    found = {
+        f"{module}.{name}"
+        for module, names in re.findall(r"\bfrom (llama2py[\w.]*) import ([\w, ]+)", text)
+        for name in re.findall(r"\w+", names)
+    }
+    code = "\n".join(re.findall(r"```(?:py\w*)\n(.*?)```", text, re.DOTALL))
+    return found | set(re.findall(r"(?<![\w./])(?<!from )llama2py(?:\.\w+)+", code))
+
+
+@EVERY_PAGE
+def test_documented_imports_hold_every_import_that_a_page_shows(page: Path) -> None:
+    for path in shown_imports(page.read_text(encoding="utf-8")):
+        parts = path.split(".")  # llama2py.Llama.build is a use of llama2py.Llama
+        known = {".".join(parts[:n]) for n in range(2, len(parts) + 1)}
+        assert known & {*DOCUMENTED_IMPORTS, "llama2py.meta"}, path
+
+
+def test_shown_imports_are_found() -> None:
+    text = "```py\nfrom llama2py.a import b, c\nx = llama2py.d.e()\n```\n`llama2py.z`\n"
+    assert shown_imports(text) == {"llama2py.a.b", "llama2py.a.c", "llama2py.d.e"}
+
+
+# ---- the package ----
+
+
+def test_no_link_of_the_long_description_is_relative(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: given.update(options))
+    runpy.run_path(str(ROOT / "setup.py"))
+    targets = re.findall(r"\]\(([^)\s]+)\)", without_code(given["long_description"]))
+    assert len(targets) > 20
+    assert [link for link in targets if not link.startswith(("https://", "#"))] == []
+    assert any(link.endswith("/blob/main/docs/generate.md") for link in targets)
+    assert given["long_description_content_type"] == "text/markdown"
+
+
+def test_contributing_names_targets_of_the_makefile() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    assert named <= set(targets)
+    assert {"story", "test", "lint", "sanitize", "docs"} <= named
 
 
 if __name__ == "__main__":

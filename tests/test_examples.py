@@ -1,4 +1,4 @@
-"""The examples in docstrings do what they say, and so do those of README.md and docs/."""
+"""Run the examples in docstrings, in README.md and in docs/."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llama2py.model import beside
 from tests.conftest import ROOT
 from tests.support.foreign_files import torch_file, torch_state
 
-# Not the cookbook: test_cookbook.py runs its programs, each by itself.
+# Without the cookbook: test_cookbook.py runs its programs, each in its own process.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [
     page for page in PAGES if page.name != "cookbook.md" and "```python" in page.read_text("utf-8")
@@ -39,25 +39,24 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str) -> None:
+def test_the_examples_in_docstrings_print_what_they_show(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert failed == 0
     assert tried > 0
 
 
-def test_what_people_start_with_has_examples() -> None:
-    """That none is overlooked above."""
+def test_the_front_doors_of_the_package_have_examples() -> None:
+    """Also: the search above finds them."""
     assert {
         "llama2py",
         "llama2py.model",
-        "llama2py.generation.asking",
         "llama2py.stories.teller",
     } <= {*MODULES}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models that the pages name: the built-in one in llama2.c's format and in Meta's."""
+    """Make the models that the pages name: the built-in one, in llama2.c's and in Meta's format."""
     folder = tmp_path_factory.mktemp("models")
     source = builtin_model()
     shutil.copy(source, folder / "stories15M.bin")
@@ -71,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name, layers in checkpoint.tensors.items()
             for layer, tensor in enumerate(layers)
         }
-    weights[NAMES["wcls"]] = weights[NAMES["token_embedding_table"]]  # Meta's are never tied
+    weights[NAMES["wcls"]] = weights[NAMES["token_embedding_table"]]  # never tied
     torch_file(meta / "consolidated.00.pth", *torch_state(weights))
     params = {
         "dim": config.dim,
@@ -84,13 +83,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (meta / "params.json").write_text(json.dumps(params), encoding="ascii")
     for place in (meta, folder):
-        shutil.copy(beside(source), place / "tokenizer.model")  # what it is, its bytes tell
+        shutil.copy(beside(source), place / "tokenizer.model")  # formats are detected by content
     return folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_a_page(page: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks of Python, one after the other, in one namespace."""
+def test_the_python_of_a_page_runs(
+    page: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All blocks share one namespace, in order."""
     monkeypatch.chdir(models)
     text = page.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -101,14 +102,14 @@ def test_a_page(page: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> No
         if code.startswith(">>>"):
             example = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
             runner.run(example, clear_globs=False)
-            names.update(example.globs)  # it works on a copy
+            names.update(example.globs)  # the runner works on a copy
         else:
             exec(compile("\n" * line + code, str(page), "exec"), names)
     assert runner.summarize(verbose=False).failed == 0
 
 
-def test_programs(models: Path, tmp_path: Path) -> None:
-    """Blocks of ``py`` are whole programs, which start processes: each in an interpreter."""
+def test_the_programs_of_the_pages_run(models: Path, tmp_path: Path) -> None:
+    """Blocks of ``py`` are whole programs that start processes: each gets its own interpreter."""
     programs = {
         f"{page.stem}{number}": block
         for page in PAGES

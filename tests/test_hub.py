@@ -1,4 +1,4 @@
-"""Models of the hub: their names, and finding those that were downloaded."""
+"""Names of models, and how they are found on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.fake_hub import COMMIT, TINYLLAMAS
 
 
 def in_cache(cache: Path, repo: str, files: dict[str, bytes]) -> Path:
-    """Put files where huggingface_hub would; returns their snapshot."""
+    """Put files where huggingface_hub puts them; return their snapshot."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(COMMIT)
@@ -49,7 +49,9 @@ def in_cache(cache: Path, repo: str, files: dict[str, bytes]) -> Path:
         ),
     ],
 )
-def test_names(name: str, repo: str, files: tuple[str, ...]) -> None:
+def test_a_name_stands_for_files_of_a_repository(
+    name: str, repo: str, files: tuple[str, ...]
+) -> None:
     assert hub_model(name) == HubModel(repo, files)
 
 
@@ -61,14 +63,14 @@ def test_names(name: str, repo: str, files: tuple[str, ...]) -> None:
         "https://huggingface.co/a/b",
     ],
 )
-def test_what_is_no_name(name: str, hub_cache: Path) -> None:
+def test_other_texts_are_not_names(name: str, hub_cache: Path) -> None:
     assert hub_model(name) is None
-    with pytest.raises(DownloadError, match=r"(?s)this is no model's name, expected .*stories15M"):
+    with pytest.raises(DownloadError, match=r"(?s)not a model's name, expected .*stories15M"):
         download(name)
 
 
 @given(st.text(alphabet="ab./:\\-\0~ ", max_size=12))
-def test_no_name_leads_out_of_the_cache(name: str) -> None:
+def test_every_name_stays_inside_the_cache(name: str) -> None:
     wanted = hub_model(name)
     if wanted is not None:
         owner, repo = wanted.repo.split("/")
@@ -81,8 +83,8 @@ def test_no_name_leads_out_of_the_cache(name: str) -> None:
 # ---- finding ----
 
 
-def test_what_was_downloaded_is_found(hub_cache: Path, hub_contents: dict[str, bytes]) -> None:
-    """By `load` and every command; without the network, and without huggingface_hub."""
+def test_downloaded_models_are_found(hub_cache: Path, hub_contents: dict[str, bytes]) -> None:
+    """By `load` and every command, without the network and without huggingface_hub."""
     snapshot = in_cache(hub_cache, TINYLLAMAS, hub_contents)
     assert find_model("stories15M") == snapshot / "stories15M.bin"
     assert find_model(f"{TINYLLAMAS}:README.md") == snapshot / "README.md"
@@ -101,7 +103,7 @@ def test_what_was_downloaded_is_found(hub_cache: Path, hub_contents: dict[str, b
     assert done.stdout == f"{local.text}\n"
 
 
-def test_the_commands_take_names(
+def test_every_command_takes_names(
     hub_cache: Path, hub_contents: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     snapshot = in_cache(hub_cache, TINYLLAMAS, hub_contents)
@@ -113,6 +115,8 @@ def test_the_commands_take_names(
     assert main([*bench, "--batch", "1", "--threads", "1"]) == 0
     Path("story.txt").write_text("abc\n")
     assert main(["score", "stories260K", "story.txt"]) == 0
+    assert main(["convert", "stories260K", "-o", "out.gguf"]) == 0
+    assert main(["quantize", "stories260K", "-o", "small.bin"]) == 0
     vocabulary = hub_contents["stories260K/tok512.bin"]
     in_cache(hub_cache, "a/b", {"config.json": b"{}", "tokenizer.bin": vocabulary})
     assert main(["export-tokenizer", "a/b", "-o", "out.bin"]) == 0
@@ -121,7 +125,26 @@ def test_the_commands_take_names(
         export_tokenizer(Path("a/c"), Path("out.bin"))
 
 
-def test_a_directory_is_found_once_it_is_a_model(hub_cache: Path) -> None:
+def test_every_command_takes_the_builtin_model(
+    hub_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = find_model("builtin")
+    assert find_model(None) == model
+    assert main(["info", "--json", "builtin"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(model)
+    Path("story.txt").write_text("One day\n")
+    for command in (
+        ["run", "builtin", "-n", "4"],
+        ["score", "builtin", "story.txt"],
+        ["convert", "builtin", "-o", "out.gguf"],
+        ["quantize", "builtin", "-o", "small.bin"],
+    ):
+        assert main(command) == 0, command
+    Path("builtin").write_bytes(b"")  # a local file wins, as for every name
+    assert find_model("builtin") == Path("builtin")
+
+
+def test_a_directory_is_found_only_with_its_configuration(hub_cache: Path) -> None:
     snapshot = in_cache(hub_cache, "a/b", {"x.gguf": b"GGUF"})
     with pytest.raises(CheckpointError, match="a/b: not found"):
         find_model("a/b")
@@ -129,7 +152,7 @@ def test_a_directory_is_found_once_it_is_a_model(hub_cache: Path) -> None:
     assert find_model("a/b") == snapshot
 
 
-def test_a_split_file_is_found_once_it_is_whole(hub_cache: Path) -> None:
+def test_a_split_file_is_found_only_with_all_parts(hub_cache: Path) -> None:
     snapshot = in_cache(hub_cache, "a/b", {"m-00001-of-00002.gguf": b"GGUF"})
     with pytest.raises(CheckpointError, match=r"a/b:m-00001-of-00002\.gguf: not found"):
         find_model("a/b:m-00001-of-00002.gguf")
@@ -137,7 +160,7 @@ def test_a_split_file_is_found_once_it_is_whole(hub_cache: Path) -> None:
     assert find_model("a/b:m-00002-of-00002.gguf") == snapshot / "m-00002-of-00002.gguf"
 
 
-def test_what_lies_here_wins(hub_cache: Path, hub_contents: dict[str, bytes]) -> None:
+def test_a_local_path_goes_before_a_name(hub_cache: Path, hub_contents: dict[str, bytes]) -> None:
     in_cache(hub_cache, TINYLLAMAS, hub_contents)
     Path("stories15M").mkdir()
     Path("stories260K").write_bytes(b"")
@@ -146,7 +169,7 @@ def test_what_lies_here_wins(hub_cache: Path, hub_contents: dict[str, bytes]) ->
         llama2py.load("stories260K")
 
 
-def test_the_cache_is_where_the_environment_says(
+def test_the_environment_says_where_the_cache_is(
     hub_cache: Path, tmp_path: Path, hub_contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value, folder in (
@@ -170,15 +193,15 @@ def test_the_cache_is_where_the_environment_says(
         ("stories15M", "stories15M: not found; python -m llama2py download stories15M gets it"),
         (
             "models/stories42M.bin",
-            "models/stories42M.bin: no such file, expected a checkpoint;"
-            " python -m llama2py download stories42M gets the one that is then called stories42M",
+            "models/stories42M.bin: no such file; python -m llama2py download stories42M gets this"
+            " model, and stories42M is then its name",
         ),
         ("a/b", "a/b: not found; python -m llama2py download a/b gets it if the hub has it"),
         ("other.bin", "other.bin: no such file, expected a checkpoint"),
         ("here/b.bin", "here/b.bin: no such file, expected a checkpoint"),
     ],
 )
-def test_what_is_missing(
+def test_the_error_for_a_missing_model_says_how_to_get_it(
     name: str, message: str, hub_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("here").mkdir()
@@ -190,14 +213,16 @@ def test_what_is_missing(
         assert capsys.readouterr().err == f"llama2py: {message}\n"
 
 
-def test_a_vocabulary_named_for_its_size(tmp_path: Path, hub_contents: dict[str, bytes]) -> None:
+def test_a_vocabulary_may_be_named_for_its_size(
+    tmp_path: Path, hub_contents: dict[str, bytes]
+) -> None:
     (tmp_path / "a.bin").write_bytes(hub_contents["stories15M.bin"])
     (tmp_path / "tok512.bin").write_bytes(hub_contents["stories260K/tok512.bin"])
     assert llama2py.load(tmp_path / "a.bin").tokenizer.vocab_size == 512
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + "/b", "owner/" + "a" * 300, "owner/x:" + "a" * 300])
-def test_names_that_are_too_long(name: str, hub_cache: Path) -> None:
+def test_names_that_are_too_long_are_errors(name: str, hub_cache: Path) -> None:
     folder = hub_cache / "models--owner--x"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(COMMIT)
@@ -205,6 +230,6 @@ def test_names_that_are_too_long(name: str, hub_cache: Path) -> None:
         llama2py.load(name)
 
 
-def test_a_name_that_became_a_path_of_windows(hub_cache: Path) -> None:
+def test_a_name_may_have_become_a_windows_path(hub_cache: Path) -> None:
     with pytest.raises(CheckpointError, match=r"download owner/name:a/b\.gguf gets it"):
         find_model(PureWindowsPath("owner/name:a/b.gguf"))

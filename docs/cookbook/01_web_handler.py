@@ -1,10 +1,10 @@
-"""A story in a web handler: a WSGI application that sends each word as soon as there is one.
+"""A story in a web handler: a WSGI application that sends each word as soon as it is generated.
 
     python 01_web_handler.py 8000    # then open http://localhost:8000/?prompt=One+day&seed=7
-    python 01_web_handler.py         # asks itself once, prints the answer, and ends
+    python 01_web_handler.py         # sends one request to itself, prints the answer, and exits
 
-One model serves all requests, in as many threads as there are. A server calls `close` on what the
-application returned when the visitor leaves: that ends the story and frees its memory.
+One model serves all requests, each in its own thread. When the visitor leaves, the server calls
+`close` on the iterator that the application returned. This ends the story and frees its memory.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ model = llama2py.load()
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """GET /?prompt=...&seed=... answers with the prompt and what follows it."""
+    """Answer GET /?prompt=...&seed=... with the prompt and its continuation."""
     query = parse_qs(environ["QUERY_STRING"])
     prompt = query.get("prompt", ["Once upon a time"])[0]
     try:
         seed = int(query["seed"][0]) if "seed" in query else None
         stream = model.stream(prompt, max_tokens=200, temperature=0.7, seed=seed, max_time=30)
-    except ValueError as error:  # no number, or out of its range: ParameterError is one of these
+    except ValueError as error:  # not a number, or out of range: ParameterError is a ValueError
         start_response("400 Bad Request", [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{error}\n".encode()]
-    except llama2py.PromptError as error:  # too long for the model
+    except llama2py.PromptError as error:  # longer than the model's context
         start_response("413 Content Too Large", [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{error}\n".encode()]
     start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
@@ -56,7 +56,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
 
 def main() -> None:
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0  # 0: any that is free
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0  # 0: any free port
     with make_server("localhost", port, application, server_class=Server) as server:
         print(f"http://localhost:{server.server_port}/", flush=True)
         if port:

@@ -1,7 +1,7 @@
-"""Scoring texts: which of them would the model have written, and which word surprises it most?
+"""Score texts: which text is the most probable, and which word surprises the model most?
 
-`score` gives the log-probability of every token, `perplexity` sums a text up, and `score_texts`
-gives bits per byte, by which models of different vocabularies can be compared.
+`score` returns the log-probability of every token, `perplexity` one number for a text, and
+`score_texts` bits per byte, which can be compared between models with different vocabularies.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ TEXTS = [
 ]
 
 with llama2py.load() as model:
-    print("perplexity  text, the likeliest first")
+    print("perplexity  text, most probable first")
     for text in sorted(TEXTS, key=model.perplexity):
         print(f"{model.perplexity(text):10.1f}  {text}")
 
     text = TEXTS[1]
-    tokens = model.tokenizer.encode(text)  # BOS first, which is only context
-    logprobs = model.score(text)  # of all tokens but BOS
+    tokens = model.tokenizer.encode(text)  # the first is BOS
+    logprobs = model.score(text)  # of all tokens except BOS
     worst = int(logprobs.argmin()) + 1
     before = model.tokenizer.decode(tokens[:worst])
     surprise = model.tokenizer.decode(tokens[: worst + 1]).removeprefix(before)
-    print(f"most surprising: {surprise!r} ({logprobs[worst - 1]:.1f}) behind {before!r}")
+    print(f"most surprising: {surprise!r} ({logprobs[worst - 1]:.1f}) after {before!r}")
 
-    print(f"all together: {llama2py.score_texts(model, TEXTS).bits_per_byte:.2f} bits per byte")
+    print(f"all texts: {llama2py.score_texts(model, TEXTS).bits_per_byte:.2f} bits per byte")

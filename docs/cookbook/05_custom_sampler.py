@@ -1,9 +1,9 @@
 """A custom sampler: functions that change the logits before a token is drawn.
 
-A `logits_processor` gets all tokens so far, the prompt's included, and the logits of the next one;
-it gives back the logits to draw from. Here one makes a lipogram (a text without the letter "k"),
-and one forbids any three tokens in a row to come twice. Temperature, top-p and the seed work as
-they always do, on what the processors have left.
+A `logits_processor` receives all tokens so far, prompt included, and the logits of the next token.
+It returns the logits to draw from. Here, one processor writes a lipogram (a text without the letter
+"k"), and another prevents any three tokens in a row from occurring twice. Temperature, top-p and
+the seed then work as usual on the remaining logits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ with_k = np.array([b"k" in piece.lower() for piece in pieces])
 
 
 def without_k(tokens: Sequence[int], logits: Logits) -> Logits:
-    """No token with the letter."""
+    """Ban every token that contains the letter."""
     logits[with_k] = -np.inf
     return logits
 
 
 def nothing_twice(tokens: Sequence[int], logits: Logits) -> Logits:
-    """No token that would repeat three in a row."""
+    """Ban every token that would repeat a sequence of three."""
     last = tuple(tokens[-2:])
     for at in range(len(tokens) - 2):
         if tuple(tokens[at : at + 2]) == last:
@@ -42,4 +42,4 @@ story = model.generate(
 print(PROMPT + story.text)
 tokens = story.prompt_tokens + story.tokens
 threes = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-print(f"{story.text.count('k')} times k; {len(threes) - len(set(threes))} threes came twice")
+print(f"{story.text.count('k')} times k; {len(threes) - len(set(threes))} repeated sequences")

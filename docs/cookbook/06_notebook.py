@@ -1,13 +1,13 @@
-"""In a notebook: a story shows as a page, a text streams into its cell, doubt is a colour.
+"""In a notebook: display a story as a page, stream a text into its cell, show surprise as colour.
 
-Each ``# %%`` begins a cell, as VS Code, Spyder and Jupytext read them. Run as a program, it writes
+Each ``# %%`` begins a cell for VS Code, Spyder and Jupytext. Run as a program, this file writes
 what a notebook would show to notebook.html.
 """
 
 from __future__ import annotations
 
 # %% [markdown]
-# A story, shown by its `_repr_html_`. The last expression of a cell is what a notebook displays.
+# A story. A notebook displays the last expression of a cell, here with the story's `_repr_html_`.
 # %%
 import html
 import math
@@ -20,7 +20,7 @@ story = tell("a fox who finds a red balloon", seed=7, max_words=80)
 story  # noqa: B018
 
 # %% [markdown]
-# A text that appears while it is generated: printing with `flush` is all that it takes.
+# A text that appears while it is generated: print each piece with `flush=True`.
 
 # %%
 model = tell.model
@@ -29,12 +29,12 @@ for piece in model.stream("The moon was", max_tokens=40, temperature=0.7, seed=1
 print()
 
 # %% [markdown]
-# How sure the model was of each token: the redder, the more surprised.
+# How surprising each token was to the model: the more surprising, the redder.
 
 
 # %%
 class Surprise:
-    """Text, each token behind a colour."""
+    """A text whose tokens are coloured by how surprising they were."""
 
     def __init__(self, g: llama2py.Generation) -> None:
         self.g = g
@@ -52,7 +52,7 @@ class Surprise:
 surprise = Surprise(model.generate("The moon was", 40, temperature=0.7, seed=1, logprobs=0))
 surprise  # noqa: B018
 
-# %% Not for a notebook: the same page from a program
+# %% Outside a notebook: write the same page to a file
 if __name__ == "__main__" and "get_ipython" not in globals():
     shown = [story._repr_html_(), surprise._repr_html_()]
     Path("notebook.html").write_text("\n".join(shown), encoding="utf-8")

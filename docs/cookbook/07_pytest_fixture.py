@@ -1,10 +1,10 @@
-"""A pytest fixture: the model is loaded once for all tests, and a seed makes them repeatable.
+"""A pytest fixture: load the model once for all tests, and use a seed to make them repeatable.
 
     python -m pytest 07_pytest_fixture.py
 
-What is under test here is a function that asks a model for a bedtime story. The same seed gives the
-same text on every machine with SIMD, in any number of threads, so a test may even compare texts;
-what a test of one's own program should look at is mostly the shape.
+The function under test asks a model for a bedtime story. The same seed gives the same text on every
+machine with SIMD and for any number of threads, so a test may compare whole texts. Usually it is
+better to test the form of a text.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import llama2py
 
 
 def bedtime_story(model: llama2py.Model, hero: str, seed: int | None = None) -> str:
-    """The program under test."""
+    """The function under test."""
     prompt = f"Once upon a time, there was a {hero}."
     return prompt + model.generate(prompt, 120, temperature=0.7, seed=seed, stop="\n").text
 
 
 @pytest.fixture(scope="session")
 def model() -> Iterator[llama2py.Model]:
-    """The built-in model: some hundredths of a second, two megabytes, no network."""
+    """The built-in model: two megabytes, loaded within a tenth of a second, no network."""
     with llama2py.load(threads=1) as model:
         yield model
 
@@ -37,7 +37,7 @@ def test_a_story_is_one_paragraph_about_its_hero(model: llama2py.Model, hero: st
     assert len(story.split()) > 20
 
 
-def test_the_same_seed_tells_the_same_story(model: llama2py.Model) -> None:
+def test_the_same_seed_gives_the_same_story(model: llama2py.Model) -> None:
     assert bedtime_story(model, "cat", seed=1) == bedtime_story(model, "cat", seed=1)
     assert bedtime_story(model, "cat", seed=1) != bedtime_story(model, "cat", seed=2)
 

@@ -1,8 +1,8 @@
-"""Threads: one model for all of them, and one thread may end another's text.
+"""Threads: share one model, and cancel a text from another thread.
 
-A model never changes, so threads share it without a lock; the engine runs without the GIL. Each
-text is what it would be alone. (To generate a list of texts, `generate` with a list is faster: it
-runs them as one batch.)
+A model is immutable, so threads share it without a lock. The engine runs without the GIL. Each text
+is the same as without other threads. (To generate a list of texts, `generate` with a list is
+faster: it runs them as one batch.)
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ with llama2py.load() as model:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(tell, range(1, 17)))
     alone = [tell(seed) for seed in range(1, 17)]
-    print(f"{len(together)} texts of 8 threads, {len(set(together))} different ones")
-    print("the same as one thread's" if together == alone else "other texts than one thread's!")
+    print(f"{len(together)} texts from 8 threads, {len(set(together))} different texts")
+    print("same texts as one thread" if together == alone else "not the texts of one thread!")
 
-    # A text that would go on for ever, until another thread has heard enough.
+    # Texts without end, until another thread cancels them.
     enough = threading.Event()
     threading.Timer(0.2, enough.set).start()
     words = model.generate_many(iter(lambda: "Once", None), max_tokens=20, cancel=enough)

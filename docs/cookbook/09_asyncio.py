@@ -1,7 +1,7 @@
-"""asyncio: texts stream while the event loop goes on with everything else.
+"""asyncio: stream texts while the event loop keeps running.
 
-Each piece is computed in a thread, so nothing waits for the engine but who asked for it. A task
-that is cancelled (here by a timeout) ends its text and frees its memory.
+Each piece is computed in a thread, so only the task that reads the text waits for the engine.
+Cancelling a task (here by a timeout) ends its text and frees its memory.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ async def main() -> None:
     )
     pulse.cancel()
     print(*texts, sep="\n---\n")
-    print(f"the loop turned {len(beats)} times meanwhile")
+    print(f"the event loop ran {len(beats)} times in the meantime")
 
     try:
         await asyncio.wait_for(endless(), timeout=0.2)
-    except asyncio.TimeoutError:  # the built-in one, from Python 3.11 on
-        print("the endless one was cancelled")
+    except asyncio.TimeoutError:  # from Python 3.11 on, the built-in TimeoutError
+        print("the endless task was cancelled")
 
 
 async def endless() -> None:

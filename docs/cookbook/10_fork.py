@@ -1,7 +1,7 @@
-"""Fork a story at a branch: the same beginning, run once, goes on in several ways.
+"""Fork a story: run its beginning once, and continue it in several ways.
 
-A session holds what the model remembers of the tokens so far. `fork` copies it, so each branch
-costs only its own tokens; `rewind` goes back instead, where one branch at a time will do.
+A session holds the KV cache of the tokens so far. `fork` copies it, so each branch computes only
+its own tokens. If you need one branch at a time, `rewind` is enough.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ BRANCHES, TOKENS = 3, 40
 
 with llama2py.load() as model, model.session() as trunk:
     tokens = model.tokenizer.encode(BEGINNING)
-    logits = trunk.forward(tokens)  # (vocab_size,): what may come next
+    logits = trunk.forward(tokens)  # (vocab_size,): of the next token
     print(BEGINNING)
-    for token in np.argsort(-logits)[:BRANCHES].tolist():  # the likeliest next tokens
+    for token in np.argsort(-logits)[:BRANCHES].tolist():  # the most probable next tokens
         branch_tokens = [token]
         with trunk.fork() as branch:
             while len(branch_tokens) < TOKENS:

@@ -1,8 +1,8 @@
-"""A constrained choice among words: the model must take one of them, and says how sure it is.
+"""A constrained choice: the model has to choose one of a few words.
 
-Two ways. A `logits_processor` that lets only the tokens through which go on with one of the words:
-the model draws among them, token by token. And all words scored behind the prompt: their
-probabilities, if nothing else could follow.
+Two ways. A `logits_processor` allows only tokens that continue one of the words, and the model
+draws among these, token by token. Or every word is scored after the prompt, which gives the
+probability of each word if nothing else could follow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ WORDS = ["dog", "cat", "puppy", "elephant"]
 
 model = llama2py.load()
 prompt = model.tokenizer.encode(PROMPT)
-words = [model.tokenizer.encode(word, bos=False) for word in WORDS]  # each with its space
+words = [model.tokenizer.encode(word, bos=False) for word in WORDS]  # each with its leading space
 
 
 def one_of_them(tokens: Sequence[int], logits: Logits) -> Logits:
-    """Only what goes on with a word; behind a whole word only BOS, which ends the text."""
+    """Allow tokens that continue a word, and after a whole word only BOS, which ends the text."""
     so_far = list(tokens[len(prompt) :])
     n = len(so_far)
     allowed = [[*word, model.tokenizer.bos_id][n] for word in words if word[:n] == so_far]
@@ -44,4 +44,4 @@ probabilities = np.exp(scores - scores.max())
 probabilities /= probabilities.sum()
 for word, probability in zip(WORDS, probabilities.tolist(), strict=True):
     print(f"{word}: {probability:.3f}")
-print(f"the likeliest: {WORDS[int(probabilities.argmax())]}")
+print(f"most probable: {WORDS[int(probabilities.argmax())]}")

@@ -1,10 +1,9 @@
-"""A benchmark: tokens per second of one text, of a prompt, and of many texts at once.
+"""A benchmark: tokens per second of a prompt, of one text, and of many texts at once.
 
     python 12_benchmark.py stories15M.bin
 
-For a table with the machine's limits, memory and several runs that take turns, there is
-``python -m llama2py bench``. This is how to measure inside a program of one's own: every result
-carries its timings.
+``python -m llama2py bench`` prints a table with the machine's limits, memory and interleaved runs.
+This program shows how to measure inside your own program: every result has its timings.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ print("tokens per second:")
 print(f"{'dtype':10}{'MB':>8}{'prompt':>10}{'one text':>10}{f'{BATCH} texts':>10}")
 for dtype in get_args(Dtype):
     with llama2py.load(path, dtype=dtype) as model:
-        model.reuse_prefixes(0)  # or the prompt would be run but once
+        model.reuse_prefixes(0)  # otherwise the prompt would be computed only once
         model.generate(max_tokens=8)  # warm up
         prompt = [model.tokenizer.bos_id] * 128
         reading, one, many = [], [], []
-        for _ in range(RUNS):  # taking turns, so that a slow moment of the machine hits all alike
+        for _ in range(RUNS):  # in turns, so that a slow moment of the machine affects all alike
             reading.append(model.generate(prompt, 1).timings.prompt_tokens_per_second)
             g = model.generate("Once", TOKENS, 0.0, stop_tokens=())
             one.append(g.timings.tokens_per_second)

@@ -1,4 +1,4 @@
-"""``llama2py convert``: a checkpoint in another program's format."""
+"""``llama2py convert``: write a checkpoint in another program's format."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ..checkpoint.write_numbers import FileDtype
+from ..checkpoint.export import FileDtype
 from ..conversion import FileFormat, convert
 from ..engine.cpu import default_threads
 from . import options
+from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
 
 _FORMAT = (
-    "v0, v1 or v2: llama2.c's; hf: a directory for Hugging Face's transformers; gguf: for"
-    " llama.cpp (default: by OUT's name: .bin v0, or v2 for int8; .gguf; else hf)"
+    "v0, v1 or v2: a llama2.c file; hf: a directory for Hugging Face's transformers; gguf: a file"
+    " for llama.cpp (default: from OUT's name: *.bin is v0, or v2 for int8; *.gguf is gguf; a name"
+    " without a suffix is hf)"
 )
-_DTYPE = "of the matrices (default: IN's where the format holds it, else float32; v2: int8)"
+_DTYPE = "dtype of the matrices (default: IN's if the format holds it, else float32; v2: int8)"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -27,15 +29,17 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="write a checkpoint in another format",
-        description="Write a checkpoint in another format, with its vocabulary. Nothing but one "
-        "tensor is held in memory, and nothing is written unless all of it is.",
+        description="Write a checkpoint in another format, with its vocabulary. One tensor at a "
+        "time is held in memory. OUT appears only when all of it is written.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="IN", type=Path, help="a checkpoint of any format that run takes")
-    add("-o", "--output", metavar="OUT", type=Path, required=True, help="a file or new directory")
+    add("checkpoint", metavar="IN", help="a model, as in run, or 'builtin'")
+    add(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="a file, or a new directory"
+    )
     add("--format", choices=get_args(FileFormat), help=_FORMAT)
     add("--dtype", choices=get_args(FileDtype), help=_DTYPE)
-    add("--group-size", type=options.count, metavar="N", help="v2: weights that share a scale")
+    add("--group-size", type=options.count, metavar="N", help="for v2: weights per scale")
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "-z", "--tokenizer", type=Path, metavar="FILE", help="default: the checkpoint's own"
@@ -47,8 +51,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and say what was written."""
-    with options.progress() as progress:
+    """Convert; print the size of the output on stderr."""
+    with cleanup_on_termination(), options.progress() as progress:
         convert(
             args.checkpoint,
             args.output,

@@ -1,4 +1,4 @@
-"""``llama2py download``: a model from the Hugging Face hub."""
+"""``llama2py download``: get a model from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..hub import STORIES, download
+from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -19,19 +20,22 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "download",
         help="get a model from the Hugging Face hub",
-        description="Get a model from the Hugging Face hub into its usual cache and print where "
-        "it lies. The other commands then take the same name. Needs llama2py[hub].",
+        description="Get a model from the Hugging Face hub into the hub's usual cache, and print "
+        "its path. The other commands then take the same name. An interrupted download resumes. "
+        "Needs llama2py[hub].",
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download, then print the path."""
-    theirs = logging.getLogger("huggingface_hub")  # which prints its warnings itself
-    passed_on, theirs.propagate = theirs.propagate, False
+    """Download and print the path."""
+    hub_log = logging.getLogger("huggingface_hub")  # it has its own handler, which prints
+    propagate, hub_log.propagate = hub_log.propagate, False
     try:
-        print(download(args.model))
+        with cleanup_on_termination():
+            path = download(args.model)
+        print(path)
     finally:
-        theirs.propagate = passed_on
+        hub_log.propagate = propagate
     return 0

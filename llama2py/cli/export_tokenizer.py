@@ -1,4 +1,4 @@
-"""``llama2py export-tokenizer``: a vocabulary as a tokenizer.bin, .json or .model."""
+"""``llama2py export-tokenizer``: write a vocabulary as a tokenizer.bin, .json or .model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="write a vocabulary as a tokenizer.bin, .json or .model",
         description="Write the vocabulary of a GGUF file, a directory or a tokenizer file as "
         "llama2.c's tokenizer.bin, Hugging Face's tokenizer.json or sentencepiece's "
-        "tokenizer.model, whichever OUT ends in.",
+        "tokenizer.model. The suffix of OUT says which.",
     )
     parser.add_argument(
-        "source", metavar="IN", type=Path, help="a GGUF file, a directory, or a tokenizer file"
+        "source",
+        metavar="IN",
+        type=Path,
+        help="a GGUF file, a directory, a tokenizer file, or the name of a downloaded model",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write"
@@ -31,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; a ``TokenizerError`` says what is wrong with either file."""
+    """Convert; print the number of tokens."""
     tokenizer = export_tokenizer(args.source, args.output)
-    print(f"{args.output}: {len(tokenizer)} tokens")
+    print(f"{args.output}: {len(tokenizer)} token{'s' if len(tokenizer) != 1 else ''}")
     return 0

@@ -1,4 +1,4 @@
-"""``llama2py quantize``: a checkpoint as int8, a quarter of the size and faster."""
+"""``llama2py quantize``: write a checkpoint as int8, a quarter of the size and faster."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ..conversion import convert
 from ..engine.cpu import default_threads
 from ..hub import find_model
 from . import options
+from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
 
 _GROUP = (
-    "weights that share a scale (default: 64, halved until it divides dim, as in llama2.c; of int8"
-    " weights their own)"
+    "weights per scale (default: 64, halved until it divides dim, as in llama2.c; int8 weights"
+    " keep their own groups)"
 )
 
 
@@ -28,12 +29,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "quantize",
         help="write a checkpoint as int8",
         description="Quantize a checkpoint's matrices to int8 and write a llama2.c v2 file, which "
-        "is a quarter of the size and runs faster. Its vocabulary goes along.",
+        "is a quarter of the size and runs faster, with its vocabulary.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="IN", type=Path, help="a checkpoint")
-    add("-o", "--output", metavar="OUT", type=Path, required=True, help="as stories15M_q80.bin")
-    add("--dtype", choices=("int8",), default="int8", help="what a v2 file holds")
+    add("checkpoint", metavar="IN", help="a model, as in run, or 'builtin'")
+    add(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="such as stories15M_q80.bin"
+    )
+    add("--dtype", choices=("int8",), default="int8", help="the dtype of a v2 file")
     add("--group-size", type=options.count, metavar="N", help=_GROUP)
     add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
     add("--no-tokenizer", action="store_true", help="write the weights without a vocabulary")
@@ -41,10 +44,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantize and write; say what it saved."""
+    """Quantize and write; print on stderr how much smaller the file is."""
     with open_checkpoint(find_model(args.checkpoint)) as source:
         before = source.file_size
-    with options.progress() as progress:
+    with cleanup_on_termination(), options.progress() as progress:
         convert(
             args.checkpoint,
             args.output,
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         after, group_size = quantized.file_size, quantized.group_size
     print(
         f"{args.output}: {after / 1e6:.1f} MB, {before / after:.1f} times smaller,"
-        f" a scale for every {group_size} weights",
+        f" one scale for {group_size} weight{'s' if group_size != 1 else ''}",
         file=sys.stderr,
     )
     return 0

@@ -1,4 +1,4 @@
-"""``llama2py score``: how well a model knows a text."""
+"""``llama2py score``: score a text with a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..formats.corpus import read_stories
+from ..hub import BUILTIN
 from ..model import load
 from ..scoring import score_texts
 from . import options
@@ -18,22 +19,18 @@ if TYPE_CHECKING:
     from .options import Subparsers
 
 
-# Not an optional argument: argparse could not tell it from FILE behind an option.
-BUILTIN = "builtin"
-
-
 def add_parser(subparsers: Subparsers) -> None:
     """Register the command; ``args.run(args)`` runs it and returns the exit code."""
     parser = subparsers.add_parser(
         "score",
         help="bits per byte and nats per token of a text",
-        description="Print how many bits a byte of a text costs a model, and how many nats a "
-        "token: the fewer the better. Stories are parted by lines of <|endoftext|>, and each is "
-        "scored from its beginning to its end, white space around it left out.",
+        description="Print a model's loss on a text in bits per byte and nats per token: lower is "
+        "better. Lines of <|endoftext|> separate stories. Each story is scored from its beginning "
+        "to its end, without surrounding white space.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="MODEL", help=f"as in run; {BUILTIN!r}: the built-in one")
-    add("file", metavar="FILE", type=Path, help="the text")
+    add("checkpoint", metavar="MODEL", help=f"as in run; {BUILTIN!r} is the built-in model")
+    add("file", metavar="FILE", type=Path, help="a text file")
     add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: as in run")
     add("--dtype", choices=options.DTYPES, help=options.DTYPE)
     add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
@@ -43,12 +40,17 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score story by story."""
+    """Score a text story by story."""
     stories = read_stories(args.file)
-    path = None if args.checkpoint == BUILTIN else args.checkpoint
-    where, dtypes = (path, args.tokenizer, args.threads), (args.dtype, args.cache_dtype)
     with loading_bar() as progress:
-        model = load(*where, "c", *dtypes, progress)
+        model = load(
+            args.checkpoint,
+            args.tokenizer,
+            args.threads,
+            dtype=args.dtype,
+            cache_dtype=args.cache_dtype,
+            progress=progress,
+        )
     with model:
         quiet = not sys.stderr.isatty()
         from .._util import progress_bar
@@ -66,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"bits per byte   {score.bits_per_byte:.4f}")
     print(f"nats per token  {score.nats_per_token:.4f}")
-    print(
-        f"read            {score.texts:,} stories, {score.bytes:,} bytes, {score.tokens:,} tokens"
-    )
+    texts = "1 story" if score.texts == 1 else f"{score.texts:,} stories"
+    print(f"read            {texts}, {score.bytes:,} bytes, {score.tokens:,} tokens")
     return 0

@@ -1,9 +1,9 @@
-"""What computes logits: the interface that the C engine and the NumPy reference share."""
+"""The interface that the C engine and the NumPy reference share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,14 @@ Floats: TypeAlias = NDArray[np.float32]
 
 
 class Draw(NamedTuple):
-    """How a backend is to draw one token; the C engine takes the fields in this order.
+    """How to draw one token. The C engine takes the fields in this order.
 
     Attributes
     ----------
     temperature, top_p, coin : float
-        As in `Backend.sample`; with a temperature of 0, as in `Backend.argmax`.
+        As in `Backend.sample`. With a temperature of 0, `Backend.argmax` chooses the token.
     n_tokens : int
-        From the first so many logits.
+        Draw from the first ``n_tokens`` logits only; the others are padding.
     """
 
     temperature: float
@@ -32,44 +32,49 @@ class Draw(NamedTuple):
 
 
 class Cache(Protocol):
-    """The keys and values of one session, in the backend's own form."""
+    """The KV cache of one session, in the backend's own layout."""
 
     def copy(self, n_positions: int) -> Cache:
-        """Another one with the same first positions."""
+        """Return a new cache with the same first ``n_positions`` positions."""
 
     def read(self, n_positions: int) -> tuple[Floats, Floats]:
-        """Keys and values of the first positions, (n_layers, n_kv_heads, n, head_dim) each."""
+        """Return the keys and values of the first positions.
+
+        Returns
+        -------
+        tuple of two ndarrays, float32, shape (n_layers, n_kv_heads, n_positions, head_dim)
+        """
 
     def write(self, keys: Floats, values: Floats) -> None:
-        """Set those of the first positions, in the same form."""
+        """Set the keys and values of the first positions; shapes as in `read`."""
 
     def close(self) -> None:
-        """Free the memory. Twice does no harm."""
+        """Free the memory. Closing twice does no harm."""
 
 
 class Backend(Protocol):
-    """Packed weights, and the operations on them.
+    """Packed weights, and what can be computed with them.
 
     Attributes
     ----------
     config : ModelConfig
-        The shape.
+        The shape of the model.
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}
-        What the matrices are made of.
+        The type of the weight matrices.
     cache_dtype : {'float32', 'bfloat16'}
-        What sessions keep keys and values in.
+        The type of the keys and values in a KV cache.
     isa : str
         The instruction set in use.
     threads : int
-        Threads of a forward pass.
+        The threads of a forward pass.
     nbytes : int
-        Memory of the weights.
+        Bytes of the weights.
     cache_bytes : int
-        Memory of one session at full length.
+        Bytes of the KV cache of one session at full length.
     non_finite : int
-        Weights (of int8 and int4: scales) that are NaN or infinite.
+        How many weights are NaN or infinite (of int8 and int4: how many scales).
     ahead : int
-        How many tokens of one text `generate` should draw at once.
+        How many tokens of one text to draw in one `run`.
     """
 
     config: ModelConfig
@@ -83,94 +88,106 @@ class Backend(Protocol):
     ahead: int = 1
 
     def new_cache(self) -> Cache:
-        """An empty cache of ``config.seq_len`` positions."""
+        """Return an empty KV cache for ``config.seq_len`` positions."""
 
-    def forward(
+    @overload
+    def run(
         self,
         tokens: Sequence[int],
         caches: Sequence[Any],
         positions: Sequence[int],
-        logits_rows: Sequence[int],
-    ) -> Logits:
-        """Run a batch of tokens: token i at ``positions[i]`` of ``caches[i]``, made by `new_cache`.
+        rows: Sequence[int],
+        draws: None = None,
+    ) -> Logits: ...
 
-        Tokens of one cache stand in order of position, and all earlier positions of it have been
-        run, in this call or before.
-
-        Returns
-        -------
-        ndarray, float32, shape (len(logits_rows), vocab_size)
-            The logits behind those tokens of the batch.
-        """
-
-    def next_tokens(
+    @overload
+    def run(
         self,
         tokens: Sequence[int],
         caches: Sequence[Any],
         positions: Sequence[int],
-        logits_rows: Sequence[int],
-        draws: Sequence[Draw],
-    ) -> list[int]:
-        """Run a batch, and draw a token from each row of its logits.
+        rows: Sequence[int],
+        draws: Sequence[Sequence[Draw]],
+        stop_tokens: Sequence[int] = (),
+    ) -> list[list[int]]: ...
 
-        Here by `forward` and `pick`; a backend may have a shorter way to the same tokens.
-
-        Parameters
-        ----------
-        draws : sequence of Draw
-            One for each of ``logits_rows``.
-        """
-        logits = self.forward(tokens, caches, positions, logits_rows)
-        return [pick(self, row, draw) for row, draw in zip(logits, draws, strict=True)]
-
-    def generate(
-        self, token: int, cache: Any, position: int, draws: Sequence[Draw], ends: Sequence[int]
-    ) -> list[int]:
-        """Go on with a text: run a token, draw the next one, run that, and so on.
-
-        Here by `next_tokens`; a backend may have a shorter way to the same tokens.
+    def run(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[Any],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        draws: Sequence[Sequence[Draw]] | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> Logits | list[list[int]]:
+        """Run a batch of tokens, and return logits or draw tokens from them.
 
         Parameters
         ----------
-        token, cache, position
-            As in `forward`, of one text.
-        draws : sequence of Draw
-            One for each token, at least one.
-        ends : sequence of int
-            Tokens of the vocabulary; behind one of these no more are drawn.
+        tokens, caches, positions : sequence, length n
+            Token i is run at ``positions[i]`` of ``caches[i]``, which `new_cache` made. The tokens
+            of one cache are in order of position. All earlier positions of that cache have been
+            run, in this call or before.
+        rows : sequence of int
+            The indices of the tokens whose logits are wanted.
+        draws : sequence of sequence of Draw, optional
+            For each of ``rows``, how to draw the tokens that follow it: at least one. With more
+            than one, the row must be the last token of its cache: the first token is drawn and run
+            at the next position, the second token is drawn from its logits, and so on.
+        stop_tokens : sequence of int
+            Draw no token after one of these.
 
         Returns
         -------
-        list of int
-            The last one has not been run.
+        ndarray, float32, shape (len(rows), vocab_size)
+            Without ``draws``: the logits of the rows.
+        list of list of int
+            With ``draws``: for each row the tokens drawn. The last of them has not been run.
         """
-        drawn = [token]
-        for n, draw in enumerate(draws):
-            drawn += self.next_tokens(drawn[-1:], [cache], [position + n], [0], [draw])
-            if drawn[-1] in ends:
-                break
-        return drawn[1:]
 
     def digest(self) -> bytes:
-        """Tells these weights from others, as far as no few tokens' logits do: the embeddings."""
+        """Return a checksum of the weights that distinguishes this model from others."""
 
     def argmax(self, logits: Logits) -> int:
-        """The first index of the largest of logits (vocab_size,)."""
+        """Return the first index of the largest of logits (vocab_size,)."""
 
     def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
         """Draw a token from logits (vocab_size,), which may be overwritten.
 
-        From ``softmax(logits / temperature)``, cut to the smallest set of most probable tokens
-        whose sum exceeds ``top_p`` (0 or 1: not cut), by a coin in [0, 1).
+        The token comes from ``softmax(logits / temperature)``, cut to the smallest set of most
+        probable tokens whose sum exceeds ``top_p`` (0 or 1: no cut). ``coin`` is in [0, 1).
         """
 
     def close(self) -> None:
-        """Free the weights. Twice does no harm; caches must not be used after."""
+        """Free the weights. Closing twice does no harm. Its caches must not be used afterwards."""
 
 
-def pick(backend: Backend, logits: Logits, draw: Draw) -> int:
-    """Draw a token from logits (vocab_size,), which may be overwritten."""
+def draw_token(backend: Backend, logits: Logits, draw: Draw) -> int:
+    """Draw one token from logits (vocab_size,), which may be overwritten."""
     logits = logits[: draw.n_tokens]
     if draw.temperature == 0:
         return backend.argmax(logits)
     return backend.sample(logits, draw.temperature, draw.top_p, draw.coin)
+
+
+def draw_rows(
+    backend: Backend,
+    tokens: Sequence[int],
+    caches: Sequence[Any],
+    positions: Sequence[int],
+    rows: Sequence[int],
+    draws: Sequence[Sequence[Draw]],
+    stop_tokens: Sequence[int] = (),
+) -> list[list[int]]:
+    """Draw tokens as `Backend.run` does, for a backend that only computes logits itself."""
+    logits = backend.run(tokens, caches, positions, rows)  # (len(rows), vocab_size)
+    drawn: list[list[int]] = []
+    for row, row_logits, row_draws in zip(rows, logits, draws, strict=True):
+        text = [draw_token(backend, row_logits, row_draws[0])]
+        for n, draw in enumerate(row_draws[1:], 1):
+            if text[-1] in stop_tokens:
+                break
+            (next_logits,) = backend.run(text[-1:], [caches[row]], [positions[row] + n], [0])
+            text.append(draw_token(backend, next_logits, draw))
+        drawn.append(text)
+    return drawn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
@@ -19,13 +20,14 @@ from ..checkpoint import (
     int8_group_size,
     own_dtype,
 )
-from ..config import CacheDtype, Dtype, ModelConfig
+from ..config import CacheDtype, Dtype
 from ..errors import Cancelled, ClosedError, EngineError
-from ._engine import ffi, lib
 from .backend import Draw, Floats, Logits
+from .c_config import c_config, packed_bytes, rope_divisors
 from .cpu import default_threads
+from .extension import ffi, lib
 from .isa import choose_isa
-from .memory import check_memory, packed_bytes
+from .memory import check_memory
 
 # Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
 LONG_WORK = 1_000_000_000
@@ -47,13 +49,6 @@ _TENSORS = {
     "w3": lib.L2P_W3,
     "rms_final_weight": lib.L2P_RMS_FINAL_WEIGHT,
     "wcls": lib.L2P_WCLS,
-}
-
-_DTYPES: dict[Dtype, int] = {
-    "float32": lib.L2P_FLOAT32,
-    "bfloat16": lib.L2P_BFLOAT16,
-    "int8": lib.L2P_INT8,
-    "int4": lib.L2P_INT4,
 }
 
 _STORED = {
@@ -90,13 +85,14 @@ class EngineCache:
     def copy(self, n_positions: int) -> EngineCache:
         model, session = self._engine.handle, self.handle  # alive during the copy
         made = EngineCache(self._engine)
-        lib.l2p_session_copy(made.handle, session, n_positions)
+        error = lib.l2p_session_copy(made.handle, session, n_positions)
         del model
+        _check(error, f"a copy of {n_positions} positions")
         return made
 
     def read(self, n_positions: int) -> tuple[Floats, Floats]:
         keys, values = (np.empty(self._shape(n_positions), np.float32) for _ in range(2))
-        self._move(n_positions, keys, values, 1)
+        self._move(lib.l2p_session_read, keys, values)
         return keys, values
 
     def write(self, keys: Floats, values: Floats) -> None:
@@ -104,19 +100,19 @@ class EngineCache:
         n_positions = keys.shape[2]
         if not keys.shape == values.shape == self._shape(n_positions):
             raise EngineError(f"keys of shape {keys.shape}, expected {self._shape(n_positions)}")
-        self._move(n_positions, keys, values, 0)
+        self._move(lib.l2p_session_write, keys, values)
 
     def _shape(self, n_positions: int) -> tuple[int, ...]:
         config = self._engine.config
         return (config.n_layers, config.n_kv_heads, n_positions, config.head_dim)
 
-    def _move(self, n_positions: int, keys: Floats, values: Floats, out: int) -> None:
+    def _move(self, call: Callable[..., int], keys: Floats, values: Floats) -> None:
+        """Read or write all positions of arrays of the shape that `_shape` returns."""
         model, session = self._engine.handle, self.handle  # alive during the copy
-        if n_positions > self._engine.config.seq_len:
-            raise EngineError(f"{n_positions} positions, expected at most the context")
         buffers = [ffi.from_buffer("float[]", a, require_writable=True) for a in (keys, values)]
-        lib.l2p_session_move(session, n_positions, *buffers, out)
+        error = call(session, keys.shape[2], *buffers)
         del model
+        _check(error, f"a copy of {keys.shape[2]} positions")
 
     def close(self) -> None:
         self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then
@@ -167,22 +163,21 @@ class Engine:
         isa = choose_isa()
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
         check_memory(checkpoint, self.dtype, self.cache_bytes)
-        divisors = _rope_divisors(self.config)  # alive during the call
-        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype, cache_dtype, divisors), isa)
-        if model == ffi.NULL:
-            raise EngineError(
-                f"{checkpoint.path}: no memory for the weights, expected"
-                f" {amount(packed_bytes(checkpoint, self.dtype))} free"
-            )
-        self._model: Any = ffi.gc(model, lib.l2p_model_free)
-        self.nbytes = int(lib.l2p_model_bytes(model))
+        self.nbytes = packed_bytes(checkpoint, self.dtype)
+        divisors = rope_divisors(self.config)  # alive during the call
+        c_shape, model = (
+            c_config(checkpoint, self.dtype, cache_dtype, divisors),
+            ffi.new("l2p_model **"),
+        )
+        error = lib.l2p_model_new(c_shape, isa, model)
+        _check(error, f"the weights of {checkpoint.path}, {amount(self.nbytes)}")
+        self._model: Any = ffi.gc(model[0], lib.l2p_model_free)
         self.ahead = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // (self.nbytes + self.cache_bytes)))
         self.non_finite = 0
         group_size, done = int8_group_size(checkpoint), 0
         for name, tensors in checkpoint.tensors.items():
             for layer, tensor in enumerate(tensors):
                 self._pack(name, layer, tensor, group_size)
-                checkpoint.release(tensor)
                 done += math.prod(tensor.shape)
                 progress(done, self._n_params)
 
@@ -190,22 +185,20 @@ class Engine:
         # Some tensors make their arrays on use: they must live until the engine has read them.
         arrays: tuple[np.ndarray[Any, Any], ...]
         if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
-            kind, arrays = lib.L2P_INT4, (tensor.values, tensor.scales.astype(np.float16))
+            values, scales = tensor.parts()
+            kind, arrays = lib.L2P_INT4, (values, scales.astype(np.float16))
         elif isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
-            kind, arrays = lib.L2P_INT8, (tensor.values, tensor.scales)
-        elif (
-            isinstance(tensor, StoredTensor)
-            and len(tensor.shape) == 2
-            and tensor.data.flags.c_contiguous
-        ):
-            kind, arrays = _STORED[tensor.data.dtype], (tensor.data,)  # widened as it is packed
+            kind, arrays = lib.L2P_INT8, tensor.parts()
+        elif isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and tensor.is_plain:
+            stored = tensor.stored
+            kind, arrays = _STORED[stored.dtype], (stored,)  # widened as it is packed
         else:
             kind = lib.L2P_FLOAT32
             arrays = (np.ascontiguousarray(tensor.dequantize()),)
-        values, scales = [*map(_address, arrays), ffi.NULL][:2]
+        addresses = [*map(_address, arrays), ffi.NULL]
         bad = ffi.new("int64_t *")
         error = lib.l2p_model_set(
-            self.handle, _TENSORS[name], layer, kind, values, scales, self.threads, bad
+            self.handle, _TENSORS[name], layer, kind, *addresses[:2], self.threads, bad
         )
         _check(error, f"tensor {name}")
         self.non_finite += bad[0]
@@ -220,83 +213,59 @@ class Engine:
     def new_cache(self) -> EngineCache:
         return EngineCache(self)
 
-    def forward(
+    def run(
         self,
         tokens: Sequence[int],
         caches: Sequence[EngineCache],
         positions: Sequence[int],
-        logits_rows: Sequence[int],
-    ) -> Logits:
-        out = np.empty((len(logits_rows), self.config.vocab_size), np.float32)
-        rows = ffi.new("int32_t[]", list(logits_rows))
-        into = ffi.from_buffer("float[]", out, require_writable=True)
-        self._run_batch(lib.l2p_forward, tokens, caches, positions, (len(rows), rows, into))
-        return out
+        rows: Sequence[int],
+        draws: Sequence[Sequence[Draw]] | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> Any:
+        if not len(tokens) == len(caches) == len(positions):
+            raise EngineError(
+                f"a batch of {len(tokens)} tokens has {len(caches)} caches"
+                f" and {len(positions)} positions"
+            )
+        if draws is not None and len(draws) != len(rows):
+            raise EngineError(f"{len(draws)} lists of draws for {len(rows)} rows")
+        sessions = [cache.handle for cache in caches]
+        c_tokens = ffi.new("int32_t[]", list(tokens))
+        c_sessions = ffi.new("l2p_session *[]", sessions)
+        c_positions = ffi.new("int32_t[]", list(positions))
+        c_rows = ffi.new("int32_t[]", list(rows))
+        batch = (len(tokens), c_tokens, c_sessions, c_positions, len(rows), c_rows)
+        alive = [*sessions, *batch]  # what C reads and writes lives as long as this list
+        if draws is None:
+            logits = np.empty((len(rows), self.config.vocab_size), np.float32)
+            c_logits = ffi.from_buffer("float[]", logits, require_writable=True)
+            alive.append(c_logits)
+            self._forward((*batch, c_logits), caches, alive, len(tokens))
+            return logits
+        flat = [draw for of_row in draws for draw in of_row]
+        counts = [len(of_row) for of_row in draws]
+        c_counts, c_draws = ffi.new("int32_t[]", counts), ffi.new("l2p_draw[]", flat)
+        c_stop_tokens = ffi.new("int32_t[]", list(stop_tokens))
+        drawn, n_drawn = ffi.new("int32_t[]", len(flat)), ffi.new("int32_t[]", len(rows))
+        drawing = (c_counts, c_draws, len(c_stop_tokens), c_stop_tokens, drawn, n_drawn)
+        alive += drawing
+        n_passed = len(tokens) + len(flat) - len(rows)
+        self._forward((*batch, ffi.NULL, *drawing), caches, alive, n_passed)
+        begins = accumulate(counts, initial=0)
+        return [ffi.unpack(drawn + at, n) for at, n in zip(begins, n_drawn, strict=False)]
 
-    def next_tokens(
-        self,
-        tokens: Sequence[int],
-        caches: Sequence[EngineCache],
-        positions: Sequence[int],
-        logits_rows: Sequence[int],
-        draws: Sequence[Draw],
-    ) -> list[int]:
-        if len(logits_rows) != len(draws):
-            raise EngineError(f"{len(draws)} draws from {len(logits_rows)} rows, expected as many")
-        rows, drawn = (ffi.new("int32_t[]", start) for start in (list(logits_rows), len(draws)))
-        asked = (len(rows), rows, ffi.new("l2p_draw[]", list(draws)), drawn)
-        self._run_batch(lib.l2p_next, tokens, caches, positions, asked)
-        return list(drawn)
-
-    def generate(
-        self,
-        token: int,
-        cache: EngineCache,
-        position: int,
-        draws: Sequence[Draw],
-        ends: Sequence[int],
-    ) -> list[int]:
-        n, n_ends = len(draws), len(ends)
-        drawn = ffi.new("int32_t[]", n)
-        text = cache.handle, token, position
-        how = n, ffi.new("l2p_draw[]", draws), n_ends, ffi.new("int32_t[]", ends)
-        arguments = (self.handle, *text, *how, drawn, self.threads, cache.cancel)
-        n_drawn = self._run(lib.l2p_generate, arguments, [text[0]], cache.cancel)
-        if n_drawn < 0:
-            _check(-n_drawn, "a forward pass")
-        tokens: list[int] = ffi.unpack(drawn, n_drawn)
-        return tokens
-
-    def _run_batch(
-        self,
-        call: Callable[..., int],
-        tokens: Sequence[int],
-        caches: Sequence[EngineCache],
-        positions: Sequence[int],
-        wanted: tuple[Any, ...],
+    def _forward(
+        self, batch: tuple[Any, ...], caches: Sequence[EngineCache], alive: list[Any], n_tokens: int
     ) -> None:
-        model, sessions = self.handle, [cache.handle for cache in caches]  # alive during the call
-        # A mixed batch runs on when one of its sessions is closed.
+        """Call `l2p_forward`; Ctrl-C can interrupt it if it may take long."""
+        # A batch of several sessions goes on when one of them is closed.
         cancel = caches[0].cancel if len(set(caches)) == 1 else ffi.new("int32_t *")
-        arguments = (
-            model,
-            len(tokens),
-            ffi.new("int32_t[]", list(tokens)),
-            ffi.new("l2p_session *[]", sessions),
-            ffi.new("int32_t[]", list(positions)),
-            *wanted,
-            self.threads,
-            cancel,
-        )
-        _check(self._run(call, arguments, sessions, cancel), "a forward pass")
-
-    def _run(
-        self, call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
-    ) -> int:
-        """One forward pass, which Ctrl-C can interrupt if it may take long."""
-        if self._n_params * len(sessions) < LONG_WORK or current_thread() is not main_thread():
-            return call(*arguments)
-        return _run_aside(call, arguments, sessions, cancel)
+        arguments = (self.handle, ffi.new("l2p_batch *", batch), self.threads, cancel)
+        if self._n_params * n_tokens < LONG_WORK or current_thread() is not main_thread():
+            error = lib.l2p_forward(*arguments)
+        else:
+            error = _run_aside(lib.l2p_forward, arguments, alive, cancel)
+        _check(error, "a forward pass")
 
     def digest(self) -> bytes:
         out = ffi.new("uint64_t[4]")
@@ -323,7 +292,7 @@ class Engine:
 
 
 def _run_aside(
-    call: Callable[..., int], arguments: tuple[Any, ...], sessions: list[Any], cancel: Any
+    call: Callable[..., int], arguments: tuple[Any, ...], alive: list[Any], cancel: Any
 ) -> int:
     """A forward pass in a thread of its own, while the main one, which gets the signals, waits.
 
@@ -337,7 +306,7 @@ def _run_aside(
             errors.append(call(*arguments))
         finally:
             done.set()
-            sessions.clear()  # alive until here, whatever becomes of the caller
+            alive.clear()  # until here, whatever becomes of the caller
 
     try:
         Thread(target=run, daemon=True).start()
@@ -356,38 +325,6 @@ def _run_aside(
 def _address(array: np.ndarray[Any, Any]) -> Any:
     """Where a C-contiguous array's bytes are; the caller keeps the array alive."""
     return ffi.cast("void *", array.ctypes.data)
-
-
-def _rope_divisors(config: ModelConfig) -> Any:
-    if config.rope_scaling is None:
-        return ffi.NULL
-    return ffi.new("float[]", config.rope_scaling.divisors(config.head_dim, config.rope_theta))
-
-
-def _c_config(
-    checkpoint: Checkpoint, dtype: Dtype, cache_dtype: CacheDtype, rope_divisors: Any
-) -> Any:
-    config: ModelConfig = checkpoint.config
-    return ffi.new(
-        "l2p_config *",
-        {
-            "dim": config.dim,
-            "hidden_dim": config.hidden_dim,
-            "n_layers": config.n_layers,
-            "n_heads": config.n_heads,
-            "n_kv_heads": config.n_kv_heads,
-            "head_dim": config.head_dim,
-            "vocab_size": config.vocab_size,
-            "seq_len": config.seq_len,
-            "shared_classifier": config.shared_classifier,
-            "weight_type": _DTYPES[dtype],
-            "cache_type": _DTYPES[cache_dtype],
-            "group_size": int8_group_size(checkpoint),
-            "norm_eps": config.norm_eps,
-            "rope_theta": config.rope_theta,
-            "rope_divisors": rope_divisors,
-        },
-    )
 
 
 def _check(error: int, what: str) -> None:

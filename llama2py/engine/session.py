@@ -1,12 +1,12 @@
-"""Session: one conversation's place in the context."""
+"""Session: the tokens of one conversation and their KV cache."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from operator import index
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
 
@@ -14,45 +14,48 @@ from .._util import Closing
 from ..config import ModelConfig
 from ..errors import Cancelled, ClosedError, ContextError, ParameterError, PromptError
 from .backend import Backend, Cache, Draw, Logits
+from .parameters import function, one_of, prompt_ids, whole_number
 from .session_file import read_session, write_session
 
-# Multiplications in one call of the engine: about a tenth of a second of work, so that Ctrl-C is
-# heard between the blocks of a long prompt.
-_BLOCK_WORK = 4_000_000_000
+# Multiplications in one pass: about a tenth of a second of work. Ctrl-C takes effect between two
+# passes of a long prompt.
+_PASS_WORK = 4_000_000_000
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
-# Positions in a page of memory where keys and values are bfloat16; of float32 it is half of them.
+# Positions in a page of memory where keys and values are bfloat16. A page of float32 holds half.
 _PAGE = 128
 
 SessionOverflow = Literal["error", "shift"]
 
 
 class Session(Closing):
-    """A sequence of tokens run so far, with the model's memory of them (its KV cache).
+    """A sequence of tokens run so far, with the model's KV cache for them.
 
-    Made by `Model.session`; a context manager. Not for two threads at once; any number of sessions
-    of one model are.
+    Made by `Model.session`. A context manager. Use a session in one thread at a time; any number of
+    sessions of one model can run at once.
 
     Attributes
     ----------
     overflow : {'error', 'shift'}
-        What `forward` does with tokens for which there is no room: raise, or `shift` first.
+        What `forward` does when the tokens do not fit in the context: raise, or `shift` first.
     kept : int
-        So many tokens at the beginning stay where they are in a `shift`. Default: 1, the BOS.
+        How many tokens at the beginning a `shift` keeps in place. Default: 1, the BOS.
     """
 
     def __init__(
         self, backend: Backend, cache: Cache | None = None, overflow: SessionOverflow = "error"
     ) -> None:
-        if overflow not in ("error", "shift"):
-            raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")
+        one_of("overflow", overflow, ("error", "shift"))
         self._backend = backend
         self._cache: Cache | None = backend.new_cache() if cache is None else cache
         self._tokens: list[int] = []
         self._changes = self._furthest = 0
         self.overflow: SessionOverflow = overflow
         self.kept = 1
-        block = _BLOCK_WORK // backend.config.n_params
-        self._block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
+
+    def __repr__(self) -> str:
+        if self._cache is None:
+            return "<Session (closed)>"
+        return f"<Session position {self.position} of {self.config.seq_len}>"
 
     @property
     def config(self) -> ModelConfig:
@@ -61,18 +64,13 @@ class Session(Closing):
 
     @property
     def position(self) -> int:
-        """How many tokens have been run; the next one gets this position."""
+        """How many tokens have been run. The next token gets this position."""
         return len(self._tokens)
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens that have been run, a copy."""
+        """A copy of the tokens that have been run."""
         return self._tokens.copy()
-
-    @property
-    def ahead(self) -> int:
-        """How many tokens `generate` should be asked for at once."""
-        return self._backend.ahead
 
     @property
     def room(self) -> int:
@@ -80,8 +78,19 @@ class Session(Closing):
         return self.config.seq_len - len(self._tokens)
 
     @property
+    def ahead(self) -> int:
+        """How many tokens to draw in one pass when this session runs alone."""
+        return self._backend.ahead
+
+    @property
+    def block(self) -> int:
+        """How many tokens of a prompt to run in one pass, so that a pass is short."""
+        block = _PASS_WORK // self.config.n_params
+        return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
+
+    @property
     def nbytes(self) -> int:
-        """The memory of its keys and values in bytes, in whole pages: what was written so far."""
+        """Bytes of the keys and values written so far, in whole pages."""
         seq_len = self.config.seq_len
         positions = min(seq_len, -(-self._furthest // _PAGE) * _PAGE)
         return positions * self._backend.cache_bytes // seq_len
@@ -97,111 +106,68 @@ class Session(Closing):
         Parameters
         ----------
         tokens : sequence of int
-            Token ids, at least one. How they are split over calls changes no bit (of the C
-            engine; NumPy's matrix products are not that strict).
+            Token ids, at least one. How they are split over calls changes no bit with the C engine
+            (NumPy's matrix products are not that strict).
         all_logits : bool
-            Give the logits behind every token, not only the last.
+            Return the logits after every token, not only after the last.
         interrupted : callable, optional
-            Asked before each tenth of a second of work; True ends the call.
+            Called before each tenth of a second of work. If it returns True, the call ends.
 
         Returns
         -------
         ndarray, float32, shape (vocab_size,) or, with ``all_logits``, (n, vocab_size)
-            ``logits[t]`` ranks token t as the next one.
+            ``logits[t]`` is the score of token t as the next token.
 
         Raises
         ------
         PromptError
-            If there is no token, or one is out of the vocabulary; nothing has been run then.
+            If there are no tokens, or one is outside the vocabulary. Nothing has been run then.
         ContextError
-            A PromptError, too: if they do not fit in the context, even behind a `shift` where
-            ``overflow`` is 'shift'; nothing has been run then.
+            A PromptError. If the tokens do not fit in the context, even after a `shift` where
+            ``overflow`` is 'shift'. Nothing has been run then.
         ClosedError
             After `close`.
         Cancelled
-            If another thread closes the session meanwhile, or ``interrupted`` says so; the blocks
-            run until then stay.
+            If another thread closes the session meanwhile, or ``interrupted`` returns True. The
+            tokens run before that stay.
         """
+        ids = self._checked(tokens)
+        function("interrupted", interrupted)
+        self.make_room(len(ids), interrupted)
         logits: list[Logits] = []
-        for block, caches, positions, is_last in self._blocks(tokens, interrupted):
+        n, size = len(ids), self.block
+        for start in range(0, n, size):
+            if interrupted is not None and interrupted():
+                raise Cancelled("a forward pass was interrupted by its caller")
+            block = ids[start : start + size]
             rows: Sequence[int] = range(len(block))
             if not all_logits:
-                rows = rows[-1:] if is_last else ()
-            logits.append(self._backend.forward(block, caches, positions, rows))
+                rows = rows[-1:] if start + size >= n else ()
+            logits.append(_run([self], [block], rows))
         if all_logits:
             return logits[0] if len(logits) == 1 else np.concatenate(logits)
         last_row: Logits = logits[-1][0]
         return last_row
 
-    def generate(
-        self,
-        tokens: Sequence[int],
-        draws: Sequence[Draw],
-        ends: Sequence[int] = (),
-        interrupted: Callable[[], bool] | None = None,
-    ) -> Iterator[int]:
-        """Run tokens, draw the next one, run that, draw the next one, and so on.
-
-        What `forward` and a `Sampler` do in turns, with less of Python between two tokens. The
-        backend may be ahead of what is asked for, which nobody sees: a token yielded counts as run
-        when the next one is asked for. It ends before the draws do if one of ``ends`` is drawn, if
-        the session is used for something else meanwhile, where the context ends, and behind a
-        prompt: who wants more goes on with the last token.
-
-        Parameters
-        ----------
-        tokens, interrupted
-            As in `forward`.
-        draws : sequence of Draw
-            How, as from `Sampler.plain_draws`; at least one.
-        ends : sequence of int
-            Tokens that nothing is wanted behind.
-
-        Yields
-        ------
-        int
-            At least one.
+    def make_room(self, n_tokens: int, interrupted: Callable[[], bool] | None = None) -> None:
+        """Make sure that ``n_tokens`` fit, by a `shift` where ``overflow`` is 'shift'.
 
         Raises
         ------
-        PromptError, ContextError, ClosedError, Cancelled
-            As `forward` does, before the first one.
+        ContextError
+            If they do not fit.
+        ClosedError, Cancelled
+            As `shift` does.
         """
-        if len(tokens) != 1:
-            drawn: list[int] = []
-            for block, caches, positions, is_last in self._blocks(tokens, interrupted):
-                rows, how = ((len(block) - 1,), draws[:1]) if is_last else ((), ())
-                drawn = self._backend.next_tokens(block, caches, positions, rows, how)
-            yield drawn[0]
+        self._open_cache()
+        if n_tokens <= self.room:
             return
-        cache, (token,) = self._open_cache(), self._with_room(tokens, interrupted)
-        if interrupted is not None and interrupted():
-            raise Cancelled("a forward pass was interrupted by its caller")
-        position = self.position
-        drawn = self._backend.generate(token, cache, position, draws[: self.room], ends)
-        self._furthest = max(self._furthest, position + len(drawn))
-        changes = self._changes
-        for next_one in drawn:
-            self._append([token])
-            token = next_one
-            yield token
-            if self._changes != changes or self._cache is None:
-                return
-
-    def _blocks(
-        self, tokens: Sequence[int], interrupted: Callable[[], bool] | None
-    ) -> Iterator[tuple[list[int], list[Cache], range, bool]]:
-        """Cut tokens into what one call of the backend runs: a block, its caches, its positions,
-        and whether it is the last one. It counts as run when the next one is asked for."""
-        cache = self._open_cache()
-        ids = self._with_room(tokens, interrupted)
-        for start in range(0, len(ids), self._block):
-            block = ids[start : start + self._block]
-            n, position = len(block), len(self._tokens)
-            if interrupted is not None and interrupted():
-                raise Cancelled("a forward pass was interrupted by its caller")
-            yield block, [cache] * n, range(position, position + n), start + n == len(ids)
-            self._append(block)
+        if self.overflow != "shift":
+            raise ContextError(
+                f"no room for {_count(n_tokens)} at position {self.position}:"
+                f" the model's context holds {self.config.seq_len}"
+            )
+        self.shift(n_tokens, interrupted)
 
     def rewind(self, position: int) -> None:
         """Forget the tokens from ``position`` on.
@@ -209,33 +175,33 @@ class Session(Closing):
         Raises
         ------
         PromptError
-            If ``position`` is not between 0 and the current one.
+            If ``position`` is not between 0 and the current position.
         """
         self._open_cache()
         del self._tokens[self._reached(position) :]
         self._changes += 1
 
     def shift(self, n_tokens: int = 1, interrupted: Callable[[], bool] | None = None) -> None:
-        """Make room: forget the oldest tokens behind the first ``kept``.
+        """Make room: forget the oldest tokens after the first ``kept``.
 
-        Half of them go, or more where that is not enough. The others are run again at their new
-        positions, so that the session equals one that has run these tokens only, to the bit (of the
-        C engine). That costs as much as a prompt of that length; one can go on for as many tokens
-        as went until the next one.
+        Half of them go, or more where that is not enough. The remaining tokens are run again at
+        their new positions. The session then equals one that has run only these tokens, to the bit
+        with the C engine. A shift takes as long as a prompt of that length; the next one is due
+        when as many tokens as were forgotten have been run.
 
         Parameters
         ----------
         n_tokens : int
-            There must be room for so many.
+            How many tokens must fit afterwards.
         interrupted : callable, optional
             As in `forward`.
 
         Raises
         ------
         ContextError
-            If there is not, even without all these tokens; nothing has been forgotten then.
+            If they do not fit even without the old tokens. Nothing has been forgotten then.
         ClosedError, Cancelled
-            As `forward` does; a part of the others has been run again then.
+            As `forward` does. Only a part of the remaining tokens has been run again then.
 
         Examples
         --------
@@ -247,25 +213,27 @@ class Session(Closing):
         [1, 302, 303]
         """
         self._open_cache()
-        kept = min(self.kept, len(self._tokens))
+        n_tokens = whole_number("n_tokens", n_tokens)
+        kept = min(whole_number("kept", self.kept), self.position)
         context = self.config.seq_len
         if kept + n_tokens > context:
             raise ContextError(
-                f"{n_tokens} tokens behind the {kept} that stay do not fit:"
+                f"no room for {_count(n_tokens)} after the {kept} that stay in place:"
                 f" the model's context holds {context}"
             )
-        others = len(self._tokens) - kept
-        left = self._tokens[kept + max((others + 1) // 2, others + kept + n_tokens - context) :]
+        others = self.position - kept
+        forgotten = max((others + 1) // 2, others + kept + n_tokens - context)
+        remaining = self._tokens[kept + forgotten :]
         self.rewind(kept)
-        if left:
-            self.forward(left, interrupted=interrupted)
+        if remaining:
+            self.forward(remaining, interrupted=interrupted)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what the session has run to a file, for `Model.load_session`.
 
-        It holds the tokens and their keys and values (``config.cache_bytes`` for a full context),
-        and takes the place of an older file only when it is whole. The first one of a model takes
-        longer: its weights are read to tell it from others.
+        The file holds the tokens and their keys and values (``config.cache_bytes`` for a full
+        context). It replaces an older file only when it is complete. The first save of a model
+        takes longer: it reads all weights, to identify the model.
 
         Raises
         ------
@@ -278,21 +246,21 @@ class Session(Closing):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: Backend) -> Session:
-        """What `save` has written; `Model.load_session` calls it."""
+        """Read a session that `save` has written. `Model.load_session` calls this."""
         cache, tokens = read_session(Path(path), backend)
         made = cls(backend, cache)
         made._append(tokens)
         return made
 
     def fork(self, position: int | None = None) -> Session:
-        """Another session that has run the same tokens; from here on the two go their own ways.
+        """Return a new session that has run the same tokens. The two are independent.
 
-        Costs the copy of as many keys and values as there are positions.
+        Copies the keys and values of these positions.
 
         Parameters
         ----------
         position : int, optional
-            It has run so many of them only. Default: all.
+            Copy only the first ``position`` tokens. Default: all.
 
         Examples
         --------
@@ -310,7 +278,7 @@ class Session(Closing):
         ClosedError
             After `close`.
         EngineError
-            If there is no memory for it.
+            If there is not enough memory.
         """
         cache = self._open_cache()
         n = self._reached(self.position if position is None else position)
@@ -320,7 +288,7 @@ class Session(Closing):
         return made
 
     def close(self) -> None:
-        """Free the memory. Twice does no harm.
+        """Free the memory. Closing twice does no harm.
 
         A `forward` that runs in another thread ends soon, with `Cancelled`.
         """
@@ -330,57 +298,138 @@ class Session(Closing):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Session cannot be pickled or copied, expected save() and, in the other process,"
-            " Model.load_session(); fork() copies it in this one"
+            "a Session cannot be pickled or copied: use fork() in this process,"
+            " or save() here and Model.load_session() in the other process"
         )
 
     def _open_cache(self) -> Cache:
         if self._cache is None:
-            raise ClosedError("the session is closed, expected an open one")
+            raise ClosedError("the session is closed")
         return self._cache
 
     def _reached(self, position: int) -> int:
-        position = index(position)
-        if not 0 <= position <= len(self._tokens):
-            raise PromptError(
-                f"cannot go back to position {position}, expected 0 to {len(self._tokens)}"
-            )
-        return position
+        try:
+            return whole_number("position", position, 0, self.position)
+        except ParameterError as error:
+            raise PromptError(str(error)) from None
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
         self._furthest = max(self._furthest, len(self._tokens))
 
-    def checked(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens as a list, if they can be run next.
-
-        Raises
-        ------
-        PromptError
-            As `forward` does.
-        """
-        ids = [index(token) for token in tokens]
-        config = self.config
-        if not ids:
-            raise PromptError("there is no token to run, expected at least one")
-        config.check_tokens(ids)
-        if self.position + len(ids) > config.seq_len:
-            raise ContextError(
-                f"{len(ids)} tokens at position {self.position} do not fit:"
-                f" the model's context holds {config.seq_len}"
-            )
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens as a list, if there are any and all are in the vocabulary."""
+        ids = prompt_ids(tokens)
+        self.config.check_tokens(ids)
         return ids
 
-    def _with_room(
-        self, tokens: Sequence[int], interrupted: Callable[[], bool] | None = None
-    ) -> list[int]:
-        """The same, behind a shift where that is wanted."""
-        try:
-            ids = self.checked(tokens)
-        except ContextError:
-            if self.overflow != "shift":
-                raise
-            self.shift(len(tokens), interrupted)
-            ids = self.checked(tokens)
-        self._changes += 1  # also where the pass is cancelled: it may have come half-way
-        return ids
+    def _hand_out(self, drawn: list[int]) -> Iterator[int]:
+        """Yield drawn tokens; all but the last are in the KV cache, and count as run one by one."""
+        self._furthest = max(self._furthest, self.position + len(drawn) - 1)
+        changes = self._changes
+
+        def tokens() -> Iterator[int]:
+            for token in drawn[:-1]:
+                yield token
+                if self._changes != changes or self._cache is None:
+                    return
+                self._append([token])
+            yield drawn[-1]
+
+        return tokens()
+
+
+@overload
+def run_sessions(sessions: Sequence[Session], blocks: Sequence[Sequence[int]]) -> Logits: ...
+
+
+@overload
+def run_sessions(
+    sessions: Sequence[Session],
+    blocks: Sequence[Sequence[int]],
+    draws: Sequence[Sequence[Draw]],
+    stop_tokens: Sequence[int] = (),
+) -> list[Iterator[int]]: ...
+
+
+def run_sessions(
+    sessions: Sequence[Session],
+    blocks: Sequence[Sequence[int]],
+    draws: Sequence[Sequence[Draw]] | None = None,
+    stop_tokens: Sequence[int] = (),
+) -> Logits | list[Iterator[int]]:
+    """Run the next tokens of several sessions of one model in one pass.
+
+    With the C engine each session gets the bits that a pass of its own would give it.
+
+    Parameters
+    ----------
+    sessions : sequence of Session, length n
+        All different. A session whose tokens do not fit is shifted first, in a pass of its own,
+        where its ``overflow`` is 'shift'.
+    blocks : sequence of sequence of int, length n
+        The next tokens of each session, at least one, all in the vocabulary.
+    draws : sequence of sequence of Draw, length n, optional
+        How to draw the tokens that follow each block. Several draws go on with a text in the same
+        pass: each token drawn is run, and the next one is drawn. An empty sequence: draw no token.
+    stop_tokens : sequence of int
+        Draw no token after one of these.
+
+    Returns
+    -------
+    ndarray, float32, shape (n, vocab_size)
+        Without ``draws``: the logits after each block.
+    list of iterator of int, length n
+        With ``draws``: the tokens drawn for each session. A token counts as run when the next one
+        is requested; the last one has not been run. An iterator ends early at the end of the
+        context, and when its session is used for something else.
+
+    Raises
+    ------
+    PromptError, ClosedError, Cancelled
+        As `Session.forward` does. No block has been run then, but sessions may have been shifted.
+    """
+    for session, block in zip(sessions, blocks, strict=True):
+        session.make_room(len(block))
+    last = [n - 1 for n in accumulate(map(len, blocks))]  # the row of each block's last token
+    if draws is None:
+        logits: Logits = _run(sessions, blocks, last)
+        return logits
+    rows, row_draws = [], []
+    for session, block, row, some in zip(sessions, blocks, last, draws, strict=True):
+        if some:
+            rows.append(row)
+            # The last token drawn needs no position.
+            row_draws.append(some[: session.room - len(block) + 1])
+    texts = iter(_run(sessions, blocks, rows, row_draws, stop_tokens))
+    return [
+        session._hand_out(next(texts)) if some else iter(())
+        for session, some in zip(sessions, draws, strict=True)
+    ]
+
+
+def _run(
+    sessions: Sequence[Session],
+    blocks: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    draws: Sequence[Sequence[Draw]] | None = None,
+    stop_tokens: Sequence[int] = (),
+) -> Any:
+    """Call the backend, and count the blocks as run. Every token goes this way."""
+    tokens: list[int] = []
+    caches: list[Cache] = []
+    positions: list[int] = []
+    for session, block in zip(sessions, blocks, strict=True):
+        tokens += block
+        caches += [session._open_cache()] * len(block)
+        positions += range(session.position, session.position + len(block))
+        session._changes += 1  # now: a pass that is cancelled may have written some layers
+    backend, batch = sessions[0]._backend, (tokens, caches, positions, rows)
+    result = backend.run(*batch) if draws is None else backend.run(*batch, draws, stop_tokens)
+    for session, block in zip(sessions, blocks, strict=True):
+        session._append(block)
+    return result
+
+
+def _count(n_tokens: int) -> str:
+    return f"{n_tokens} token{'s' * (n_tokens != 1)}"

@@ -44,7 +44,7 @@ def fingerprint(backend: Backend) -> bytes:
         tokens = [i * config.vocab_size // n for i in range(n)]
         cache = backend.new_cache()
         try:
-            logits = backend.forward(tokens, [cache] * n, range(n), range(n))
+            logits = backend.run(tokens, [cache] * n, range(n), range(n))
         finally:
             cache.close()
         about = repr((astuple(config), backend.dtype)).encode() + backend.digest()

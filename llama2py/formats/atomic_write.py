@@ -1,105 +1,222 @@
-"""Writing a file or a folder whole or not at all."""
+"""Write a file or a folder completely or not at all.
+
+The data goes to a hidden temporary file next to the target, ``.llama2py-TARGET-RANDOM.tmp`` with a
+hash of the target's name, and takes the target's name at the end. The temporary file is locked
+while it is written. If the process is killed, the system drops the lock, and the next run to the
+same target removes the file.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
+import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from .._util import amount
 from ..errors import Llama2pyError
+from .file_lock import HAVE_LOCKS, is_at, lock
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def replacing(path: Path, error_class: type[Llama2pyError]) -> Iterator[BinaryIO]:
-    """Open a new file in the folder of ``path`` that takes its place if the block ends well.
+    """Open a new file that replaces ``path`` if the block ends without an error.
 
     Parameters
     ----------
     path : Path
-        The file to write, new or a regular one. A link stays a link.
+        The file to write: a new name or a regular file. A symbolic link stays; its target is
+        replaced.
     error_class : type of Llama2pyError
-        Raised, with one sentence, if it cannot be written.
+        The class of the error to raise if the file cannot be written.
     """
-    target = _place(path, error_class)
+    target = _followed(path, error_class)
     if target.exists() and not target.is_file():
-        raise error_class(f"{path}: this is no regular file, expected one or a new name")
-    temporary = target.parent / _temporary_name()
+        raise error_class(f"{path}: not a regular file; choose a new name or a regular file")
     try:
-        with open(temporary, "xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())  # or a crash could leave the new name without its data
-        os.replace(temporary, target)
+        _remove_leftovers(target.parent, target)
+        temporary, descriptor = _new_file(target)
+        try:
+            with open(descriptor, "wb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())  # or a crash could leave the new name without its data
+                if HAVE_LOCKS:  # the lock keeps other runs from removing the file until it is moved
+                    os.replace(temporary, target)
+            if not HAVE_LOCKS:  # Windows cannot rename an open file
+                os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(OSError):  # after a success it has its new name
+                temporary.unlink()
     except OSError as error:
         raise _unwritable(path, error, error_class) from error
-    finally:
-        with contextlib.suppress(OSError):  # it is gone where all went well
-            temporary.unlink()
 
 
 @contextlib.contextmanager
 def replacing_folder(
     path: Path, error_class: type[Llama2pyError], last: str = ""
 ) -> Iterator[Path]:
-    """Make a new folder that takes the name of ``path`` if the block ends well.
+    """Make a new folder that takes the name of ``path`` if the block ends without an error.
 
     Parameters
     ----------
     path : Path
-        The folder to write: a new name, or an empty folder. Files are never removed.
+        The folder to write: a new name or an empty folder. No file of the user is ever removed.
     error_class : type of Llama2pyError
-        Raised, with one sentence, if it cannot be written.
+        The class of the error to raise if the folder cannot be written.
     last : str
-        The file without which the others are nothing. An empty folder stays the one that it is (it
-        may be a disk's own, or somebody's current one), and its files get there one by one: this
-        is the last.
+        The file that makes the folder complete. An existing empty folder is kept, because it may be
+        a mount point or the current directory; the files are moved into it one by one, this one
+        last.
     """
-    target = _place(path, error_class)
-    is_there = os.path.lexists(target)
-    temporary = (target if is_there else target.parent) / _temporary_name()
+    target = _followed(path, error_class)
     try:
-        if is_there and (not target.is_dir() or any(target.iterdir())):
-            raise error_class(
-                f"{path}: it is there already, expected a new name or an empty folder"
-            )
-        temporary.mkdir()
-        yield temporary
-        if is_there:
-            _move(sorted(temporary.iterdir(), key=lambda file: file.name == last), target)
-        else:
-            os.replace(temporary, target)
+        _remove_leftovers(target.parent, target)
+        exists = os.path.lexists(target)
+        if exists:
+            _remove_leftovers(target, target)
+            _check_is_empty(path, target, error_class)
+        temporary, descriptor = _new_folder(target if exists else target.parent, target)
+        try:
+            yield temporary
+            if exists:
+                _move(sorted(temporary.iterdir(), key=lambda file: file.name == last), target)
+            else:
+                os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # after a success it is gone
+            if descriptor is not None:
+                os.close(descriptor)
     except OSError as error:
         raise _unwritable(path, error, error_class) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # it is gone where all went well
+
+
+def check_name(path: Path, error_class: type[Llama2pyError]) -> None:
+    """Raise an error if the system cannot have a file of this name, such as one that is too long.
+
+    Call it for a second file before the first one is written.
+    """
+    _followed(path, error_class)
+
+
+def check_space(path: Path, size: int, error_class: type[Llama2pyError]) -> None:
+    """Raise an error if the disk of ``path`` has less than ``size`` bytes of free space.
+
+    The current content of ``path`` does not count as free: it stays until the new one is complete.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        free = shutil.disk_usage(target if target.is_dir() else target.parent).free
+    except (OSError, ValueError):
+        return  # for example there is no such folder: the code that writes the file reports it
+    if size > free:
+        raise error_class(f"{path}: needs {amount(size)} of disk space, {amount(free)} are free")
+
+
+def _check_is_empty(path: Path, target: Path, error_class: type[Llama2pyError]) -> None:
+    if not target.is_dir():
+        raise error_class(f"{path}: already exists; choose a new name or an empty folder")
+    names = sorted(entry.name for entry in target.iterdir())
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+        raise error_class(
+            f"{path}: the folder is not empty (it holds {shown}); choose a new name or an empty"
+            " folder"
+        )
 
 
 def _move(files: list[Path], folder: Path) -> None:
-    """Move all of them into a folder, or none."""
+    """Move all files into a folder, or none."""
     moved = [folder / file.name for file in files]
     try:
         for file, place in zip(files, moved, strict=True):
             os.replace(file, place)
-    except BaseException:  # Ctrl-C, too
+    except BaseException:  # including Ctrl-C
         for place in moved:
             place.unlink(missing_ok=True)
         raise
 
 
-def _temporary_name() -> str:
-    return f".llama2py-{secrets.token_hex(8)}.tmp"
+# ---- temporary files ----
 
 
-def _place(path: Path, error_class: type[Llama2pyError]) -> Path:
-    """What a path leads to, links followed, if the system knows such names."""
+def _temporary_names(target: Path) -> str:
+    """Return the pattern of the names of a target's temporary files."""
+    tag = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+    return f".llama2py-{tag}-*.tmp"
+
+
+def _new_name(folder: Path, target: Path) -> Path:
+    return folder / _temporary_names(target).replace("*", secrets.token_hex(8))
+
+
+def _new_file(target: Path) -> tuple[Path, int]:
+    """Create and lock a temporary file; return its path and descriptor."""
+    while True:
+        path = _new_name(target.parent, target)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags, 0o666)
+        lock(descriptor, wait=True)
+        if is_at(descriptor, path) or not HAVE_LOCKS:
+            return path, descriptor
+        os.close(descriptor)  # another run removed it before it was locked
+
+
+def _new_folder(folder: Path, target: Path) -> tuple[Path, int | None]:
+    """Create and lock a temporary folder; return its path and descriptor (None without locks)."""
+    while True:
+        path = _new_name(folder, target)
+        path.mkdir()
+        if not HAVE_LOCKS:
+            return path, None
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        lock(descriptor, wait=True)
+        if is_at(descriptor, path):
+            return path, descriptor
+        os.close(descriptor)  # another run removed it before it was locked
+
+
+def _remove_leftovers(folder: Path, target: Path) -> None:
+    """Remove the temporary files of this target and this user that no living process has locked."""
+    if not HAVE_LOCKS:
+        return
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    for path in folder.glob(_temporary_names(target)):
+        try:
+            descriptor = os.open(path, flags)
+        except OSError:
+            continue
+        try:
+            about = os.fstat(descriptor)
+            if about.st_uid != os.geteuid() or not lock(descriptor, wait=False):
+                continue
+            if stat.S_ISDIR(about.st_mode):
+                shutil.rmtree(path, ignore_errors=True)
+            elif stat.S_ISREG(about.st_mode):
+                path.unlink(missing_ok=True)
+            _log.info("%s: removed, a process that was killed had left it", path)
+        finally:
+            os.close(descriptor)
+
+
+def _followed(path: Path, error_class: type[Llama2pyError]) -> Path:
+    """Return the path that links lead to; raise if the system cannot have such a name."""
     try:
         target = Path(os.path.realpath(path))
-        target.exists()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(target)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise _unwritable(path, error, error_class) from error
     return target
@@ -107,21 +224,5 @@ def _place(path: Path, error_class: type[Llama2pyError]) -> Path:
 
 def _unwritable(path: Path, error: Exception, error_class: type[Llama2pyError]) -> Llama2pyError:
     reason = getattr(error, "strerror", None) or error
-    return error_class(f"{path}: cannot be written ({reason}), expected a writable folder")
-
-
-def check_space(path: Path, size: int, error_class: type[Llama2pyError]) -> None:
-    """Make sure that a file or folder of ``size`` bytes fits onto the disk that ``path`` is on.
-
-    What ``path`` holds now does not count: it goes only once the new one is there.
-    """
-    try:
-        target = Path(os.path.realpath(path))
-        free = shutil.disk_usage(target if target.is_dir() else target.parent).free
-    except (OSError, ValueError):
-        return  # no such folder, say: whoever writes the file tells
-    if size > free:
-        raise error_class(
-            f"{path}: {amount(size)} do not fit, expected at least that much free space"
-            f" where {amount(free)} are"
-        )
+    hint = "; choose a shorter one" if getattr(error, "errno", None) == errno.ENAMETOOLONG else ""
+    return error_class(f"{path}: cannot be written ({reason}){hint}")

@@ -1,20 +1,22 @@
-"""Many texts at once: a continuous batch, in which a finished text's place is taken by the next."""
+"""Run texts: one pass of the model for one text or for many, and the continuous batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from ..engine.session import Session
-from ..engine.session_many import forward_many, next_tokens_many
-from ..errors import ParameterError
+from ..engine.parameters import whole_number
+from ..engine.session import Session, run_sessions
+from ..errors import Cancelled
 from ..tokenizers.tokenizer import Tokenizer
 from .job import Guide, Job
+from .prefix_cache import PrefixCache
 
-__all__ = ["Guide", "Job", "run_jobs"]
+__all__ = ["Guide", "Job", "Lane", "run_jobs", "step"]
 
-# Tokens of a prompt in one pass: its neighbours, and Ctrl-C, wait no longer than for these.
+# Tokens of one prompt in one pass: the other texts, and Ctrl-C, wait no longer than for these.
 _PROMPT_BLOCK = 128
 
 
@@ -22,110 +24,154 @@ class Generator(Protocol):
     """What a batch needs of a model."""
 
     tokenizer: Tokenizer
-
-    def take_session(self, job: Job) -> Session:
-        """One for a job: new, or one that has run how its prompt begins."""
-
-    def give_session(self, session: Session) -> None:
-        """Keep one for later prompts, or close it."""
+    prefix_cache: PrefixCache
 
 
-class _Lane:
-    """A job's place in the batch."""
+@dataclass(slots=True)
+class Lane:
+    """A text in work and the session it runs in."""
 
-    def __init__(self, model: Generator, job: Job, number: int) -> None:
-        self.job, self.number, self._model = job, number, model
-        self.session = model.take_session(job)
-        self._left = False
+    job: Job
+    session: Session
 
-    def leave(self) -> Job:
-        """Finish the job, whose session is not this lane's any more."""
-        self._left = True
-        self._model.give_session(self.session)
-        return self.job
 
-    def close(self) -> None:
-        """Free the memory, if the job has not finished: others may have its session by now."""
-        if not self._left:
-            self.session.close()
+AnyLane = TypeVar("AnyLane", bound=Lane)
+
+
+def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
+    """Run one pass of the model over all texts, and give each text its next tokens.
+
+    Parameters
+    ----------
+    lanes : sequence of Lane
+        Texts that have started and not ended. A text that runs alone may get several tokens.
+    block : int
+        Run at most this many tokens of a prompt.
+
+    Yields
+    ------
+    Lane, str
+        For each token, and for each block of a prompt: the text that is certain now, perhaps ''.
+        A text that has ended (``job.finish_reason``) is not touched any more.
+
+    Raises
+    ------
+    ContextError
+        If a text is at the end of the context, and its ``overflow`` is 'error'.
+    Cancelled
+        If another thread closes the session of a text that runs alone.
+    """
+    ready = []
+    for lane in lanes:
+        if _interrupted(lane, block):
+            yield lane, lane.job.end()
+        else:
+            ready.append(lane)
+    if not ready:
+        return
+    sessions = [lane.session for lane in ready]
+    blocks = [lane.job.next_tokens(block) for lane in ready]
+    if any(lane.job.needs_logits and not lane.job.n_pending for lane in ready):
+        rows = run_sessions(sessions, blocks)  # (len(ready), vocab_size)
+        for lane, logits in zip(ready, rows, strict=True):
+            yield lane, "" if lane.job.n_pending else lane.job.feed_logits(logits)
+        return
+    ahead = sessions[0].ahead if len(ready) == 1 else 1
+    draws = [[] if lane.job.n_pending else lane.job.draws(ahead) for lane in ready]
+    texts = run_sessions(sessions, blocks, draws, ready[0].job.first_stop_tokens)
+    for lane, tokens in zip(ready, texts, strict=True):
+        job = lane.job
+        if job.n_pending:
+            yield lane, ""
+        params = job.sampler.params
+        for token in tokens:
+            yield lane, job.feed_token(token)
+            if job.finish_reason is not None or job.sampler.params is not params:
+                break
+
+
+def _interrupted(lane: Lane, block: int) -> bool:
+    """Whether the text ends before its next pass, for which the session has room afterwards."""
+    job = lane.job
+    try:
+        if not job.interrupted():
+            lane.session.make_room(min(block, job.n_pending), job.interrupted)
+    except Cancelled:
+        if job.finish_reason is None:  # the session was closed
+            raise
+    return job.finish_reason is not None
+
+
+@dataclass(slots=True)
+class _BatchLane(Lane):
+    """A text's place in the batch."""
+
+    number: int
+    done: bool = False
 
 
 def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[Job]:
-    """Generate the texts, up to ``max_batch`` at once, and yield them in order.
+    """Generate texts, up to ``max_batch`` at once, and yield them in order.
+
+    The batch is continuous: the next text takes the place of one that has ended.
 
     Parameters
     ----------
     model : Model
-        Who generates.
+        The model.
     jobs : iterable of Job
-        Taken as there is room for them, so it may be endless.
+        May be endless: a job is read when there is room for it.
     max_batch : int
         Bounds the memory: each text in work has a session.
 
     Yields
     ------
     Job
-        Finished. With the C engine each is, to the bit, what it would be alone.
+        Finished. With the C engine each text is, to the bit, what it would be alone.
 
     Raises
     ------
     PromptError
-        If a prompt has no token, or one that is not in the vocabulary, or does not fit.
+        If a prompt does not fit in the context.
     ParameterError
         If ``max_batch`` is below 1.
     """
-    if max_batch < 1:
-        raise ParameterError(f"max_batch is {max_batch}, expected a whole number from 1 up")
+    whole_number("max_batch", max_batch, 1)
     waiting = iter(enumerate(jobs))
-    lanes: list[_Lane] = []
+    lanes: list[_BatchLane] = []
     finished: dict[int, Job] = {}
     next_out = 0
+
+    def finish(lane: _BatchLane) -> None:
+        lane.done = True  # from here on others may have its session
+        finished[lane.number] = lane.job
+        model.prefix_cache.give(lane.session)
+
     try:
         while True:
             room = max_batch - len(lanes)
-            taken = 0
+            started = 0
             for number, job in islice(waiting, room):
-                taken += 1
-                lane = _Lane(model, job, number)
+                started += 1
+                session, job.reused = model.prefix_cache.take(job.prompt_tokens)
+                lane = _BatchLane(job, session, number)
                 lanes.append(lane)  # closed below, whatever happens
-                job.start(lane.session, model.tokenizer)
-                if not job.has_budget:
+                job.start(session, model.tokenizer)
+                if not job.may_draw:
                     job.finish_reason = "length"
-                    lanes.remove(lane)
-                    finished[number] = lane.leave()
-            if lanes:
-                blocks = [lane.job.next_block(_PROMPT_BLOCK) for lane in lanes]
-                sessions = [lane.session for lane in lanes]
-                # Each leaves before the next one's turn, which may fail.
-                steps = _step([lane.job for lane in lanes], sessions, blocks)
-                for lane, job in zip(lanes, steps, strict=True):
-                    if job.finish_reason:
-                        finished[lane.number] = lane.leave()
-                lanes = [lane for lane in lanes if not lane.job.finish_reason]
+                    finish(lane)
+            lanes = [lane for lane in lanes if not lane.done]
+            for lane, _ in step(lanes, _PROMPT_BLOCK):
+                # At once: the next text's turn may raise an error.
+                if lane.job.finish_reason:
+                    finish(lane)
+            lanes = [lane for lane in lanes if not lane.done]
             while next_out in finished:
                 yield finished.pop(next_out)
                 next_out += 1
-            if not lanes and taken < room:
+            if not lanes and started < room:
                 return
     finally:
         for lane in lanes:
-            lane.close()
-
-
-def _step(jobs: list[Job], sessions: list[Session], blocks: list[list[int]]) -> Iterator[Job]:
-    """One pass, then each job in turn, once it has its next token or has come further."""
-    if all(job.waiting or job.plain for job in jobs):
-        draws = [None if job.waiting else job.plain_draws()[0] for job in jobs]
-        for job, token in zip(jobs, next_tokens_many(sessions, blocks, draws), strict=True):
-            if token is not None:
-                job.take_token(token)
-            elif job.interrupted():
-                job.end()
-            yield job
-    else:
-        for job, row in zip(jobs, forward_many(sessions, blocks), strict=True):
-            if not job.waiting:
-                job.take(row)
-            elif job.interrupted():
-                job.end()
-            yield job
+            if not lane.done:
+                lane.session.close()

@@ -1,6 +1,6 @@
-"""One text in work: the one place that draws a token, stops, and turns it into text.
+"""One text in work: it draws tokens, stops, and turns the tokens into text.
 
-A `Stream` drives one of these, a batch drives many.
+A `Stream` has one job, a batch has many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.backend import Draw, Logits
-from ..engine.session import Session, SessionOverflow
+from ..engine.session import Session
+from ..errors import PromptError
 from ..tokenizers.tokenizer import Decoder, Tokenizer
 from .logprobs import TokenLogprob, log_softmax, token_logprob
 from .sampling import Sampler
@@ -23,27 +24,27 @@ from .stopping import StopTexts
 
 FinishReason = Literal["stop", "length", "time", "cancelled"]
 Overflow = Literal["stop", "error", "shift"]
-# Stop tokens that are looked for after each draw; of more, some tokens may be drawn in vain.
-_FEW = 16
+# The backend compares each token it draws with this many stop tokens at most.
+_MOST_STOP_TOKENS = 16
 
 
 @dataclass(slots=True)
 class Timings:
-    """How long it took, in seconds, and how fast that is.
+    """How long a text took, in seconds, and its speed.
 
     Attributes
     ----------
     prompt_tokens : int
         Tokens of the prompt, BOS included.
     prompt_seconds : float
-        From the start to the logits behind the prompt, or to the first token drawn from them.
+        From the start to the logits after the prompt, or to the first token drawn from them.
     first_token_seconds : float
-        From the start to the first generated token; 0.0 if there is none.
+        From the start to the first generated token; 0.0 without one.
     generated_tokens : int
-        Tokens sampled, the one that ended the story included.
+        Tokens drawn, including the one that ended the text.
     generation_seconds : float
-        From the first generated token to the last. Of a stream this includes what its reader did in
-        between.
+        From the first generated token to the last. For a stream this includes what its reader did
+        between two tokens.
     """
 
     prompt_tokens: int = 0
@@ -54,14 +55,14 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of reading the prompt; 0.0 if nothing was read."""
+        """The speed of the prefill; 0.0 if it is unknown."""
         return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of generating, the first token apart (it waits for the prompt); 0.0 if unknown.
+        """The speed after the first token, which waits for the prompt; 0.0 if it is unknown.
 
-        Like llama2.c, whose clock starts after the first step.
+        llama2.c measures it the same way: its clock starts after the first step.
         """
         if self.generated_tokens < 2 or not self.generation_seconds:
             return 0.0
@@ -69,13 +70,13 @@ class Timings:
 
 
 class Guide(Protocol):
-    """Has a say in one text while it is generated."""
+    """Steers one text while it is generated."""
 
     def adjust(self, logits: Logits) -> None:
         """Change logits (vocab_size,) in place, before a token is drawn."""
 
     def accept(self, token: int, piece: str) -> bool:
-        """Take note of the token drawn and the text it completes; False ends the text behind it."""
+        """Note the token drawn and the text it completes. Return False to end the text after it."""
 
 
 @dataclass(slots=True)
@@ -85,41 +86,41 @@ class Job:
     Attributes
     ----------
     prompt_tokens : list of int
-        Run first; at least one token.
+        Run first. At least one, all in the vocabulary.
     sampler : Sampler
         Chooses the tokens.
     max_tokens : int
-        Most tokens to generate; the context may end it sooner.
+        Generate at most this many tokens. The context may end the text sooner.
     guide : Guide, optional
-        Has a say.
+        Steers the text.
     stop_tokens : frozenset of int, optional
-        Tokens that end the text, and do not belong to it. Default: BOS, which parts the stories of
-        llama2.c's models.
+        Tokens that end the text and do not belong to it. Default: BOS, which separates the stories
+        of llama2.c's models.
     stop : str or iterable of str
-        Texts that end the text, and do not belong to it.
+        Texts that end the text and do not belong to it.
     max_time : float, optional
-        Seconds from `start`, prompt included, after which it ends.
+        End the text this many seconds after `start`, prompt included.
     cancel : threading.Event, optional
-        Ends it when set.
+        End the text when it is set.
     top_logprobs : int, optional
-        Keep the log-probability of each token, and so many best beside it.
+        Keep the log-probability of each token, and of this many most probable tokens beside it.
     reused : int
-        So many of the prompt's tokens have been run in the session before.
+        How many of the prompt's tokens the session has run before.
     overflow : {'stop', 'error', 'shift'}
-        What the end of the context does: end the text, raise ContextError, or make the session
-        shift.
+        What happens at the end of the context: the text ends, ContextError is raised, or the
+        session shifts.
     tokens : list of int
-        Its tokens, without the one that ended it; those of a stop text are among them.
+        The tokens generated, without the one that ended the text; those of a stop text included.
     logprobs : list of TokenLogprob
-        One for each of ``tokens``, where asked for.
+        One for each of ``tokens``, if requested.
     finish_reason : {None, 'stop', 'length', 'time', 'cancelled'}
-        None: not yet. 'stop': the model, a stop text or the guide ended it.
+        None until the text has ended. 'stop': the model, a stop text or the guide ended it.
     stopped_by : int, str or None
         The token or the text that ended it.
     timings : Timings
         How fast it went.
-    ends : sequence of int
-        Of its stop tokens so many that a backend can look for: behind one nothing is wanted.
+    first_stop_tokens : list of int
+        The first 16 stop tokens. The backend stops drawing after one of them.
     """
 
     prompt_tokens: list[int]
@@ -138,42 +139,47 @@ class Job:
     finish_reason: FinishReason | None = None
     stopped_by: int | str | None = None
     timings: Timings = field(default_factory=Timings)
-    ends: Sequence[int] = ()
+    first_stop_tokens: Sequence[int] = ()
     _pieces: list[str] = field(default_factory=list, repr=False)  # of the text
-    _block: list[int] = field(default_factory=list, repr=False)  # to be run next
-    _budget: int = 0
+    _pending: list[int] = field(default_factory=list, repr=False)  # tokens to run next
+    _max_tokens: int = 0  # as many as the context holds
     _started_at: float = 0.0
-    _first_at: float = 0.0
-    _ends: frozenset[int] = frozenset()
-    _n_tokens: int | None = None  # where the model's padding begins; None: it has none
+    _first_token_at: float = 0.0
+    _stop_tokens: frozenset[int] = frozenset()
+    _n_tokens: int | None = None  # where the padding of the vocabulary begins; None: no padding
     _decoder: Decoder | None = field(default=None, repr=False)
-    _stop_texts: StopTexts | None = field(default=None, repr=False)  # None: there are none
+    _stop_texts: StopTexts | None = field(default=None, repr=False)  # None: without stop texts
 
     def start(self, session: Session, tokenizer: Tokenizer) -> None:
-        """Check the prompt, and begin behind what the session holds.
+        """Start the clock, and prepare to run the prompt after what the session has run.
 
         Raises
         ------
         PromptError
-            If the prompt cannot be run.
+            If there is no token to run, or the prompt does not fit (a ContextError).
         """
         self._started_at = perf_counter()
-        self._block = session.checked(self.prompt_tokens[self.reused :])
-        full: SessionOverflow = "shift" if self.overflow == "shift" else "error"
-        session.overflow = full
-        self._budget = self.max_tokens
+        self._pending = self.prompt_tokens[self.reused :]
+        if not self._pending:
+            raise PromptError("there are no tokens to run")
+        session.overflow = "error"  # a prompt must fit without a shift
+        session.make_room(len(self._pending))
+        if self.overflow == "shift":
+            session.overflow = "shift"
+        self._max_tokens = self.max_tokens
         if self.overflow == "stop":
-            # The last token needs no place: nothing comes after it.
-            self._budget = min(self.max_tokens, session.room - len(self._block) + 1)
-        self._decoder = tokenizer.decoder(previous=self._block[-1])
+            # The last token needs no position: nothing comes after it.
+            self._max_tokens = min(self.max_tokens, session.room - len(self._pending) + 1)
+        self._decoder = tokenizer.decoder(previous=self._pending[-1])
         self._stop_texts = StopTexts(self.stop) if self.stop else None
-        self._ends = frozenset([tokenizer.bos_id]) if self.stop_tokens is None else self.stop_tokens
+        bos = frozenset([tokenizer.bos_id])
+        self._stop_tokens = bos if self.stop_tokens is None else self.stop_tokens
         vocab_size = session.config.vocab_size
-        ends = sorted(end for end in self._ends if 0 <= end < vocab_size)
-        self.ends = ends[:_FEW]
+        known = sorted(token for token in self._stop_tokens if 0 <= token < vocab_size)
+        self.first_stop_tokens = known[:_MOST_STOP_TOKENS]
         if tokenizer.n_tokens < len(tokenizer):
-            # What the metadata names as an end is a token, also of a tokenizer.model without it.
-            self._n_tokens = min(max([tokenizer.n_tokens - 1, *ends[-1:]]) + 1, vocab_size)
+            # A stop token of the metadata is a token even where the tokenizer's file lacks it.
+            self._n_tokens = min(max([tokenizer.n_tokens - 1, *known[-1:]]) + 1, vocab_size)
         self.timings.prompt_tokens = len(self.prompt_tokens)
 
     @property
@@ -182,54 +188,57 @@ class Job:
         return "".join(self._pieces)
 
     @property
-    def has_budget(self) -> bool:
-        """Whether one more token may be drawn."""
-        return len(self.tokens) < self._budget
-
-    def next_block(self, most: int | None = None) -> list[int]:
-        """The tokens to run next, at most so many; `take` wants the logits behind the last.
-
-        Empty behind the last of them.
-        """
-        block = self._block
-        if most is None or len(block) <= most:
-            self._block = []
-            return block
-        self._block = block[most:]
-        return block[:most]
+    def may_draw(self) -> bool:
+        """Whether one more token may be generated."""
+        return len(self.tokens) < self._max_tokens
 
     @property
-    def watched(self) -> bool:
-        """Whether it may be `interrupted` at all."""
-        return self.cancel is not None or self.max_time is not None
+    def n_pending(self) -> int:
+        """How many tokens must run before a token can be drawn."""
+        return len(self._pending)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether there are more tokens to run before `take`."""
-        return bool(self._block)
+    def next_tokens(self, most: int) -> list[int]:
+        """Return the tokens to run next, at most ``most``."""
+        tokens, self._pending = self._pending[:most], self._pending[most:]
+        return tokens
 
     def interrupted(self) -> bool:
-        """Whether it has been cancelled or its time is up; then it has ended."""
+        """Return whether the text has ended, after a look at ``cancel`` and the clock."""
         if self.cancel is not None and self.cancel.is_set():
             self.finish_reason = "cancelled"
         elif self.max_time is not None and perf_counter() - self._started_at >= self.max_time:
             self.finish_reason = "time"
         return self.finish_reason is not None
 
-    def take(self, logits: Logits) -> str:
-        """Draw a token from the logits (vocab_size,) behind the last, which may be overwritten.
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the next token is drawn in Python, from logits, and not by the backend."""
+        return (
+            not self.sampler.plain
+            or self.guide is not None
+            or self.top_logprobs is not None
+            or not self.may_draw
+        )
+
+    def draws(self, most: int) -> list[Draw]:
+        """Return how the backend draws the next tokens, at most ``most`` of them."""
+        if not self.timings.generated_tokens:
+            most = 1  # the first token is timed by itself
+        return self.sampler.draws(min(most, self._max_tokens - len(self.tokens)), self._n_tokens)
+
+    def feed_logits(self, logits: Logits) -> str:
+        """Draw a token from logits (vocab_size,), which may be overwritten.
 
         Returns
         -------
         str
-            The text that is certain now, perhaps none; all that is left, if ``finish_reason`` is
-            set.
+            The text that is certain now, perhaps ''. If ``finish_reason`` is set, all that is left.
         """
-        self._see_prompt_end()
-        if not self.has_budget:
+        self._note_prompt_end()
+        if not self.may_draw:
             self.finish_reason = "length"
             return self.end()
-        if self.watched and self.interrupted():
+        if self.interrupted():
             return self.end()
         logprobs = None if self.top_logprobs is None else log_softmax(logits)
         if self.guide:
@@ -237,36 +246,21 @@ class Job:
         token = self.sampler.sample(logits, self.prompt_tokens, self.tokens, self._n_tokens)
         return self._accept(token, logprobs)
 
-    @property
-    def plain(self) -> bool:
-        """Whether nobody but the backend has to see the logits behind `next_block`."""
-        return (
-            self.sampler.plain
-            and self.guide is None
-            and self.top_logprobs is None
-            and self.has_budget
-        )
+    def feed_token(self, token: int) -> str:
+        """Accept a token that the backend drew as the first of `draws` says.
 
-    def plain_draws(self, most: int = 1) -> list[Draw]:
-        """How the backend is to draw the tokens behind `next_block`, at most so many of them.
-
-        Each is for `take_token` then. None: it is not `plain`, and the logits are for `take`.
+        Returns
+        -------
+        str
+            As `feed_logits` does.
         """
-        if not self.plain:
-            return []
-        if not self.timings.generated_tokens:
-            most = 1  # the first one's time is told apart
-        return self.sampler.plain_draws(min(most, self._budget - len(self.tokens)), self._n_tokens)
-
-    def take_token(self, token: int) -> str:
-        """Take a token that was drawn as `plain_draws` says; what comes back is as of `take`."""
-        self._see_prompt_end()
-        if self.watched and self.interrupted():
+        self._note_prompt_end()
+        if self.interrupted():
             return self.end()
-        self.sampler.take_coin()
+        self.sampler.use_draw()
         return self._accept(token)
 
-    def _see_prompt_end(self) -> None:
+    def _note_prompt_end(self) -> None:
         if not self.timings.generated_tokens:
             self.timings.prompt_seconds = perf_counter() - self._started_at
 
@@ -274,10 +268,10 @@ class Job:
         timings, now = self.timings, perf_counter()
         timings.generated_tokens += 1
         if timings.generated_tokens == 1:
-            self._first_at = now
+            self._first_token_at = now
             timings.first_token_seconds = now - self._started_at
-        timings.generation_seconds = now - self._first_at
-        if token in self._ends:
+        timings.generation_seconds = now - self._first_token_at
+        if token in self._stop_tokens:
             self.finish_reason, self.stopped_by = "stop", token
             return self.end()
         self.tokens.append(token)
@@ -290,15 +284,15 @@ class Job:
             return piece
         if self.guide and not self.guide.accept(token, completed):
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self._budget:
+        elif not self.may_draw:
             self.finish_reason = "length"
         else:
-            self._block = [token]
+            self._pending = [token]
             return piece
         return piece + self.end()
 
     def end(self) -> str:
-        """What is left at the end: a character cut off, the beginning of a stop text."""
+        """Return the text held back: an incomplete character, the beginning of a stop text."""
         if self._decoder is None or isinstance(self.stopped_by, str):
             return ""
         rest = self._show(self._decoder.flush())
@@ -307,7 +301,7 @@ class Job:
         return rest + held
 
     def _show(self, completed: str) -> str:
-        """Add to the text what no stop text can begin with."""
+        """Add to the text what cannot be the beginning of a stop text."""
         stops = self._stop_texts
         if stops is None:
             if completed:

@@ -1,10 +1,10 @@
-"""What a caller may do to logits before a token is drawn, in NumPy.
+"""The steps between the model's logits and the draw, in NumPy.
 
 The order is fixed: penalties, ``logit_bias``, ``banned_tokens``, ``logits_processor``, temperature,
-``top_k``, ``typical_p``, ``top_p``, ``min_p``. What adds to logits comes before what divides them,
-as in Hugging Face's ``generate``; the cuts come in llama.cpp's order, each on the probabilities
-that the one before has left, scaled to a sum of 1. Temperature comes before the cuts, as in
-llama2.c.
+``top_k``, ``typical_p``, ``top_p``, ``min_p``. Steps that add to logits come before the division by
+the temperature, as in Hugging Face's ``generate``. The cuts come in llama.cpp's order, each on the
+probabilities that the cut before it has left, scaled to a sum of 1. Temperature comes before the
+cuts, as in llama2.c.
 
 References
 ----------
@@ -22,87 +22,96 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.backend import Logits
+from ..engine.parameters import shown
 from ..errors import ParameterError
 
-# Gets the tokens so far, prompt included, and logits (vocab_size,); gives those to go on with.
+# Receives the tokens so far, prompt included, and logits (vocab_size,); returns the logits to use.
 LogitsProcessor: TypeAlias = Callable[[Sequence[int], Logits], Logits]
 Floats: TypeAlias = NDArray[np.float64]
 Tokens: TypeAlias = NDArray[np.int64]
 
 
+@np.errstate(all="ignore")  # logits may be NaN or infinite
 def penalize(
     logits: Logits,
-    prompt: Sequence[int],
-    generated: Sequence[int],
+    prompt_tokens: Sequence[int],
+    tokens: Sequence[int],
     repetition: float,
     frequency: float,
     presence: float,
 ) -> None:
-    """Make tokens that have been there less probable, in place.
+    """Make tokens that have occurred less probable, in place.
 
     Parameters
     ----------
     logits : ndarray, float32, shape (vocab_size,)
         Changed.
-    prompt, generated : sequence of int
-        ``repetition`` looks at both, the other two at what was generated, as in vLLM.
+    prompt_tokens, tokens : sequence of int
+        The prompt and the text so far. ``repetition`` counts both, the other two only the text, as
+        in vLLM.
     repetition : float
-        Positive logits are divided by it, negative ones multiplied, once for each kind of token.
+        Positive logits are divided by it, negative ones multiplied, once for each token that has
+        occurred.
     frequency, presence : float
-        Taken off: ``frequency`` for each time a token came, ``presence`` once.
+        Subtracted: ``frequency`` once per occurrence, ``presence`` once.
     """
     if repetition != 1:
-        seen = np.unique(np.array([*prompt, *generated], np.int64))
+        seen = np.unique(np.array([*prompt_tokens, *tokens], np.int64))
         values = logits[seen]
         logits[seen] = np.where(values > 0, values / repetition, values * repetition)
-    if (frequency or presence) and generated:
-        tokens, counts = np.unique(np.array(generated, np.int64), return_counts=True)
-        logits[tokens] -= (counts * frequency + presence).astype(np.float32)
+    if (frequency or presence) and tokens:
+        occurred, counts = np.unique(np.array(tokens, np.int64), return_counts=True)
+        logits[occurred] -= (counts * frequency + presence).astype(np.float32)
 
 
+@np.errstate(all="ignore")
 def add_bias(logits: Logits, biased: Tokens, values: Logits, banned: Tokens) -> None:
-    """Add values (n,) to the logits of tokens ``biased`` (n,), none of them twice, in place, and
-    put the ``banned`` ones (m,) out of reach.
+    """Change logits (vocab_size,) in place: add a bias, and set banned ones to minus infinity.
 
-    Raises
-    ------
-    ParameterError
-        If a token is not in the vocabulary.
+    Parameters
+    ----------
+    biased, values : ndarray, int64 and float32, shape (n,)
+        Tokens, none of them twice, and what to add to their logits.
+    banned : ndarray, int64, shape (m,)
+        Tokens to ban, whatever their bias.
     """
-    for tokens in (biased, banned):
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < len(logits):
-            wrong = tokens[(tokens < 0) | (tokens >= len(logits))][0]
-            raise ParameterError(
-                f"token {wrong} of logit_bias or banned_tokens is not in the vocabulary,"
-                f" expected 0 to {len(logits) - 1}"
-            )
     logits[biased] += values
     logits[banned] = -np.inf
 
 
 def process(logits: Logits, tokens: Sequence[int], processors: Iterable[LogitsProcessor]) -> Logits:
-    """What the caller's own functions make of the logits.
+    """Return what the caller's functions make of the logits.
 
     Raises
     ------
     ParameterError
-        If one gives something that is not logits.
+        If a function returns no logits.
     """
     for processor in processors:
-        given = np.ascontiguousarray(processor(tokens, logits), np.float32)
-        if given.shape != logits.shape:
+        returned = processor(tokens, logits)
+        try:
+            made = np.ascontiguousarray(returned, np.float32)
+        except (TypeError, ValueError):
+            made = None
+        if returned is None or made is None:
             raise ParameterError(
-                f"a logits_processor gave an array of shape {given.shape},"
+                f"a logits_processor returned {shown(returned)}, expected logits of shape"
+                f" {logits.shape}"
+            )
+        if made.shape != logits.shape:
+            raise ParameterError(
+                f"a logits_processor returned an array of shape {made.shape},"
                 f" expected {logits.shape}: logits for the whole vocabulary"
             )
-        logits = given
+        logits = made
     return logits
 
 
+@np.errstate(all="ignore")
 def softmax(logits: Logits, temperature: float) -> Floats:
-    """Probabilities (vocab_size,) in double precision; a logit of -inf is 0.
+    """Return probabilities (vocab_size,) in double precision. A logit of -inf gives 0.
 
-    Where some are infinite, they share all of it.
+    Infinite logits share all of the probability.
     """
     wide = logits.astype(np.float64)
     best = wide.max()
@@ -113,32 +122,33 @@ def softmax(logits: Logits, temperature: float) -> Floats:
 
 
 def cut(p: Floats, top_k: int, typical_p: float, top_p: float, min_p: float) -> NDArray[np.int64]:
-    """The tokens that may be drawn.
+    """Return the tokens that may be drawn.
 
     Parameters
     ----------
     p : ndarray, float64, shape (n,)
         Probabilities.
     top_k : int
-        At most so many of the most probable; 0: all.
+        The ``top_k`` most probable tokens. 0: all.
     typical_p : float
-        Of those whose surprise is nearest to the entropy, the fewest that sum up to this; 1: all.
+        Of these the ones whose surprise is nearest to the entropy: the fewest whose sum reaches
+        this. 1: all.
     top_p : float
-        The fewest most probable whose sum exceeds this; 0 and 1: all.
+        The fewest most probable ones whose sum exceeds this. 0 and 1: all.
     min_p : float
-        Those at least this fraction as probable as the most probable one left; 0: all.
+        Those at least this fraction as probable as the most probable one left. 0: all.
 
     Returns
     -------
     ndarray, int64, shape (m,)
-        At least one. The most probable first, of equals the lower index; in order of index where
-        nothing is asked for.
+        At least one token. The most probable first, and the lower index first among equals. Without
+        a cut they are in order of index.
     """
     n = len(p)
     cuts_top_p = 0 < top_p < 1
     if not (0 < top_k < n or typical_p < 1 or cuts_top_p or min_p > 0):
         return np.flatnonzero(p)
-    floor = 0.0  # what is below cannot be among them, and need not be sorted
+    floor = 0.0  # a lower probability cannot be in the result, and need not be sorted
     if 0 < top_k < n:
         floor = float(np.partition(p, n - top_k)[n - top_k])
     elif typical_p >= 1 and cuts_top_p:
@@ -154,7 +164,7 @@ def cut(p: Floats, top_k: int, typical_p: float, top_p: float, min_p: float) -> 
         enough = int(np.searchsorted(np.cumsum(q[by_typicality]), typical_p, side="left")) + 1
         order = order[np.sort(by_typicality[:enough])]
     if cuts_top_p:
-        # The sieve has left out some of the sum, so that only a later cut needs scaling.
+        # The floor has dropped part of the sum: scale only after an earlier cut.
         whole = p[order].sum() if 0 < top_k < n or typical_p < 1 else 1.0
         sums = np.cumsum(p[order]) / whole
         order = order[: int(np.searchsorted(sums, top_p, side="right")) + 1]

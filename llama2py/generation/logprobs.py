@@ -1,4 +1,4 @@
-"""Log-probabilities: of tokens drawn, and of tokens given."""
+"""Log-probabilities, of tokens that were drawn and of tokens that were given."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from numpy.typing import NDArray
 from ..engine.backend import Logits
 from ..engine.session import Session
 
-_ROWS = 128  # tokens scored at once: their logits take memory
+_ROWS = 128  # tokens scored in one pass: their logits take memory
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """How probable the model found a token, before temperature and all other sampling.
+    """The model's log-probability of a token, before temperature and every other sampling step.
 
-    Of all ids of the model: where it has padding, which is never drawn, that has its part, too.
+    The probabilities of all ids sum to 1. Padding of the vocabulary, which is never drawn, has its
+    share.
 
     Attributes
     ----------
     token : int
-        The one drawn.
+        The token drawn.
     logprob : float
-        Its natural logarithm of probability.
+        The natural logarithm of its probability.
     top : tuple of (int, float)
-        The most probable tokens and their log-probabilities, best first, as many as asked for.
+        The most probable tokens and their log-probabilities, best first, as many as requested.
     """
 
     token: int
@@ -35,47 +36,47 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
+@np.errstate(all="ignore")  # logits may be NaN or infinite
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
-    """Log-probabilities along the last axis, in double precision."""
+    """Return log-probabilities along the last axis, in double precision."""
     wide = logits - logits.max(axis=-1, keepdims=True)  # float32: exact enough, and half the memory
     sums = np.exp(wide, dtype=np.float64).sum(axis=-1, keepdims=True)
     return np.asarray(wide - np.log(sums))
 
 
 def token_logprob(logprobs: NDArray[np.float64], token: int, k: int) -> TokenLogprob:
-    """One token's entry, of log-probabilities (vocab_size,), with the ``k`` best."""
+    """Return a token's entry, with the ``k`` best, from log-probabilities (vocab_size,)."""
     k = min(k, len(logprobs))
     best: NDArray[np.int64] = np.zeros(0, np.int64)
     if k:
         floor = np.partition(logprobs, -k)[-k]
-        best = np.flatnonzero(logprobs >= floor)  # of equals the lower id first
+        best = np.flatnonzero(logprobs >= floor)  # the lower id first among equals
         best = best[np.argsort(-logprobs[best], kind="stable")][:k]
     top = tuple((int(t), float(logprobs[t])) for t in best)
     return TokenLogprob(token, float(logprobs[token]), top)
 
 
 def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.float64]:
-    """The log-probability of each token behind those before it.
+    """Return the log-probability of each token, given the tokens before it.
 
-    Where the tokens do not fit in the context, the later ones see what comes before them in windows
-    that overlap by half.
+    If the tokens do not fit in the context, they are scored in windows that overlap by half.
 
     Parameters
     ----------
     session : Session
-        Used from position 0, whatever it held.
+        Rewound to position 0 first.
     tokens : sequence of int, length n
-        At least one. The first is only context: BOS, as a rule.
+        At least one. The first one, usually BOS, is only context.
 
     Returns
     -------
     ndarray, float64, shape (n - 1,)
-        ``log p(tokens[i + 1] | tokens[.. i])``.
+        ``log p(tokens[i + 1] | tokens[0], ..., tokens[i])``.
 
     Raises
     ------
     PromptError
-        If a token is out of the vocabulary.
+        If a token is outside the vocabulary.
     """
     session.config.check_tokens(tokens)  # the last one is never run
     session.rewind(0)

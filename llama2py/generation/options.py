@@ -1,26 +1,53 @@
-"""What may be asked of a text beside its prompt and its seed, and the job that comes of it."""
+"""The options of a text, and the only maker of jobs."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import repeat
-from operator import index
-from typing import TypedDict, cast, get_args
+from typing import Any, Protocol, TypedDict, cast, get_args
 
+from ..config import ModelConfig
 from ..engine.backend import Backend
-from ..errors import ParameterError
+from ..engine.parameters import one_of, real_number, shown, token_ids, whole_number, wrong
+from ..errors import ContextError, ParameterError, PromptError
+from ..tokenizers.tokenizer import Tokenizer
 from .job import Job, Overflow
 from .logits import LogitsProcessor
-from .sampling import Sampler, SamplingParams
+from .sampling import Coin, Sampler, SamplingParams
 from .stopping import StopTexts
 
 _STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow"}
+# What other libraries call an option.
+_OTHER_NAMES = {
+    "batch_size": "max_batch",
+    "eos_token_id": "stop_tokens",
+    "max_gen_len": "max_tokens",
+    "max_length": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "stop_sequences": "stop",
+    "stop_strings": "stop",
+    "stop_words": "stop",
+    "suppress_tokens": "banned_tokens",
+    "temp": "temperature",
+    "timeout": "max_time",
+    "top_logprobs": "logprobs",
+    "typical": "typical_p",
+}
+
+
+class UnknownOptionError(ParameterError, TypeError):
+    """There is no option of this name."""
 
 
 class Options(TypedDict, total=False):
-    """Further keywords of `Model.generate` and its kin; without them everything is llama2.c's.
+    """More options of `Model.generate`, `Model.stream` and the like. Default: as llama2.c does.
 
     Attributes
     ----------
@@ -28,24 +55,23 @@ class Options(TypedDict, total=False):
 logit_bias, banned_tokens, logits_processor
         See `SamplingParams`.
     stop : str or iterable of str
-        Texts that end the text, wherever tokens part; neither the text nor a streamed piece ever
+        Texts that end the text, also across tokens. Neither the text nor a streamed piece ever
         holds a part of one.
     stop_tokens : iterable of int
         Tokens that end the text. Default: `Model.stop_tokens`, which is BOS alone for llama2.c's
-        models, as in llama2.c, and BOS and the end tokens that its metadata names for another.
-        ``(1, 2)``: BOS and Llama 2's EOS; ``()``: none.
+        models, as in llama2.c, and BOS and the end tokens of the metadata for others. ``(1, 2)``:
+        BOS and Llama 2's EOS. ``()``: no token ends the text.
     max_time : float
-        Seconds, prompt included, after which the text ends.
+        End the text after this many seconds, prompt included.
     cancel : threading.Event
-        Set by any thread, it ends the text.
+        End the text when any thread sets it.
     logprobs : int
-        Keep the log-probability of each token, and so many most probable ones beside it; 0: none.
+        Keep the log-probability of each token, and of this many most probable tokens beside it.
     overflow : {'stop', 'error', 'shift'}
-        What to do at the end of the context. Default: 'stop', as in llama2.c: the text ends there,
-        with ``finish_reason`` 'length', for a story of full length is none the worse for it.
-        'error': raise ContextError. 'shift': go on without the oldest tokens behind the first, see
-        `Session.shift`; ``max_tokens`` may be above the context then. A prompt that does not fit is
-        an error in all three.
+        What to do at the end of the context. Default: 'stop', as in llama2.c: the text ends with
+        ``finish_reason`` 'length'. 'error': raise ContextError. 'shift': forget the oldest tokens
+        after the first and keep generating, see `Session.shift`; ``max_tokens`` may then be larger
+        than the context. A prompt that does not fit is an error in all three.
     """
 
     top_k: int
@@ -65,73 +91,191 @@ logit_bias, banned_tokens, logits_processor
     overflow: Overflow
 
 
-def make_job(
-    backend: Backend,
-    prompt_tokens: list[int],
+class Generator(Protocol):
+    """What a job needs of a model."""
+
+    tokenizer: Tokenizer
+    stop_tokens: frozenset[int]
+
+    @property
+    def backend(self) -> Backend:
+        """The engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobMaker:
+    """The checked options of one text or of many; made by `check_options`."""
+
+    model: Generator
+    params: SamplingParams
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    stop: tuple[str, ...]
+    max_time: float | None
+    cancel: threading.Event | None
+    top_logprobs: int | None
+    overflow: Overflow
+
+    def job(self, prompt: str | Sequence[int], seed: int | None) -> Job:
+        """Return the job for one prompt.
+
+        Raises
+        ------
+        PromptError
+            As `prompt_tokens` does.
+        ParameterError
+            If the seed is wrong.
+        """
+        backend = self.model.backend
+        return Job(
+            prompt_tokens(prompt, self.model.tokenizer, backend.config),
+            Sampler(backend, self.params, seed),
+            self.max_tokens,
+            stop_tokens=self.stop_tokens,
+            stop=self.stop,
+            max_time=self.max_time,
+            cancel=self.cancel,
+            top_logprobs=self.top_logprobs,
+            overflow=self.overflow,
+        )
+
+    def jobs(
+        self, prompts: Iterable[str | Sequence[int]], seeds: Iterable[int | None]
+    ) -> Iterator[Job]:
+        """Yield a job for each prompt. An error says which prompt it concerns, counted from 0."""
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=False)):
+            try:
+                job = self.job(prompt, seed)
+            except PromptError as error:
+                raise type(error)(f"prompt {number}: {error}") from None
+            yield job
+
+
+def check_options(
+    model: Generator,
     max_tokens: int | None,
     temperature: float,
     top_p: float,
-    seed: int | None,
     options: Options,
-    stop_tokens: frozenset[int] | None = None,
-) -> Job:
-    """Check what is asked for, and put it together; ``stop_tokens`` are the default ones.
+) -> JobMaker:
+    """Check the options, and return the maker of jobs that have them.
 
     Raises
     ------
     ParameterError
-        If a number is out of its range.
-    TypeError
-        If an option is unknown.
+        If an option is unknown, has a wrong type, or is out of its range.
     """
     if unknown := options.keys() - Options.__annotations__.keys():
-        raise TypeError(f"unknown option {min(unknown)!r}, expected one of llama2py.Options")
-    limit = backend.config.seq_len if max_tokens is None else index(max_tokens)
-    if limit < 0:
-        raise ParameterError(f"max_tokens is {limit}, expected a whole number from 0 up")
+        raise _unknown_option(min(unknown))
+    context = model.backend.config.seq_len
+    max_tokens = context if max_tokens is None else whole_number("max_tokens", max_tokens)
     sampling = {name: value for name, value in options.items() if name not in _STOPPING}
     params = SamplingParams(temperature, top_p, **sampling)  # type: ignore[arg-type]
     max_time, logprobs = options.get("max_time"), options.get("logprobs")
-    if max_time is not None and (math.isnan(max_time) or max_time < 0):
-        raise ParameterError(f"max_time is {max_time}, expected seconds from 0 up")
-    if logprobs is not None and index(logprobs) < 0:
-        raise ParameterError(f"logprobs is {logprobs}, expected a whole number from 0 up")
-    stop = options.get("stop") or ()
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    StopTexts(stop)  # raises here, not when the text begins
-    ends = options.get("stop_tokens")
+    if max_time is not None:
+        max_time = real_number("max_time", max_time, 0, math.inf, "seconds from 0 up")
+    if logprobs is not None:
+        logprobs = whole_number("logprobs", logprobs)
+    cancel = options.get("cancel")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise wrong("cancel", cancel, "a threading.Event")
+    stop_tokens = options.get("stop_tokens")
     overflow = options.get("overflow", "stop")
-    if overflow not in get_args(Overflow):
-        expected = ", ".join(get_args(Overflow))
-        raise ParameterError(f"overflow is {overflow!r}, expected one of {expected}")
-    return Job(
-        prompt_tokens,
-        Sampler(backend, params, seed),
-        limit,
-        stop_tokens=stop_tokens if ends is None else frozenset(index(token) for token in ends),
-        stop=stop,
+    one_of("overflow", overflow, get_args(Overflow))
+    return JobMaker(
+        model,
+        params,
+        max_tokens,
+        stop_tokens=model.stop_tokens
+        if stop_tokens is None
+        else frozenset(token_ids("stop_tokens", stop_tokens)),
+        stop=_checked_stop(options.get("stop")),
         max_time=max_time,
-        cancel=options.get("cancel"),
+        cancel=cancel,
         top_logprobs=logprobs,
         overflow=overflow,
     )
 
 
+def _unknown_option(name: str) -> UnknownOptionError:
+    names = [*Options.__annotations__, "max_tokens", "temperature", "top_p", "seed", "max_batch"]
+    close = get_close_matches(name.lower(), names, 1)
+    meant = _OTHER_NAMES.get(name.lower()) or next(iter(close), None)
+    hint = f": did you mean {meant!r}?" if meant else f", expected one of {', '.join(names)}"
+    return UnknownOptionError(f"unknown option {name!r}{hint}")
+
+
+def _checked_stop(stop: Any) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        stop = (stop,) if stop else ()
+    if not isinstance(stop, Iterable) or isinstance(stop, bytes | bytearray):
+        raise wrong("stop", stop, "a str or an iterable of str")
+    texts = tuple(stop)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ParameterError(f"stop holds {shown(text)}, expected str")
+    StopTexts(texts)  # refuses empty texts now, not when the text begins
+    return texts
+
+
+def prompt_tokens(
+    prompt: str | Sequence[int], tokenizer: Tokenizer, config: ModelConfig
+) -> list[int]:
+    """Return the tokens that a prompt is run as: BOS and the text's, or those given.
+
+    Raises
+    ------
+    PromptError
+        If there are no tokens, one is outside the vocabulary, or the text cannot be encoded.
+    ContextError
+        A PromptError: if there are more tokens than the context holds.
+    """
+    tokens = text_tokens(prompt, tokenizer, config)
+    if len(tokens) > config.seq_len:
+        raise ContextError(
+            f"the prompt is {len(tokens)} tokens long, longer than"
+            f" the model's context of {config.seq_len}"
+        )
+    return tokens
+
+
+def text_tokens(text: str | Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
+    """Return what `prompt_tokens` does, for a text that may be longer than the context.
+
+    Raises
+    ------
+    PromptError
+        As `prompt_tokens` does.
+    """
+    if isinstance(text, str):
+        tokens = tokenizer.encode(text, bos=True)
+    elif isinstance(text, Iterable) and not isinstance(text, bytes | bytearray | memoryview):
+        tokens = token_ids("the prompt", text, PromptError)
+    else:
+        raise PromptError(f"the prompt is {shown(text)}, expected str or a sequence of token ids")
+    if not tokens:
+        raise PromptError("the prompt has no tokens, expected at least one (such as BOS)")
+    config.check_tokens(tokens)
+    return tokens
+
+
 def is_one(prompt: object) -> bool:
-    """Whether a prompt is one: a text or its tokens, not a sequence of prompts."""
-    if isinstance(prompt, str | bytes | bytearray | memoryview):
+    """Return whether this is one prompt, a text or its tokens, and not a sequence of prompts."""
+    if isinstance(prompt, str | bytes | bytearray | memoryview) or not isinstance(prompt, Iterable):
         return True
-    first = next(iter(prompt), 0)  # type: ignore[call-overload]  # no iterator, which would miss it
+    first = next(iter(prompt), 0)  # not of an iterator, which would lose it
     return not isinstance(first, str) and not hasattr(first, "__len__")
 
 
 def seeds_of(seed: int | Iterable[int] | None) -> Iterator[int | None]:
-    """A seed for each of endless prompts: those given, the same for all, or a fresh one each.
+    """Yield a seed for each of endless prompts: those given, the same for all, or None.
 
     Raises
     ------
     ParameterError
-        If those given come to an end: they would end the texts, too.
+        If there are fewer seeds than prompts: the missing ones would end the texts silently.
     """
     if seed is None or not isinstance(seed, Iterable):
         yield from repeat(seed)
@@ -144,15 +288,18 @@ def seeds_of(seed: int | Iterable[int] | None) -> Iterator[int | None]:
 
 
 def seed_each(seed: int | Sequence[int] | None, n: int) -> Sequence[int | None]:
-    """A seed for each of ``n`` prompts: those given, the same for all, or a fresh one each.
+    """Return a seed for each of ``n`` prompts: those given, the same for all, or None.
 
     Raises
     ------
     ParameterError
-        If there are not as many as prompts.
+        If the number of seeds is not the number of prompts.
     """
-    if seed is None or not hasattr(seed, "__len__"):
-        return [seed] * n
-    if len(seed) != n:
-        raise ParameterError(f"there are {len(seed)} seeds for {n} prompts, expected one each")
-    return cast("Sequence[int]", seed)
+    if seed is None:
+        return [None] * n
+    given: Any = seed
+    if not hasattr(given, "__len__") or isinstance(given, str):
+        return [Coin.checked(given)] * n
+    if len(given) != n:
+        raise ParameterError(f"there are {len(given)} seeds for {n} prompts, expected one each")
+    return cast("Sequence[int]", given)

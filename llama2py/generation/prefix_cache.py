@@ -1,4 +1,4 @@
-"""Sessions kept for prompts that begin alike: what they share need not be run again."""
+"""Sessions kept for prompts that share a prefix: the KV cache of the prefix is used again."""
 
 from __future__ import annotations
 
@@ -8,90 +8,96 @@ from collections.abc import Sequence
 from weakref import WeakSet
 
 from .._util import Closing
+from ..engine.backend import Backend
 from ..engine.session import Session
 
-# Shorter prefixes are not worth a session's memory.
-_WORTH_IT = 16
-# More sessions than that take longer to look through than a small model takes to run a prompt.
-_MOST = 8
+# Tokens. A shorter prefix is not worth a session's memory.
+_SHORTEST = 16
+# Sessions. Searching more takes longer than a small model takes to run a prompt.
+_MOST_KEPT = 8
 
 
-class Prefixes(Closing):
-    """A few sessions that have run some tokens; the one used last goes last.
+class PrefixCache(Closing):
+    """The sessions of one model that are not in use, least recently used first.
 
-    Threads may share it. A session is in here or in use, never both.
+    Threads may share it. A session is either in here or in use, never both.
 
     Parameters
     ----------
+    backend : Backend
+        The model.
     max_bytes : int
-        Of all their keys and values; 0: none is kept.
+        Bytes of all their keys and values. 0 keeps no session.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, backend: Backend, max_bytes: int) -> None:
+        self._backend = backend
         self._max_bytes = max_bytes
         self._kept: list[Session] = []
         self._lock = threading.Lock()
         _all.add(self)
 
-    def take(self, tokens: Sequence[int]) -> tuple[Session, int] | None:
-        """A session that has run as much of a prompt as any has, and how many tokens it is.
+    def take(self, tokens: Sequence[int]) -> tuple[Session, int]:
+        """Return a session for a prompt, and how many of the prompt's tokens it has run.
 
-        The prompt's last token is always left to run: its logits are wanted. A session that would
-        forget more than it shares stays, and a copy goes: one beginning that all prompts have must
-        not cost the rest of each. None: no session shares enough.
+        The last token of a prompt is always left to run, for its logits. If a session has run much
+        more than it shares with the prompt, a copy is returned: a prefix that all prompts share
+        must not cost the rest of each.
 
         Raises
         ------
         EngineError
-            If there is no memory for a copy.
+            If there is not enough memory.
+        ClosedError
+            If the model is closed.
         """
         with self._lock:
-            best, at = _WORTH_IT - 1, -1
+            n_shared, at = _SHORTEST - 1, -1
             for i, kept in enumerate(self._kept):
-                if (n := min(shared(kept.tokens, tokens), len(tokens) - 1)) > best:
-                    best, at = n, i
-            if at < 0:
-                return None
-            session = self._kept.pop(at)
-        if session.position > 2 * best:
+                if (n := min(shared(kept.tokens, tokens), len(tokens) - 1)) > n_shared:
+                    n_shared, at = n, i
+            session = self._kept.pop(at) if at >= 0 else None
+        if session is None:
+            return Session(self._backend), 0
+        if session.position > 2 * n_shared:
             try:
-                return session.fork(best), best
+                return session.fork(n_shared), n_shared
             finally:
                 self.give(session)
-        session.rewind(best)
-        return session, best
+        session.rewind(n_shared)
+        return session, n_shared
 
     def give(self, session: Session) -> None:
-        """Keep a session, or close it, and the oldest of too many."""
-        leaves = [session]
-        if session.position >= _WORTH_IT:
+        """Keep a session or close it; the oldest sessions are closed when there are too many."""
+        dropped = [session]
+        if session.position >= _SHORTEST:
             with self._lock:
-                leaves = []
+                dropped = []
                 self._kept.append(session)
                 nbytes = sum(kept.nbytes for kept in self._kept)
-                # As soon as it is closed, no byte is allowed.
-                while nbytes > self._max_bytes or len(self._kept) > _MOST:
-                    leaves.append(self._kept.pop(0))
-                    nbytes -= leaves[-1].nbytes
-        for old in leaves:
+                # After `close` the limit is 0 bytes.
+                while nbytes > self._max_bytes or len(self._kept) > _MOST_KEPT:
+                    dropped.append(self._kept.pop(0))
+                    nbytes -= dropped[-1].nbytes
+        for old in dropped:
             old.close()
 
     def close(self) -> None:
-        """Close them all, and those still to be given."""
+        """Close all sessions, also those still to be given back."""
         with self._lock:
             self._max_bytes = 0
-            leaves, self._kept = self._kept, []
-        for session in leaves:
+            dropped, self._kept = self._kept, []
+        for session in dropped:
             session.close()
 
 
-_all: WeakSet[Prefixes] = WeakSet()
+_all: WeakSet[PrefixCache] = WeakSet()
 
 
 def _unlock_in_child() -> None:
-    """The thread that held a lock when another one forked is not there to give it back."""
-    for prefixes in _all:
-        prefixes._lock = threading.Lock()
+    """Replace the locks: a thread that held one during the fork does not exist in the child."""
+    for prefix_cache in _all:
+        prefix_cache._lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -99,7 +105,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at the beginning."""
+    """Return how many tokens two sequences have in common at the beginning."""
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -5,62 +5,63 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from operator import index
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..engine.backend import Backend, Draw, Logits, pick
+from ..engine.backend import Backend, Draw, Logits, draw_token
+from ..engine.parameters import real_number, token_ids, whole_number, wrong
 from ..errors import ParameterError
 from .logits import LogitsProcessor, add_bias, cut, penalize, process, softmax
 
-# Logits over a smaller temperature leave float32: it counts as 0.
+# Logits divided by a smaller temperature leave float32: it counts as 0.
 _SMALLEST_TEMPERATURE = 1e-30
 _MASK = (1 << 64) - 1
-# xorshift64* cannot leave the state 0, so seed 0 stands for another (2^64 / golden ratio).
+# xorshift64* cannot leave the state 0, so seed 0 stands for another seed (2^64 / golden ratio).
 _SEED_ZERO = 0x9E3779B97F4A7C15
+_LARGEST = 1.7976931348623157e308  # finite float
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """What the sampler does with logits, in the order that `adjusting` tells. The defaults are
-    llama2.c's: the rest does nothing.
+    """How tokens are drawn from logits, in the order that `llama2py.generation.logits` lists.
+
+    The defaults are llama2.c's: everything else is off.
 
     Parameters
     ----------
     temperature : float
         Logits are divided by it: below 1 sharper, above 1 flatter. 0: the most probable token.
     top_p : float
-        Draw from the smallest set of most probable tokens whose sum exceeds this; 0 and 1: from
-        all of them.
+        Draw from the smallest set of most probable tokens whose sum exceeds this. 0 and 1: draw
+        from all tokens.
     top_k : int
-        Draw from so many most probable tokens at most; 0: from all.
+        Draw from the ``top_k`` most probable tokens. 0: from all.
     min_p : float
-        Draw from tokens at least this fraction as probable as the best one; 0: from all.
+        Draw from tokens at least this fraction as probable as the best one. 0: from all.
     typical_p : float
-        Draw from the tokens whose surprise is nearest to the expected one, the fewest that sum up
-        to this; 1: from all.
+        Draw from the tokens whose surprise is nearest to the expected one: the fewest whose sum
+        reaches this. 1: from all.
     repetition_penalty : float
-        Logits of tokens of the prompt and the text so far are divided by it where positive, else
-        multiplied; 1: not.
+        Logits of tokens in the prompt and the text so far are divided by it where positive and
+        multiplied where negative. 1: off.
     frequency_penalty, presence_penalty : float
-        Taken off the logits of generated tokens: for each time it came, and once.
+        Subtracted from the logits of generated tokens: once per occurrence, and once.
     logit_bias : mapping of int to float
-        Added to the logits of some tokens; infinity forces one, minus infinity bans it.
+        Added to the logits of some tokens. Infinity forces a token, minus infinity bans it.
     banned_tokens : iterable of int
-        Never drawn.
+        Tokens never to draw.
     logits_processor : callable or sequence of callables, optional
-        ``processor(tokens, logits)`` gets all tokens so far and the logits (vocab_size,), float32,
-        and gives the logits to go on with. It may change and give back those that it got.
+        ``processor(tokens, logits)`` receives all tokens so far and the logits (vocab_size,),
+        float32, and returns the logits to use. It may change its argument and return it.
 
     Raises
     ------
     ParameterError
-        If a number is out of its range.
+        If a parameter has a wrong type or is out of its range.
 
     Examples
     --------
@@ -81,35 +82,24 @@ class SamplingParams:
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ParameterError(
-                f"temperature is {self.temperature}, expected a finite number from 0 up"
-            )
+        real_number("temperature", self.temperature, 0, _LARGEST, "a finite number from 0 up")
         for name in ("top_p", "min_p", "typical_p"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ParameterError(f"{name} is {value}, expected a number from 0 to 1")
-        if index(self.top_k) < 0:
-            raise ParameterError(f"top_k is {self.top_k}, expected a whole number from 0 up")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ParameterError(
-                f"repetition_penalty is {self.repetition_penalty}, expected a number above 0"
-            )
+            real_number(name, getattr(self, name), 0, 1, "a number from 0 to 1")
+        whole_number("top_k", self.top_k)
+        penalty, smallest = self.repetition_penalty, math.ulp(0.0)
+        real_number("repetition_penalty", penalty, smallest, _LARGEST, "a number above 0")
         for name in ("frequency_penalty", "presence_penalty"):
-            if not math.isfinite(value := getattr(self, name)):
-                raise ParameterError(f"{name} is {value}, expected a finite number")
-        # Iterators are used up by the first look, and arrays are neither true nor false.
-        bias = {index(token): float(value) for token, value in self.logit_bias.items()}
-        if any(math.isnan(value) for value in bias.values()):
-            raise ParameterError("logit_bias holds nan, expected numbers")
-        given = self.logits_processor
-        processors = () if given is None else (given,) if callable(given) else tuple(given)
-        object.__setattr__(self, "logit_bias", bias)
-        object.__setattr__(self, "banned_tokens", tuple(index(t) for t in self.banned_tokens))
+            real_number(name, getattr(self, name), -_LARGEST, _LARGEST, "a finite number")
+        # Copies: an iterator can be read only once, and an array is neither true nor false.
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        banned = tuple(token_ids("banned_tokens", self.banned_tokens))
+        object.__setattr__(self, "banned_tokens", banned)
+        processors = _checked_processors(self.logits_processor)
         object.__setattr__(self, "logits_processor", processors)
 
     @property
     def plain(self) -> bool:
-        """Whether temperature and top-p are all there is: one call of the engine."""
+        """Whether only temperature and top-p are set, so that the engine can draw by itself."""
         return (
             self.top_k == self.min_p == 0
             and self.typical_p == self.repetition_penalty == 1
@@ -118,19 +108,44 @@ class SamplingParams:
         )
 
 
+def _checked_bias(bias: Any) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise wrong("logit_bias", bias, "a mapping of token ids to numbers")
+    tokens = token_ids("logit_bias", bias)
+    expected = "numbers, which may be infinite"
+    values = [
+        real_number(f"logit_bias[{token}]", value, -math.inf, math.inf, expected)
+        for token, value in zip(tokens, bias.values(), strict=True)
+    ]
+    return dict(zip(tokens, values, strict=True))
+
+
+def _checked_processors(given: Any) -> tuple[LogitsProcessor, ...]:
+    if given is None:
+        return ()
+    processors = (given,) if callable(given) else given
+    if not isinstance(processors, Iterable) or isinstance(processors, str):
+        raise wrong("logits_processor", given, "a function or a sequence of functions")
+    processors = tuple(processors)
+    for processor in processors:
+        if not callable(processor):
+            raise wrong("logits_processor", processor, "a function")
+    return processors
+
+
 class Coin:
     """llama2.c's random numbers: xorshift64*, 24 bits of each as a float in [0, 1).
 
     Parameters
     ----------
     seed : int
-        0 to 2**64 - 1. The same seed gives the same coins as llama2.c; for 0, which llama2.c takes
-        for "use the time", it is a fixed other seed.
+        0 to 2**64 - 1. The same seed gives the same coins as in llama2.c. For seed 0, which
+        llama2.c replaces by the time, it is another fixed seed.
 
     Raises
     ------
     ParameterError
-        If the seed is out of range.
+        If the seed is no integer or out of range.
 
     References
     ----------
@@ -139,33 +154,23 @@ class Coin:
 
     def __init__(self, seed: int) -> None:
         self._state = self.checked(seed) or _SEED_ZERO
-        self._ahead: deque[float] = deque()  # flipped and not taken yet
 
     @staticmethod
     def checked(seed: int) -> int:
-        """The seed, if it is one.
+        """Return the seed as an int.
 
         Raises
         ------
         ParameterError
-            If it is out of range.
+            If it is no integer or out of range.
         """
-        seed = index(seed)
-        if not 0 <= seed <= _MASK:
-            raise ParameterError(f"seed is {seed}, expected a whole number from 0 to 2**64 - 1")
-        return seed
+        try:
+            return whole_number("seed", seed, 0, _MASK)
+        except ParameterError:
+            raise wrong("seed", seed, "a whole number from 0 to 2**64 - 1") from None
 
     def flip(self) -> float:
-        """The next coin."""
-        return self._ahead.popleft() if self._ahead else self._flip()
-
-    def look_ahead(self, n: int) -> list[float]:
-        """The next n coins, which `flip` gives all the same."""
-        while len(self._ahead) < n:
-            self._ahead.append(self._flip())
-        return list(islice(self._ahead, n))
-
-    def _flip(self) -> float:
+        """Return the next coin."""
         s = self._state
         s ^= s >> 12
         s = (s ^ (s << 25)) & _MASK
@@ -175,63 +180,39 @@ class Coin:
 
 
 def random_seed() -> int:
-    """A fresh seed, short enough to read out, that llama2.c's ``-s`` takes too."""
+    """Return a fresh seed: short enough to read out, and valid for llama2.c's ``-s``, too."""
     return int.from_bytes(os.urandom(4), "little") % 0x7FFFFFFF + 1
 
 
-def draw(probabilities: NDArray[np.float32], top_p: float, coin: float) -> int:
-    """What the engine does with probabilities and a coin, in NumPy.
-
-    Parameters
-    ----------
-    probabilities : ndarray, float32, shape (n,)
-        They sum up to 1.
-    top_p : float
-        Draw from the smallest set of most probable indices whose sum exceeds it, most probable
-        first, of equals the lower index; 0 and 1: from all, in order of index.
-    coin : float
-        In [0, 1).
-
-    Returns
-    -------
-    int
-        The first index whose running sum exceeds ``coin`` times the sum of the set.
-    """
-    order = np.arange(len(probabilities))
-    total, cut = np.float32(1), np.float32(top_p)
-    if 0 < cut < 1:
-        order = np.argsort(-probabilities, kind="stable")
-        sums = np.cumsum(probabilities[order])
-        order = order[: int(np.searchsorted(sums, cut, side="right")) + 1]
-        total = sums[len(order) - 1]
-    sums = np.cumsum(probabilities[order])
-    drawn = int(np.searchsorted(sums, np.float32(coin) * total, side="right"))
-    return int(order[min(drawn, len(order) - 1)])
-
-
 class Sampler:
-    """Chooses tokens; owns its coin, so one sampler tells one story.
+    """Chooses the tokens of one text, and owns its coins.
 
     Parameters
     ----------
     backend : Backend
-        Who does the arithmetic.
+        Does the arithmetic.
     params : SamplingParams
-        How.
+        How to choose.
     seed : int, optional
-        See `Coin`; None draws a fresh one.
+        See `Coin`. Default: a fresh one.
 
     Attributes
     ----------
     plain : bool
-        Of its parameters: temperature and top-p are all there is.
+        As of `SamplingParams`.
+
+    Raises
+    ------
+    ParameterError
+        If the seed is wrong, or ``params`` names a token outside the vocabulary.
     """
 
     def __init__(self, backend: Backend, params: SamplingParams, seed: int | None = None) -> None:
-        self.params = params
-        self.seed = random_seed() if seed is None else seed
         self._backend = backend
+        self.params = params
+        self.seed = random_seed() if seed is None else Coin.checked(seed)
         self._coin = Coin(self.seed)
+        self._coins: deque[float] = deque()  # flipped for `draws`, and not used yet
 
     @property
     def params(self) -> SamplingParams:
@@ -240,90 +221,107 @@ class Sampler:
 
     @params.setter
     def params(self, params: SamplingParams) -> None:
+        vocab_size = self._backend.config.vocab_size
+        for name, tokens in (
+            ("logit_bias", params.logit_bias),
+            ("banned_tokens", params.banned_tokens),
+        ):
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise ParameterError(
+                        f"token {token} of {name} is outside the vocabulary,"
+                        f" expected 0 to {vocab_size - 1}"
+                    )
         self._params, self.plain = params, params.plain
         self._flips = params.temperature >= _SMALLEST_TEMPERATURE
         bias = params.logit_bias
         self._biased = np.fromiter(bias.keys(), np.int64, len(bias))
-        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._bias = np.array(list(bias.values())).astype(np.float32)
         self._banned = np.array(params.banned_tokens, np.int64)
 
-    def sample(
-        self,
-        logits: Logits,
-        prompt: Sequence[int] = (),
-        generated: Sequence[int] = (),
-        n_tokens: int | None = None,
-    ) -> int:
-        """The next token; logits (vocab_size,) may be overwritten.
+    def draws(self, n: int, n_tokens: int | None = None) -> list[Draw]:
+        """Return how the backend draws the next ``n`` tokens by itself, where this is `plain`.
 
-        With temperature 0 (or below 1e-30) the coin is not touched.
-
-        Parameters
-        ----------
-        logits : ndarray, float32, shape (vocab_size,)
-            Of the model.
-        prompt, generated : sequence of int
-            The tokens so far, for penalties and processors.
-        n_tokens : int, optional
-            Draw one of the first so many, the others being padding. Default: of all.
-
-        Raises
-        ------
-        ParameterError
-            If bans and processors leave no token, or a token of theirs is not in the vocabulary.
-        """
-        if self.plain:
-            (draw,) = self.plain_draws(1, len(logits[:n_tokens]))
-            self.take_coin()
-            return pick(self._backend, logits, draw)
-        params = self._params
-        logits = self._adjusted(logits, prompt, generated, n_tokens)
-        if not self._flips:
-            return self._backend.argmax(logits)
-        coin = self._coin.flip()
-        p = softmax(logits, params.temperature)
-        tokens = cut(p, params.top_k, params.typical_p, params.top_p, params.min_p)
-        sums = np.cumsum(p[tokens])
-        drawn = int(np.searchsorted(sums, coin * sums[-1], side="right"))
-        return int(tokens[min(drawn, len(tokens) - 1)])
-
-    def plain_draws(self, n: int, n_tokens: int | None = None) -> list[Draw]:
-        """The next draws, coins included, which the backend can do by itself where it is `plain`.
-
-        For each token that comes of them `take_coin` is to be called.
+        Call `use_draw` for each token drawn this way that is used. The coins of the others are
+        handed out again.
 
         Parameters
         ----------
         n : int
-            So many.
+            How many tokens.
         n_tokens : int, optional
-            As in `sample`, but no more than there are logits.
+            As in `sample`.
         """
         params = self._params
         drawable = self._backend.config.vocab_size if n_tokens is None else n_tokens
         if not self._flips:
             return [Draw(0.0, 1.0, 0.0, drawable)] * n
+        while len(self._coins) < n:
+            self._coins.append(self._coin.flip())
         how = params.temperature, params.top_p
-        return [Draw(*how, coin, drawable) for coin in self._coin.look_ahead(n)]
+        return [Draw(*how, coin, drawable) for coin in islice(self._coins, n)]
 
-    def take_coin(self) -> None:
-        """The first of `plain_draws` has given a token: its coin, if it had one, is used up."""
+    def use_draw(self) -> None:
+        """Note that the first of `draws` gave a token: its coin is used up."""
         if self._flips:
-            self._coin.flip()
+            self._next_coin()
+
+    def _next_coin(self) -> float:
+        return self._coins.popleft() if self._coins else self._coin.flip()
+
+    def sample(
+        self,
+        logits: Logits,
+        prompt_tokens: Sequence[int] = (),
+        tokens: Sequence[int] = (),
+        n_tokens: int | None = None,
+    ) -> int:
+        """Return the next token. Logits (vocab_size,) may be overwritten.
+
+        With temperature 0 (or below 1e-30) no coin is used.
+
+        Parameters
+        ----------
+        logits : ndarray, float32, shape (vocab_size,)
+            The model's logits.
+        prompt_tokens, tokens : sequence of int
+            The prompt and the text so far, for penalties and processors.
+        n_tokens : int, optional
+            Draw from the first ``n_tokens`` tokens; the others are padding. Default: from all.
+
+        Raises
+        ------
+        ParameterError
+            If bans and processors leave no token to draw.
+        """
+        if self.plain:
+            (draw,) = self.draws(1, len(logits[:n_tokens]))
+            self.use_draw()
+            return draw_token(self._backend, logits, draw)
+        params = self._params
+        logits = self._adjusted(logits, prompt_tokens, tokens, n_tokens)
+        if not self._flips:
+            return self._backend.argmax(logits)
+        coin = self._next_coin()
+        p = softmax(logits, params.temperature)
+        drawable = cut(p, params.top_k, params.typical_p, params.top_p, params.min_p)
+        sums = np.cumsum(p[drawable])
+        drawn = int(np.searchsorted(sums, coin * sums[-1], side="right"))
+        return int(drawable[min(drawn, len(drawable) - 1)])
 
     def _adjusted(
         self,
         logits: Logits,
-        prompt: Sequence[int],
-        generated: Sequence[int],
+        prompt_tokens: Sequence[int],
+        tokens: Sequence[int],
         n_tokens: int | None,
     ) -> Logits:
-        """The logits (n_tokens,) behind everything that comes before temperature."""
+        """Return the logits (n_tokens,) after every step that comes before temperature."""
         params = self._params
         penalize(
             logits,
-            prompt,
-            generated,
+            prompt_tokens,
+            tokens,
             params.repetition_penalty,
             params.frequency_penalty,
             params.presence_penalty,
@@ -331,12 +329,12 @@ class Sampler:
         add_bias(logits, self._biased, self._bias, self._banned)
         if params.logits_processor:
             processors = cast("tuple[LogitsProcessor, ...]", params.logits_processor)
-            logits = process(logits, [*prompt, *generated], processors)
-        logits = logits[:n_tokens]  # not before: a prompt or a bias may name padding
+            logits = process(logits, [*prompt_tokens, *tokens], processors)
+        logits = logits[:n_tokens]  # only now: a prompt or a bias may name padding
         best = logits.max()
         if np.isnan(best):  # as in llama2.c, a NaN is never drawn
             logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
             best = logits.max()
         if best == -np.inf:
-            raise ParameterError("no token is left to draw, expected at least one that is allowed")
+            raise ParameterError("no token is left to draw: all are banned or have a logit of -inf")
         return logits

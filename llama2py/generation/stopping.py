@@ -1,4 +1,4 @@
-"""Texts that end a text, found across the borders of tokens, and never shown in part."""
+"""Stop texts: found across the borders of tokens, and never shown in part."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from ..errors import ParameterError
 
 
 class StopTexts:
-    """Pieces in, pieces out, up to the first stop text: what comes out never holds a part of it.
+    """A filter on a text that comes in pieces: it ends the text before the first stop text.
 
-    The match that ends first counts, of those the longest, so that it makes no difference how a
+    The match that ends first counts, and of those the longest. The result is the same however the
     text is cut into pieces.
 
     Parameters
     ----------
     stops : str or iterable of str
-        None of them empty.
+        The stop texts, none of them empty.
 
     Attributes
     ----------
     found : str or None
-        The stop text that has come.
+        The stop text that ended the text.
 
     Raises
     ------
     ParameterError
-        If one is empty.
+        If a stop text is empty.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class StopTexts:
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """The text that is sure to be shown, now that ``piece`` has come; '' behind a stop."""
+        """Return the text that is certain after ``piece``; '' once a stop text has been found."""
         if not self._stops:
             return piece
         if self.found is not None:
@@ -59,13 +59,13 @@ class StopTexts:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What is held back at the end of the text."""
+        """Return what is held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many last characters of the text may be the first of the stop text."""
+    """Return how many characters at the end of the text are the beginning of the stop text."""
     for n in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:n]):
             return n

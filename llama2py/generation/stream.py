@@ -1,4 +1,4 @@
-"""A prompt in, tokens and text out: one piece at a time, or all at once."""
+"""Generation, a finished text, and Stream, a text while it is generated."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from .._util import Closing
 from ..engine.session import Session
-from ..errors import Cancelled
 from ..tokenizers.tokenizer import Tokenizer
+from .batch import Lane, step
 from .job import FinishReason, Job, Timings
 from .logprobs import TokenLogprob
-from .prefix_cache import Prefixes
+from .prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +23,20 @@ class Generation:
     text : str
         What was generated, without the prompt.
     tokens : list of int
-        Its tokens, without the BOS that ended it; those of a stop text are among them.
+        The tokens generated, without the BOS that ended the text; those of a stop text included.
     prompt_tokens : list of int
         The prompt as it was run, BOS included.
     finish_reason : {'stop', 'length', 'time', 'cancelled'}
-        'stop': the model or a stop text ended it. 'length': ``max_tokens`` or the context is used
-        up. 'time': ``max_time`` is. 'cancelled': ``cancel`` was set.
+        'stop': the model or a stop text ended it. 'length': ``max_tokens`` or the end of the
+        context. 'time': ``max_time`` was over. 'cancelled': ``cancel`` was set.
     seed : int
-        Gives this text again.
+        The seed that gives this text again.
     timings : Timings
         How fast it went.
     stopped_by : int, str or None
         With 'stop': the token or the text that ended it.
     logprobs : list of TokenLogprob or None
-        One for each of ``tokens``, where asked for.
+        One for each of ``tokens``, if requested.
     """
 
     text: str
@@ -53,7 +53,7 @@ class Generation:
 
     @classmethod
     def of(cls, job: Job) -> Generation:
-        """What a job has come to."""
+        """Return the text of a finished job."""
         return cls(
             text=job.text,
             tokens=job.tokens,
@@ -67,26 +67,26 @@ class Generation:
 
 
 class Stream(Closing, Iterator[str]):
-    """A text while it is generated: iterate for its pieces.
+    """A text while it is generated: iterate over its pieces.
 
-    Made by `Model.stream`; a context manager. A piece is whole characters, never empty: a character
-    that takes several tokens comes with the last of them, and what may be the beginning of a stop
-    text comes when it is none. While it runs and afterwards, ``tokens``, ``finish_reason`` (None
-    before the end), ``seed`` and ``timings`` tell what happened so far. Breaking off the iteration
-    is fine; `close` then frees the memory at once.
+    Made by `Model.stream`. A context manager. A piece is whole characters and never empty: a
+    character of several tokens comes with the last of them, and what may be the beginning of a stop
+    text is held back until it is not. ``text``, ``tokens``, ``finish_reason`` (None until the end),
+    ``seed`` and ``timings`` say what has happened so far. You can leave the iteration early, and
+    `close` to free the memory at once.
 
     Parameters
     ----------
     session : Session
-        Where to run. Its earlier tokens stay in the context.
+        The session to run in. Its earlier tokens stay in the context.
     tokenizer : Tokenizer
         Turns tokens into text.
     job : Job
         What to generate.
     owns_session : bool
         Close the session at the end.
-    keep : Prefixes, optional
-        Gets the session at the end, instead.
+    prefix_cache : PrefixCache, optional
+        Receives the session at the end, instead.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Stream(Closing, Iterator[str]):
         tokenizer: Tokenizer,
         job: Job,
         owns_session: bool = True,
-        keep: Prefixes | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.prompt_tokens = job.prompt_tokens
         self.tokens = job.tokens
@@ -105,13 +105,18 @@ class Stream(Closing, Iterator[str]):
         self._job = job
         self._session = session
         self._tokenizer = tokenizer
-        self._owned = [session] if owns_session else []  # whoever takes it out, disposes of it
-        self._keep = keep
+        self._owned = [session] if owns_session else []  # whoever pops it, disposes of it
+        self._prefix_cache = prefix_cache
         self._pieces = filter(None, self._run())
 
     @property
+    def text(self) -> str:
+        """The text so far, without the prompt: all pieces joined."""
+        return self._job.text
+
+    @property
     def finish_reason(self) -> FinishReason | None:
-        """Why it ended; None before."""
+        """Why the text ended; None before its end."""
         return self._job.finish_reason
 
     @property
@@ -119,64 +124,57 @@ class Stream(Closing, Iterator[str]):
         """The token or the text that ended it."""
         return self._job.stopped_by
 
+    def __repr__(self) -> str:
+        n = len(self.tokens)
+        state = "" if self.finish_reason is None else f", finished: {self.finish_reason}"
+        return f"<Stream {n} token{'s' * (n != 1)}{state}>"
+
     def _run(self) -> Iterator[str]:
-        """The pieces, and "" for a token that completes none."""
-        job, session = self._job, self._session
-        if job.finish_reason is not None:  # a chat's turn that the next one came before
+        """Yield the pieces, and '' for a token that completes no character."""
+        job = self._job
+        if job.finish_reason is not None:  # the next turn of a chat came before this one began
             return
-        job.start(session, self._tokenizer)
-        interrupted = job.interrupted if job.watched else None
-        try:
-            while job.finish_reason is None:
-                block, draws = job.next_block(), job.plain_draws(session.ahead)
-                params = job.sampler.params
-                if not draws:
-                    yield job.take(session.forward(block, interrupted=interrupted))
-                    continue
-                for token in session.generate(block, draws, job.ends, interrupted):
-                    yield job.take_token(token)
-                    if job.finish_reason is not None or job.sampler.params is not params:
-                        break
-        except Cancelled:
-            if job.finish_reason is None:  # the session was closed
-                raise
-            yield job.end()
+        job.start(self._session, self._tokenizer)
+        lane = Lane(job, self._session)
+        while job.finish_reason is None:
+            for _, piece in step([lane], self._session.block):
+                yield piece
 
     def __next__(self) -> str:
         try:
             return next(self._pieces)
         except StopIteration:
-            if self._keep and self.finish_reason and (session := self._take_session()):
-                self._keep.give(session)
+            if self._prefix_cache and self.finish_reason and (session := self._pop_session()):
+                self._prefix_cache.give(session)
             self.close()
             raise
-        except BaseException:  # nothing more will come
+        except BaseException:  # there will be no more pieces
             self.close()
             raise
 
     def finish(self) -> Generation:
-        """Generate what is left.
+        """Generate the rest.
 
         Returns
         -------
         Generation
-            Its ``text`` holds only what no iteration has taken before.
+            Its ``text`` is only what no iteration has returned before; `Stream.text` is all of it.
 
         Raises
         ------
         ClosedError
-            After `close`, if the text had not come to its end.
+            After `close`, if the text had not ended.
         """
         text = "".join(self)
         return replace(Generation.of(self._job), text=text)
 
     def close(self) -> None:
-        """Stop here, from any thread. Twice does no harm."""
-        if session := self._take_session():
+        """Stop here, from any thread. Closing twice does no harm."""
+        if session := self._pop_session():
             session.close()
 
-    def _take_session(self) -> Session | None:
-        """The session, if it is this stream's to dispose of: once, whichever thread comes first."""
+    def _pop_session(self) -> Session | None:
+        """Return the session if it is this stream's to dispose of: once, to one thread."""
         try:
             return self._owned.pop()
         except IndexError:

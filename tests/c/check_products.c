@@ -207,7 +207,8 @@ static void check_bare(const FloatKernels *kernels, int type, int blocks, int co
         for (int i = 0; i < n; i++)
             for (int row = 0; row < rows; row++)
                 floats(out)[(size_t)i * ld_out + (size_t)row] = mode == MATMUL_STORE ? NAN : 0.75f;
-        kernels->matmul_bare(type, w.array, stride * width, blocks, cols, floats(x), ld_x, n, floats(out), ld_out, mode);
+        const Blocks bare = {type, w.array, stride * width, blocks, cols};
+        kernels->matmul_bare(&bare, floats(x), ld_x, n, floats(out), ld_out, mode);
         for (int i = 0; i < n; i++) {
             for (int row = 0; row < rows; row++) {
                 const float *wr = wide + (size_t)(row / LANES) * stride + row % LANES;
@@ -317,8 +318,8 @@ void check_packing_int4(void) {
         l2p_config c = SHAPES[shape];
         c.weight_type = L2P_INT4;
         now("packing int4 of dim %d", c.dim);
-        l2p_model *model = l2p_model_new(&c, best_isa());
-        CHECK(model != NULL);
+        l2p_model *model;
+        CHECK(l2p_model_new(&c, best_isa(), &model) == L2P_OK);
         TestMatrix t = test_matrix(L2P_INT4, c.vocab_size, c.dim, 0, 0);
         const Matrix *want = &t.m, *got = &model->embedding;
         const size_t n_scales = (size_t)c.vocab_size * (size_t)want->groups;

@@ -34,9 +34,9 @@ static float coin(uint64_t *state) {
 
 /* Story `seed`: its beginning run at once, or taken over from the trunk; then token by token, drawn in one of three
  * ways: from the logits that each call gives, or by the call itself. */
-static Story tell(const Library *library, int seed, int n_threads, int copied, int by_next) {
+static Story tell(const Library *library, int seed, int n_threads, int copied, int drawing) {
     const int vocab = library->s->config.vocab_size;
-    const l2p_draw greedy = {.n = vocab};
+    const l2p_draw greedy = {.n_tokens = vocab};
     Story story = {.hash = 0xcbf29ce484222325u};
     uint64_t state = (uint64_t)seed;
     l2p_session *session = l2p_session_new(library->model), *sessions[BEGINNING];
@@ -61,12 +61,21 @@ static Story tell(const Library *library, int seed, int n_threads, int copied, i
             draw.top_p = seed % 3 == 1 ? 1.0f : 0.9f;
             draw.coin = coin(&state);
         }
-        if (by_next) {
-            CHECK(l2p_next(library->model, n, tokens, sessions, positions, 1, &row, &draw, &story.tokens[i], n_threads,
-                           NULL) == L2P_OK);
-        } else {
-            CHECK(l2p_forward(library->model, n, tokens, sessions, positions, 1, &row, logits, n_threads, NULL) ==
-                  L2P_OK);
+        const int32_t one_draw = 1;
+        int32_t n_drawn;
+        const l2p_batch batch = {.n_tokens = n,
+                                 .tokens = tokens,
+                                 .sessions = sessions,
+                                 .positions = positions,
+                                 .n_rows = 1,
+                                 .rows = &row,
+                                 .logits = drawing ? NULL : logits,
+                                 .n_draws = &one_draw,
+                                 .draws = &draw,
+                                 .drawn = &story.tokens[i],
+                                 .n_drawn = &n_drawn};
+        CHECK(l2p_forward(library->model, &batch, n_threads, NULL) == L2P_OK);
+        if (!drawing) {
             hash(&story.hash, logits, (size_t)vocab);
             story.tokens[i] = seed % 3 == 2 ? l2p_argmax(library->model, logits, vocab)
                                             : l2p_sample(library->model, logits, vocab, draw.temperature, draw.top_p,
@@ -85,10 +94,10 @@ static void *teller_main(void *argument) {
     Library *library = teller->library;
     for (int i = 0; i < STORIES; i++) {
         const int seed = (i + teller->number * 5) % STORIES; /* the threads are at different ones */
-        const int by_next = (teller->number + i / 2) % 2;
-        const Story told = tell(library, seed, 1 + (teller->number + i) % 3, i % 2, by_next),
+        const int drawing = (teller->number + i / 2) % 2;
+        const Story told = tell(library, seed, 1 + (teller->number + i) % 3, i % 2, drawing),
                     *want = &library->want[seed];
-        if (memcmp(told.tokens, want->tokens, sizeof told.tokens) != 0 || (!by_next && told.hash != want->hash))
+        if (memcmp(told.tokens, want->tokens, sizeof told.tokens) != 0 || (!drawing && told.hash != want->hash))
             fail("thread %d tells another story %d than a thread alone", teller->number, seed);
     }
     atomic_fetch_sub(&library->telling, 1);
@@ -102,10 +111,10 @@ static void check_library(l2p_config config, int weight_type, const char *name) 
     now("stories of a %s model", name);
     library.trunk = l2p_session_new(library.model);
     CHECK(library.trunk != NULL);
-    const int32_t row = 0;
+    const Run run = {.s = &s, .model = (l2p_model *)library.model, .n_threads = 1};
     float *out = malloc((size_t)config.vocab_size * sizeof *out);
-    for (int32_t at = 0; at < BEGINNING; at++)
-        CHECK(l2p_forward(library.model, 1, &s.tokens[0][at], &library.trunk, &at, 1, &row, out, 1, NULL) == L2P_OK);
+    for (int at = 0; at < BEGINNING; at++)
+        CHECK(forward_one(&run, library.trunk, s.tokens[0][at], at, out) == L2P_OK);
     int different = 0;
     for (int seed = 0; seed < STORIES; seed++) {
         library.want[seed] = tell(&library, seed, 1, 0, 0);

@@ -126,7 +126,7 @@ static void check_cancel(void) {
     for (int kind = 0; kind < 4; kind++)
         for (int layer = -1; layer < config.n_layers; layer++) {
             const int n_threads = 1 + kind % 2, draws = kind / 2;
-            now("%s cancelled in layer %d, %d threads", draws ? "l2p_next" : "l2p_forward", layer,
+            now("%s cancelled in layer %d, %d threads", draws ? "draws" : "logits", layer,
                 n_threads); /* -1: before the call */
             l2p_release(); /* forgets that an earlier run may have had no use for a second thread */
             norms = cancel_flag = 0;
@@ -135,12 +135,21 @@ static void check_cancel(void) {
             if (layer < 0) cancel_flag = 1;
             if (n_threads == 2) cancel_at = 0; /* the threads' norms come in any order: just count them */
             const int cancelled = cancel_flag || (cancel_at > 0 && layer < config.n_layers - 1);
-            const l2p_draw draw = {.n = config.vocab_size};
-            int32_t drawn = -7;
-            const int error = draws ? l2p_next(run.model, 1, &s.tokens[0][0], run.sessions, &row, 1, &row, &draw,
-                                               &drawn, n_threads, &cancel_flag)
-                                    : l2p_forward(run.model, 1, &s.tokens[0][0], run.sessions, &row, 1, &row, out,
-                                                  n_threads, &cancel_flag);
+            const l2p_draw draw = {.n_tokens = config.vocab_size};
+            const int32_t one_draw = 1;
+            int32_t drawn = -7, n_drawn;
+            const l2p_batch one = {.n_tokens = 1,
+                                   .tokens = &s.tokens[0][0],
+                                   .sessions = run.sessions,
+                                   .positions = &row,
+                                   .n_rows = 1,
+                                   .rows = &row,
+                                   .logits = draws ? NULL : out,
+                                   .n_draws = &one_draw,
+                                   .draws = &draw,
+                                   .drawn = &drawn,
+                                   .n_drawn = &n_drawn};
+            const int error = l2p_forward(run.model, &one, n_threads, &cancel_flag);
             CHECK(error == (cancelled ? L2P_CANCELLED : L2P_OK));
             CHECK((drawn == -7) == (cancelled || !draws)); /* a token that is not there is none */
             /* each thread norms for itself; a cancelled call ends after the first products of its layer */
@@ -161,10 +170,17 @@ static void check_cancel(void) {
     int32_t flag = 0, positions[TOKENS];
     l2p_session *sessions[TOKENS];
     for (int i = 0; i < LENGTHS[0]; i++) positions[i] = i, sessions[i] = run.sessions[0];
+    const l2p_batch prompt = {.n_tokens = LENGTHS[0],
+                              .tokens = s.tokens[0],
+                              .sessions = sessions,
+                              .positions = positions,
+                              .n_rows = 1,
+                              .rows = &row,
+                              .logits = out};
     if (pthread_create(&thread, NULL, cancel_soon, &flag)) fail("no thread for the check");
     int error = L2P_OK;
     for (time_t end = time(NULL) + 60; !error && time(NULL) < end;)
-        error = l2p_forward(run.model, LENGTHS[0], s.tokens[0], sessions, positions, 1, &row, out, 2, &flag);
+        error = l2p_forward(run.model, &prompt, 2, &flag);
     CHECK(error == L2P_CANCELLED);
     pthread_join(thread, NULL);
     free(out);
@@ -197,13 +213,13 @@ static void work_well(void *context, int thread, int n_threads) {
 
 /* A run of 20 ms that is all waiting, and the pause behind it: microseconds */
 static int64_t pause_behind(int64_t *run) {
-    CHECK(threads_that_help(2) == 2);
+    CHECK(scheduling_before_run(2) == 2);
     const int64_t start = microseconds();
     threads_run(2, wait_for_the_second, NULL);
     const int64_t end = microseconds();
     *run = end - start;
-    CHECK(threads_that_help(2) == 1 && threads_that_help(1) == 1);
-    for (int waited = 0; threads_that_help(2) == 1; waited++) {
+    CHECK(scheduling_before_run(2) == 1 && scheduling_before_run(1) == 1);
+    for (int waited = 0; scheduling_before_run(2) == 1; waited++) {
         CHECK(waited < 1000);
         pause_us(5000);
     }
@@ -222,18 +238,18 @@ static void check_pauses(void) {
     }
     for (int64_t well = 0; well < pause + 20000; well += 10000) { /* as long as the last pause was */
         atomic_int second_has_begun = 0;
-        threads_that_help(2);
+        scheduling_before_run(2);
         threads_run(2, work_well, &second_has_begun);
     }
     pause = pause_behind(&run);
     CHECK(pause < 12 * run); /* from the start: 2 times, and as long as this thread took to see it */
-    CHECK(threads_that_help(2) == 2);
+    CHECK(scheduling_before_run(2) == 2);
     threads_run(2, wait_for_the_second, NULL);
     threads_end_turn();
     l2p_release(); /* which forgets it */
     threads_take_turn();
     threads_run(2, wait_for_the_second, NULL); /* nobody asked whether two would help: no pause */
-    CHECK(threads_that_help(2) == 2);
+    CHECK(scheduling_before_run(2) == 2);
     threads_end_turn();
 }
 

@@ -28,13 +28,30 @@ Inputs inputs_of(const Run *run, const Batch *batch) {
     return in;
 }
 
+l2p_batch batch_of(const Inputs *in, int n, int n_rows, const int32_t *rows) {
+    return (l2p_batch){.n_tokens = n,
+                       .tokens = in->tokens,
+                       .sessions = in->sessions,
+                       .positions = in->positions,
+                       .n_rows = n_rows,
+                       .rows = rows};
+}
+
+int forward_one(const Run *run, l2p_session *session, int32_t token, int position, float *logits) {
+    const int32_t row = 0;
+    Inputs in = {.tokens = {token}, .positions = {position}, .sessions = {session}};
+    l2p_batch one = batch_of(&in, 1, 1, &row);
+    one.logits = logits;
+    return l2p_forward(run->model, &one, run->n_threads, NULL);
+}
+
 int32_t draw_apart(const Run *run, const float *logits, const l2p_draw *draw) {
-    const size_t n = (size_t)draw->n;
+    const size_t n = (size_t)draw->n_tokens;
     Guarded copy = guarded_floats(n), scratch = guarded(n * sizeof(int32_t));
     memcpy(floats(copy), logits, n * sizeof(float));
     const int32_t token = draw->temperature == 0.0f
-                              ? l2p_argmax(run->model, floats(copy), draw->n)
-                              : l2p_sample(run->model, floats(copy), draw->n, draw->temperature, draw->top_p,
+                              ? l2p_argmax(run->model, floats(copy), draw->n_tokens)
+                              : l2p_sample(run->model, floats(copy), draw->n_tokens, draw->temperature, draw->top_p,
                                            draw->coin, (int32_t *)(void *)scratch.array);
     unguard(copy), unguard(scratch);
     return token;
@@ -46,8 +63,9 @@ void feed(Run *run, const Batch *batch, int first, const char *how) {
     int32_t rows[TOKENS + 1];
     for (int i = 0; i < n_logits; i++) rows[i] = i ? n - i : n - 1;
     Guarded out = guarded_floats((size_t)n_logits * (size_t)vocab);
-    CHECK(l2p_forward(run->model, n, in.tokens, in.sessions, in.positions, n_logits, rows, floats(out), run->n_threads,
-                      NULL) == L2P_OK);
+    l2p_batch all = batch_of(&in, n, n_logits, rows);
+    all.logits = floats(out);
+    CHECK(l2p_forward(run->model, &all, run->n_threads, NULL) == L2P_OK);
     for (int i = 0; i < n_logits; i++) {
         const int row = rows[i];
         const float *want = run->want[batch->session[row]] + (size_t)batch->position[row] * (size_t)vocab;
@@ -139,9 +157,8 @@ static void record(Run *run) {
     fresh_sessions(run);
     for (int i = 0; i < N_SESSIONS; i++) {
         run->want[i] = malloc((size_t)LENGTHS[i] * vocab * sizeof(float));
-        for (int32_t t = 0, row = 0; t < LENGTHS[i]; t++)
-            CHECK(l2p_forward(run->model, 1, &run->s->tokens[i][t], &run->sessions[i], &t, 1, &row,
-                              run->want[i] + (size_t)t * vocab, 1, NULL) == L2P_OK);
+        for (int t = 0; t < LENGTHS[i]; t++)
+            CHECK(forward_one(run, run->sessions[i], run->s->tokens[i][t], t, run->want[i] + (size_t)t * vocab) == L2P_OK);
     }
 }
 

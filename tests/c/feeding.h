@@ -32,6 +32,10 @@ typedef struct { /* a batch as the engine takes it */
 } Inputs;
 
 Inputs inputs_of(const Run *run, const Batch *batch);
+/* Its first n tokens as l2p_forward takes them; where logits go, or how tokens are drawn, is for the caller to add. */
+l2p_batch batch_of(const Inputs *in, int n, int n_rows, const int32_t *rows);
+/* The logits (vocab_size,) after one token */
+int forward_one(const Run *run, l2p_session *session, int32_t token, int position, float *logits);
 
 /* Draw from logits (vocab_size,), which stay as they are, by l2p_argmax or l2p_sample */
 int32_t draw_apart(const Run *run, const float *logits, const l2p_draw *draw);

@@ -4,9 +4,9 @@
  *   errors   wrong arguments come back as error codes, and leave everything usable
  *   kernels  each kernel alone against plain scalar loops, at sizes around the vector's width; packing int4
  *   models   l2p_forward against a naive transformer; the same bits for any batch, thread count and instruction set
- *   next     l2p_next draws what l2p_forward and l2p_argmax or l2p_sample draw, and leaves the same sessions behind;
- *            l2p_generate draws what l2p_next does token by token
- *   generate l2p_generate cancelled anywhere, by several callers, with a workspace that grows
+ *   draws    l2p_forward draws what l2p_argmax or l2p_sample draws from its logits, one token or many in a call, for one
+ *            session or many at once, and leaves the same sessions behind
+ *   texts    many tokens in a call: with a workspace that grows, cancelled anywhere, by several callers
  *   threads  pool, turns, cancelling and l2p_release, several callers at once, a model whose steps threads share
  *   stories  eight threads tell stories with one model, each what a thread alone tells
  *
@@ -27,8 +27,8 @@ int main(int argc, char **argv) {
                  {"errors", check_errors},
                  {"kernels", check_kernels},
                  {"models", check_models},
-                 {"next", check_next},
-                 {"generate", check_generate},
+                 {"draws", check_draws},
+                 {"texts", check_texts},
                  {"threads", check_threads},
                  {"stories", check_stories}};
     enum { N_PARTS = sizeof parts / sizeof parts[0] };

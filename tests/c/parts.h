@@ -7,8 +7,8 @@ void check_fork(void);
 void check_errors(void);
 void check_kernels(void);
 void check_models(void);
-void check_next(void);
-void check_generate(void);
+void check_draws(void);
+void check_texts(void);
 void check_threads(void);
 void check_stories(void);
 
@@ -18,7 +18,7 @@ void check_matmul_bare(const FloatKernels *kernels);
 void check_quantize(const Kernels *kernels);
 void check_packing_int4(void);
 
-/* Of check_models.c and check_next.c, for check_threads */
+/* Of check_models.c and check_draws.c, for check_threads */
 void check_big(int isa, int group);
 void draw_big(void);
 

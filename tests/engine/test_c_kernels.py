@@ -104,10 +104,10 @@ def test_clang_builds_it_without_a_warning(tmp_path: Path, hashes: Hashes) -> No
         # all of them, in two halves at once
         (
             "address,undefined",
-            [["kernels", "next"], ["fork", "errors", "models", "generate", "threads", "stories"]],
+            [["kernels", "draws"], ["fork", "errors", "models", "texts", "threads", "stories"]],
         ),
         # not minutes for the rest; after fork() TSan knows no threads
-        ("thread", [["next", "generate", "stories"], ["threads"]]),
+        ("thread", [["draws", "texts", "stories"], ["threads"]]),
     ],
 )
 def test_sanitized(tmp_path: Path, sanitizer: str, parts: list[list[str]]) -> None:
@@ -132,7 +132,7 @@ def test_emulated_arm_computes_the_same_bits(tmp_path: Path, hashes: Hashes) -> 
     program = build(tmp_path, compiler("aarch64-linux-gnu-gcc"), "-static", "-O1")
     # What depends on the instruction set, but for the big model, which takes the emulator half a
     # minute. The emulator itself does not survive `fork`.
-    emulated = read_hashes(run_at_once([emulator, str(program)], ["kernels", "models"], ["next"]))
+    emulated = read_hashes(run_at_once([emulator, str(program)], ["kernels", "models"], ["draws"]))
     simd = {digest for (isa, kind), digest in hashes.items() if isa in SIMD and kind == "float32"}
     assert {emulated[("neon", "float32")]} >= simd  # none on a CPU that has only the portable set
     # Numerics that end in libm's bits (portable, and int8) are the same wherever libm is; this

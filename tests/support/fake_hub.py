@@ -1,11 +1,12 @@
-"""A server that speaks as much of the Hugging Face hub's protocol as a download needs.
+"""A server that speaks the part of the Hugging Face hub's protocol that a download needs.
 
-As the hub does: git keeps small files under the sha1 of their blob; large ones (LFS) are redirected
-to another address, under the sha256 that the redirection tells.
+As on the hub, the etag of a small file is the SHA-1 of its git blob. A large file (LFS) is
+redirected to another address, and its etag is its SHA-256.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -21,18 +22,20 @@ LARGE = (".bin", ".safetensors", ".gguf", ".pth")
 
 @dataclass
 class FakeHub:
-    """What the server has, and what it was asked.
+    """The contents of the server, and the requests it received.
 
     Attributes
     ----------
     repos : dict
         Repository to path to content.
     damaged : set of str
-        Paths of which one byte comes changed.
+        Paths that are sent with one byte changed.
     cut : dict of str to int
-        Paths whose next transfer breaks off after so many bytes; then it is forgotten.
+        Paths whose next transfer breaks off, and after how many bytes.
+    held : dict of str to int
+        Paths whose transfers stop after that many bytes, until ``resumed`` is set.
     gated : set of str
-        Repositories that want a token.
+        Repositories that need a token.
     requests : list of (str, str, str)
         Method, path and range of every request.
     """
@@ -40,12 +43,14 @@ class FakeHub:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     cut: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    resumed: threading.Event = field(default_factory=threading.Event)
     gated: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
 
     def fetched(self) -> list[tuple[str, str]]:
-        """File and range of every transfer so far."""
+        """Return the file and the range of every transfer so far."""
         return [
             (path.partition("/resolve/main/")[2] or path.partition("/lfs/")[2], part)
             for method, path, part in self.requests
@@ -55,7 +60,7 @@ class FakeHub:
 
 @contextmanager
 def serve(hub: FakeHub) -> Iterator[str]:
-    """Run the server in a thread; gives its address, for ``HF_ENDPOINT``."""
+    """Run the server in a thread; yield its address, for ``HF_ENDPOINT``."""
 
     class Handler(_Handler):
         served = hub
@@ -67,6 +72,7 @@ def serve(hub: FakeHub) -> Iterator[str]:
     try:
         yield hub.url
     finally:
+        hub.resumed.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -77,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Print nothing."""
 
     def do_HEAD(self) -> None:
         self._serve()
@@ -93,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._list("/".join(parts[2:4]))
         elif parts[2:4] == ["resolve", "main"]:
             self._resolve("/".join(parts[:2]), "/".join(parts[4:]))
-        elif parts[2:3] == ["lfs"]:  # where large files are redirected to
+        elif parts[2:3] == ["lfs"]:  # the target of redirections
             file = "/".join(parts[3:])
             self._send(file, self.served.repos["/".join(parts[:2])][file], {"ETag": '"md5-of-it"'})
         else:
@@ -115,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._answer(404, {**headers, "X-Error-Code": "EntryNotFound"}, b"Entry not found")
         elif file.endswith(LARGE):
-            # Of another host, as the hub's storage is: a client does not look there for the facts.
+            # On another host, as on the hub: a client reads the headers here.
             storage = self.served.url.replace("127.0.0.1", "localhost")
             headers["Location"] = f"{storage}/{repo}/lfs/{file}"
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
@@ -129,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo in self.served.gated:
             self._answer(403, {"X-Error-Code": "GatedRepo"}, b"Access to it is restricted")
             return True
-        if repo not in self.served.repos:  # the hub does not tell who may not know
+        if repo not in self.served.repos:  # the hub does not say whether it is private
             self._answer(401, {"X-Error-Code": "RepoNotFound"}, b"Repository not found")
             return True
         return False
@@ -156,6 +162,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         end = self.served.cut.pop(file, None) if file is not None else None
-        self.wfile.write(content[:end])
+        held = self.served.held.get(file or "")
+        if held is not None:
+            begin = int(headers.get("Content-Range", "bytes 0-").split()[1].split("-")[0])
+            first, content = content[: max(0, held - begin)], content[max(0, held - begin) :]
+            self.wfile.write(first)
+            self.wfile.flush()
+            self.served.resumed.wait(60)
+        with contextlib.suppress(OSError):  # the client may have gone away
+            self.wfile.write(content[:end])
         if end is not None:
             self.close_connection = True

@@ -1,0 +1,129 @@
+"""Check what a caller passed. An error names the parameter, its value, and what is expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Any
+
+from ..errors import Llama2pyError, ParameterError, PromptError
+
+_LONGEST = 60  # characters of a value in a message
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: short, and never an error of its own."""
+    try:
+        text = str(value) if isinstance(value, int | float) else repr(value)
+    except Exception:  # such as an int of more digits than Python converts
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def wrong(name: str, value: object, expected: str) -> ParameterError:
+    """Return the error for a parameter of a wrong type or out of its range."""
+    return ParameterError(f"{name} is {shown(value)}, expected {expected}")
+
+
+def whole_number(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """Return an integer (of Python, NumPy, ...) as an int.
+
+    Raises
+    ------
+    ParameterError
+        If it is no integer, or out of its range.
+    """
+    try:
+        number = index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        limits = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise wrong(name, value, f"a whole number {limits}")
+    return number
+
+
+def real_number(name: str, value: Any, least: float, most: float, expected: str) -> float:
+    """Return a number (of Python, NumPy, ...) as a float.
+
+    Raises
+    ------
+    ParameterError
+        If it is no number, NaN, too large for a float, or not from ``least`` to ``most``.
+    """
+    try:
+        if isinstance(value, str | bytes | bytearray):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not least <= number <= most:
+        raise wrong(name, value, expected)
+    return number
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of the choices.
+
+    Raises
+    ------
+    ParameterError
+        The message lists the choices.
+    """
+    if not isinstance(value, str) or value not in choices:
+        listed = " or ".join(map(repr, choices))
+        if len(choices) > 2:
+            listed = f"one of {', '.join(choices)}"
+        raise wrong(name, value, listed)
+
+
+def function(name: str, value: object) -> None:
+    """Refuse a value that can be neither called nor left out.
+
+    Raises
+    ------
+    ParameterError
+        If it is neither callable nor None.
+    """
+    if value is not None and not callable(value):
+        raise wrong(name, value, "a function or None")
+
+
+def token_ids(
+    name: str, tokens: Iterable[Any], error: type[Llama2pyError] = ParameterError
+) -> list[int]:
+    """Return token ids as a list of int; whether the vocabulary has them is not checked.
+
+    Raises
+    ------
+    ParameterError, or ``error``
+        If they are not iterable, or one is no integer.
+    """
+    ids: list[int] = []
+    try:
+        if isinstance(tokens, str | bytes | bytearray | memoryview):
+            raise TypeError
+        each = iter(tokens)
+    except TypeError:
+        raise error(f"{name} is {shown(tokens)}, expected a sequence of token ids") from None
+    for token in each:
+        try:
+            ids.append(index(token))
+        except TypeError:
+            raise error(f"{name} holds {shown(token)}, expected whole numbers") from None
+    return ids
+
+
+def prompt_ids(tokens: Iterable[Any]) -> list[int]:
+    """Return the token ids to run, at least one.
+
+    Raises
+    ------
+    PromptError
+        If there is none, or they are no token ids.
+    """
+    ids = token_ids("tokens", tokens, PromptError)
+    if not ids:
+        raise PromptError("there are no tokens to run")
+    return ids
