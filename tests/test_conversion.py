@@ -161,9 +161,7 @@ def test_only_gguf_holds_factors_per_frequency(tmp_path: Path) -> None:
     config = replace(TINY, rope_scaling=RopeScaling("factors", factors=(1.0, 1.5, 4.0)))
     write_gguf(tmp_path / "a.gguf", in_memory(config, dict(random_checkpoint(TINY).tensors)),
                "float32", {})  # fmt: skip
-    with pytest.raises(
-        CheckpointError, match=r"a\.gguf: a config\.json .* use the format gguf"
-    ):
+    with pytest.raises(CheckpointError, match=r"a\.gguf: a config\.json .* use the format gguf"):
         convert(tmp_path / "a.gguf", tmp_path / "hf")
     assert names_in(tmp_path) == ["a.gguf"]
     convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
