@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -510,3 +511,26 @@ def test_a_download_without_a_connection_fails_at_once(
         " machine and use the path as the model's name (builtin is the name of the model that"
         " needs no download)\n"
     )
+
+
+def test_a_full_disk_is_no_network_error(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    assert main(["download", "stories15M"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "llama2py: stories15M: cannot be written (No space left on device: "
+    )
+
+
+def test_a_download_that_does_not_fit_is_refused_before_the_transfer(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DownloadError, match=r"needs .* kB of disk space, 1\.0 kB are free"):
+        download("stories15M")
+    assert hub.fetched() == []
