@@ -329,7 +329,7 @@ def test_a_vocabulary_that_a_format_cannot_hold_is_an_error(model: Path, tmp_pat
 def test_gguf_cannot_express_the_spaces_of_newer_transformers(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They add a space only at the beginning of a text, and not before a space: a warning says so."""
+    """They add one only at the beginning of a text, and not before a space: a warning says so."""
     tiny, path = tiny_tokenizer(), model / "tokenizer.json"
     path.write_bytes(tokenizer_json(tiny))
     merges = load_tokenizer(path)
