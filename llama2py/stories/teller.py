@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import count as count_from
 from itertools import islice
 
-from .._util import Closing, counted, whole_number
+from .._util import Closing, counted
+from ..engine.parameters import whole_number
 from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
 from ..generation.sampling import Sampler, SamplingParams, random_seed
