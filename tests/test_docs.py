@@ -27,7 +27,6 @@ from llama2py.engine.session import SessionOverflow
 from llama2py.generation.job import Overflow
 from llama2py.generation.options import Options
 from llama2py.hub import STORIES
-from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -282,6 +281,8 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
 
 
 def test_architecture_shows_the_layers_that_are_tested() -> None:
+    from tests.test_layers import LAYERS  # not for `python tests/test_docs.py`
+
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```text\n(errors.*?)^```$", text, re.MULTILINE | re.DOTALL)
     shown = [set(line.split(", ")) for line in block.splitlines()]
