@@ -18,7 +18,7 @@ SOURCES = [
     "forward.c",
     "attention.c",
     "threads.c",
-    "cores.c",
+    "scheduling.c",
     "sampling.c",
     "probe.c",
     "dispatch.c",

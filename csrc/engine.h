@@ -114,7 +114,7 @@ enum { SMALL_PAGES, HUGE_PAGES };
 void *pages_alloc(size_t bytes, int pages);
 void pages_free(void *memory, size_t bytes);
 
-/* threads.c. One caller at a time has the turn: it may use the pool and the workspace, the others wait. */
+/* threads.c: the pool. One caller at a time has the turn: it may use the pool and the workspace, the others wait. */
 typedef void (*Work)(void *context, int thread, int n_threads);
 void threads_take_turn(void);
 void threads_end_turn(void);
@@ -124,17 +124,21 @@ void threads_run(int n_threads, Work work, void *context);
 /* Within work: return when all of its threads have come here. */
 void threads_barrier(int n_threads);
 void threads_stop(void);
-/* How many to run a step of a model on: n_threads, or 1 for a while behind such a run that 1 would have done faster, as
- * the system had put a thread aside for other programs. Asked before a run, which is looked at for that, then. */
-int threads_that_help(int n_threads);
 
-/* cores.c. Called by each thread at the start of a run (they are numbered); and by one that waits: it goes to another core
- * if a thread before it is on its own. */
-void cores_look(int thread, uint32_t run);
-void cores_part(int thread, int n_threads, uint32_t run);
+int64_t nanoseconds(void); /* of a clock that only goes forward */
 
-/* n_threads within 1 to MAX_THREADS, and 1 for so little work that waking a second thread costs more than it saves. */
-int threads_worth_it(const l2p_model *model, int n_tokens, int n_threads);
+/* scheduling.c: how many threads, on which cores; all of it can be switched off.
+ * How many to run n_tokens tokens of a model on: n_threads within 1 to MAX_THREADS, or 1 for little work. */
+int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads);
+/* Before a run that is to be judged: n_threads, or 1 for a while after a run that one thread would have finished sooner. */
+int scheduling_before_run(int n_threads);
+/* After any run: how long it took and how long its threads waited for each other, in nanoseconds */
+void scheduling_after_run(int64_t length, int64_t waited, int n_threads);
+void scheduling_forget(void);
+/* Each thread calls the first at the start of a run (runs are numbered). One that has to wait calls the second: it goes to a
+ * free core if a thread with a lower number is on its own. */
+void scheduling_note_core(int thread, uint32_t run);
+void scheduling_leave_core(int thread, int n_threads, uint32_t run);
 
 /* The part of [0, n) that belongs to a thread, in whole multiples of `unit`. */
 static inline void threads_share(int n, int unit, int thread, int n_threads, int *begin, int *end) {

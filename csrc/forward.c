@@ -113,7 +113,7 @@ static int make_room(const Forward *like, int n, int n_rows, int n_threads) {
     Forward f = *like;
     f.n = n;
     f.n_rows = n_rows;
-    const size_t needed = lay_out_workspace(&f, threads_worth_it(f.model, n, n_threads), MEASURE);
+    const size_t needed = lay_out_workspace(&f, scheduling_threads(f.model, n, n_threads), MEASURE);
     if (needed <= workspace.bytes) return L2P_OK;
     pages_free(workspace.memory, workspace.bytes);
     workspace.bytes = 0;
@@ -379,7 +379,7 @@ static int next_pass(Forward *f) {
 }
 
 static void run_pass(Forward *f, int n_threads) {
-    n_threads = threads_that_help(threads_worth_it(f->model, f->n, n_threads));
+    n_threads = scheduling_before_run(scheduling_threads(f->model, f->n, n_threads));
     if (f->n != f->laid_out.n || f->n_rows != f->laid_out.n_rows || n_threads != f->laid_out.n_threads) {
         lay_out_workspace(f, n_threads, PLACE);
         f->laid_out.n = f->n;
@@ -391,6 +391,7 @@ static void run_pass(Forward *f, int n_threads) {
 }
 
 int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel) {
+    if (!model || !batch) return L2P_BAD_ARGUMENT;
     int error = check_batch(model, batch);
     if (error) return error;
     atomic_int cancelled = 0;

@@ -1,25 +1,30 @@
 /* llama2py's engine: the one public header. cffi reads it as its cdef, so it is plain C declarations.
  *
- * Numbers that come from a file are checked in Python before they get here; what a caller could still get
- * wrong (a token id, a position) comes back as an error code. Nothing here prints or exits. */
+ * Every function checks its arguments: sizes, indices and positions that are out of bounds come back as error codes. What
+ * it cannot check is that a pointer leads to as much memory as is said here. Nothing here prints or exits. */
 #ifndef LLAMA2PY_H
 #define LLAMA2PY_H
 #include <stdint.h>
+
+/* The version of this header. Raise it with every change of a declaration, here and in llama2py/engine/extension.py:
+ * Python refuses an extension that was compiled from another version. */
+enum { L2P_API_VERSION = 2 };
 
 /* Error codes of the functions that return int: 0 is success. */
 enum {
     L2P_OK = 0,
     L2P_NO_MEMORY = 1,
     L2P_BAD_ARGUMENT = 2,
-    L2P_CANCELLED = 3
+    L2P_CANCELLED = 3,
+    L2P_UNSUPPORTED = 4 /* this CPU lacks the instruction set */
 };
 
-/* What matrices are made of, in a file and packed. */
+/* The types of matrices, in a file and packed. */
 enum {
     L2P_FLOAT32 = 0,
-    L2P_INT8 = 1,     /* groups of int8 with one float32 scale each */
+    L2P_INT8 = 1,     /* groups of int8 values, each group with a float32 scale */
     L2P_BFLOAT16 = 2, /* the upper half of a float32 */
-    L2P_INT4 = 3,     /* groups of 32 in a row, values -8 to 7, with one float16 scale each */
+    L2P_INT4 = 3,     /* groups of 32 values from -8 to 7 of a row, each group with a float16 scale */
     L2P_FLOAT16 = 4   /* in files only */
 };
 
@@ -36,49 +41,52 @@ enum {
     L2P_W2,                    /* (dim, hidden_dim), a layer */
     L2P_W3,                    /* (hidden_dim, dim), a layer */
     L2P_RMS_FINAL_WEIGHT,      /* (dim,) */
-    L2P_WCLS                   /* (vocab_size, dim), where it is not the token embedding */
+    L2P_WCLS                   /* (vocab_size, dim), unless the classifier is the token embedding */
 };
 
 typedef struct {
     int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, seq_len;
     int32_t shared_classifier; /* 1: the output matrix is the token embedding */
-    int32_t weight_type;       /* as packed: all but L2P_FLOAT16 */
+    int32_t weight_type;       /* of the packed matrices: any but L2P_FLOAT16 */
     int32_t cache_type;        /* of the sessions' keys and values: L2P_FLOAT32 or L2P_BFLOAT16 */
-    int32_t group_size;        /* of int8 files and of L2P_INT8: values that share a scale, along the flattened tensor */
+    int32_t group_size;        /* of int8: values of the flattened tensor that share a scale. 0: the file has no int8 */
     float norm_eps, rope_theta;
-    const float *rope_divisors; /* (head_dim / 2,) of the rotary frequencies, read by l2p_model_new; NULL: all 1 */
+    const float *rope_divisors; /* (head_dim / 2,) divide the rotary frequencies; read by l2p_model_new. NULL: all 1 */
 } l2p_config;
 
 typedef struct l2p_model l2p_model;     /* packed weights; read-only once filled, shared by threads */
 typedef struct l2p_session l2p_session; /* one conversation's keys and values */
 
-/* The instruction sets compiled in, best first, and whether this CPU has each; NULL behind the last one. */
+/* The instruction sets that are compiled in, best first; NULL for an index after the last one. */
 const char *l2p_isa_name(int index);
+/* Does this CPU have it? 1 or 0. */
 int l2p_isa_supported(int index);
 
-/* An empty model for the instruction set l2p_isa_name(isa). NULL: no memory. */
-l2p_model *l2p_model_new(const l2p_config *config, int isa);
+/* Bytes that the packed weights of a model take; -1: the config is no model's. */
+int64_t l2p_packed_bytes(const l2p_config *config);
+
+/* Make an empty model, *model, for the instruction set l2p_isa_name(isa). On an error *model is NULL. */
+int l2p_model_new(const l2p_config *config, int isa, l2p_model **model);
 void l2p_model_free(l2p_model *model);
-int64_t l2p_model_bytes(const l2p_model *model);
-/* Numbers out[4] that tell the packed weights from others; a checksum, not proof against forgery. */
+/* out (4,): a checksum of the packed weights; no proof against forgery. */
 void l2p_model_digest(const l2p_model *model, uint64_t *out);
 
-/* Pack one tensor of one layer (0 where a tensor has none), and convert or quantize it where the model's weight type
- * is another. values: of values_type, in rows; of L2P_INT8, scales: float32, one for each group of the flattened
- * tensor; of L2P_INT4, which only a model of L2P_INT4 takes, values: int8, one a byte, scales: float16, one for each
- * group of a row. Norms are always float32. Any alignment. *non_finite grows by the number of values that are NaN or
- * infinite (of scales, where the model is quantized). */
+/* Pack one tensor of one layer (0 if the tensor is not a layer's), and convert or quantize it if the model's weight type is
+ * another. values: row by row, of values_type. For L2P_INT8, scales are float32, one for each group of the flattened
+ * tensor. L2P_INT4 is only for a model of L2P_INT4: values are int8, one a byte, and scales float16, one for each group of
+ * a row. Norms are always float32. Nothing need be aligned. *non_finite grows by the number of values that are NaN or
+ * infinite; in a quantized model, of scales. */
 int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
                   int n_threads, int64_t *non_finite);
 
-/* The cache of seq_len positions; memory is taken page by page as positions are used. NULL: no memory. */
+/* A cache of seq_len positions. The system gives it memory page by page as positions are used. NULL: no memory. */
 l2p_session *l2p_session_new(const l2p_model *model);
 void l2p_session_free(l2p_session *session);
-/* Give `to`, of the same model, the first n positions of `from`. */
-void l2p_session_copy(l2p_session *to, const l2p_session *from, int n);
-/* Copy the first n positions out of (out: 1) or into a session (0): keys and values are
- * (n_layers, n_kv_heads, n, head_dim). */
-void l2p_session_move(l2p_session *session, int n, float *keys, float *values, int out);
+/* Give `to`, another session of the same model, the first n positions of `from`. */
+int l2p_session_copy(l2p_session *to, const l2p_session *from, int n);
+/* Copy the first n positions out of a session, or into it. keys and values: (n_layers, n_kv_heads, n, head_dim) */
+int l2p_session_read(const l2p_session *session, int n, float *keys, float *values);
+int l2p_session_write(l2p_session *session, int n, const float *keys, const float *values);
 
 /* How one token is drawn from the first n_tokens logits: l2p_argmax if temperature is 0, else l2p_sample. */
 typedef struct {
@@ -115,17 +123,16 @@ typedef struct {
  * take turns. */
 int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel);
 
-/* The first index of the largest of n logits. */
+/* The first index of the largest of n logits, n >= 1. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
 
-/* Draw an index from softmax(logits / temperature), cut to the smallest set whose probability exceeds top_p
- * (0 or 1: no cut), with a coin in [0, 1). Overwrites logits (n,), with the probabilities
- * where there is no cut; scratch is (n,). */
+/* Draw an index from softmax(logits / temperature), cut to the smallest set whose probability exceeds top_p (0 or 1: no
+ * cut), with a coin in [0, 1); n >= 1. Overwrites logits (n,), with the probabilities if there is no cut; scratch (n,). */
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch);
 
-/* For benchmarks. Seconds of reading all of a model's memory once; seconds of `rounds` times l2p_products_a_round
- * multiply-adds in each thread, of float32 or of int8. */
+/* For benchmarks: how long it takes to read all of a model's memory once; and to do `rounds` times l2p_products_a_round
+ * multiply-adds, of float32 or of int8, in each thread. In seconds. */
 double l2p_time_reading(const l2p_model *model, int n_threads);
 double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads);
 int64_t l2p_products_a_round(int weight_type);

@@ -19,16 +19,16 @@ void *pages_alloc(size_t bytes, int pages) {
     if (memory == MAP_FAILED) return NULL;
     if (!huge) {
 #if defined(MADV_NOHUGEPAGE)
-        madvise(memory, bytes, MADV_NOHUGEPAGE); /* a system that uses them by itself would fill each with one number */
+        madvise(memory, bytes, MADV_NOHUGEPAGE); /* a system that uses huge pages by itself would give a whole one to a few positions */
 #endif
         return memory;
     }
-    /* A huge page starts at a multiple of its size: give back what stands before and behind. */
+    /* A huge page starts at a multiple of its size: give back what stands before the first one and after the last. */
     size_t head = (size_t)(-(uintptr_t)memory) & (HUGE_PAGE - 1);
     if (head) munmap(memory, head);
     if (slack - head) munmap(memory + head + bytes, slack - head);
 #if defined(MADV_HUGEPAGE)
-    madvise(memory + head, bytes, MADV_HUGEPAGE); /* where the system refuses, small pages do */
+    madvise(memory + head, bytes, MADV_HUGEPAGE); /* if the system refuses, small pages do */
 #endif
     return memory + head;
 }
@@ -48,14 +48,26 @@ static int greatest_common_divisor(int a, int b) {
     return a;
 }
 
-/* Describe a matrix and take its place in the arena: called once to count (arena NULL) and once to set the pointers. */
-static void lay_out(l2p_model *model, Matrix *m, int blocks, int rows, int cols, size_t *used) {
-    m->type = model->config.weight_type;
+/* The arena as it is handed out */
+typedef struct {
+    unsigned char *arena; /* NULL: nothing is there yet, just count */
+    size_t used;
+} Arena;
+
+static void *place(Arena *arena, size_t bytes) {
+    void *memory = arena->arena ? arena->arena + arena->used : NULL;
+    arena->used += bytes;
+    return memory;
+}
+
+/* Describe a matrix, and give it a place. */
+static void lay_out(const l2p_config *c, Matrix *m, int blocks, int rows, int cols, Arena *arena) {
+    m->type = c->weight_type;
     m->rows = rows;
     m->cols = cols;
     m->blocks = blocks;
     if (m->type == L2P_INT8) {
-        m->group = greatest_common_divisor(model->config.group_size, cols);
+        m->group = greatest_common_divisor(c->group_size, cols);
         m->groups = cols / m->group;
         m->group_quads = (m->group + 3) / 4;
         m->group_bytes = (size_t)m->group_quads * LANES * 4 + LANES * sizeof(float);
@@ -67,40 +79,72 @@ static void lay_out(l2p_model *model, Matrix *m, int blocks, int rows, int cols,
         m->group_bytes = INT4_GROUP / 2 * LANES + LANES * sizeof(uint16_t);
         m->block_bytes = (size_t)round_up((int64_t)m->groups * (int64_t)m->group_bytes, 64);
     } else {
-        m->block_bytes = (size_t)cols * LANES * (m->type == L2P_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
+        m->block_bytes = (size_t)cols * LANES * bytes_of(m->type);
     }
-    m->data = model->arena ? model->arena + *used : NULL;
-    *used += m->block_bytes * (size_t)blocks;
+    m->data = place(arena, m->block_bytes * (size_t)blocks);
 }
 
-static void lay_out_vector(l2p_model *model, float **vector, int n, size_t *used) {
-    *vector = model->arena ? (float *)(void *)(model->arena + *used) : NULL;
-    *used += (size_t)round_up(n, LANES) * sizeof(float); /* keeps what follows on cache lines */
-}
+/* Vectors are padded, so that what follows stands on cache lines. */
+static float *place_vector(Arena *arena, int n) { return place(arena, (size_t)round_up(n, LANES) * sizeof(float)); }
 
-/* In the order a forward pass reads them. */
-static size_t lay_out_model(l2p_model *model) {
-    const l2p_config *c = &model->config;
+static void lay_out_layer(const l2p_config *c, Layer *layer, Arena *arena) {
     const int q_blocks = blocks_of(c->n_heads * c->head_dim), kv_blocks = blocks_of(c->n_kv_heads * c->head_dim);
     const int qkv_blocks = q_blocks + 2 * kv_blocks, hidden_blocks = blocks_of(c->hidden_dim);
-    size_t used = 0;
-    lay_out_vector(model, &model->rope_freqs, c->head_dim / 2, &used);
-    for (int l = 0; l < c->n_layers; l++) {
-        Layer *layer = &model->layers[l];
-        lay_out_vector(model, &layer->att_norm, c->dim, &used);
-        lay_out(model, &layer->qkv, qkv_blocks, qkv_blocks * LANES, c->dim, &used);
-        lay_out(model, &layer->wo, blocks_of(c->dim), c->dim, c->n_heads * c->head_dim, &used);
-        lay_out_vector(model, &layer->ffn_norm, c->dim, &used);
-        lay_out(model, &layer->w13, 2 * hidden_blocks, 2 * hidden_blocks * LANES, c->dim, &used);
-        lay_out(model, &layer->w2, blocks_of(c->dim), c->dim, c->hidden_dim, &used);
+    layer->att_norm = place_vector(arena, c->dim);
+    lay_out(c, &layer->qkv, qkv_blocks, qkv_blocks * LANES, c->dim, arena);
+    lay_out(c, &layer->wo, blocks_of(c->dim), c->dim, c->n_heads * c->head_dim, arena);
+    layer->ffn_norm = place_vector(arena, c->dim);
+    lay_out(c, &layer->w13, 2 * hidden_blocks, 2 * hidden_blocks * LANES, c->dim, arena);
+    lay_out(c, &layer->w2, blocks_of(c->dim), c->dim, c->hidden_dim, arena);
+}
+
+/* In the order in which a forward pass reads them. Returns the bytes in all. */
+static size_t lay_out_model(l2p_model *model, unsigned char *memory) {
+    const l2p_config *c = &model->config;
+    Arena arena = {.arena = memory};
+    model->rope_freqs = place_vector(&arena, c->head_dim / 2);
+    if (memory) {
+        for (int l = 0; l < c->n_layers; l++) lay_out_layer(c, &model->layers[l], &arena);
+    } else { /* just count: all layers are alike */
+        Layer any;
+        Arena one = {0};
+        lay_out_layer(c, &any, &one);
+        arena.used += (size_t)c->n_layers * one.used;
     }
-    lay_out_vector(model, &model->final_norm, c->dim, &used);
-    lay_out(model, &model->embedding, blocks_of(c->vocab_size), c->vocab_size, c->dim, &used);
+    model->final_norm = place_vector(&arena, c->dim);
+    lay_out(c, &model->embedding, blocks_of(c->vocab_size), c->vocab_size, c->dim, &arena);
     if (c->shared_classifier)
         model->classifier = model->embedding;
     else
-        lay_out(model, &model->classifier, blocks_of(c->vocab_size), c->vocab_size, c->dim, &used);
-    return used;
+        lay_out(c, &model->classifier, blocks_of(c->vocab_size), c->vocab_size, c->dim, &arena);
+    return arena.used;
+}
+
+/* Is this a model, and so small that no number of rows overflows an int, and no number of bytes an int64_t? */
+static int is_model(const l2p_config *c) {
+    const int64_t most = 1 << 28, most_values = 1LL << 56; /* of 8 bytes at most each, with their scales */
+    const int64_t sizes[] = {c->dim,        c->hidden_dim, c->n_layers,   c->n_heads,
+                             c->n_kv_heads, c->head_dim,   c->vocab_size, c->seq_len};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        if (sizes[i] < 1 || sizes[i] > most) return 0;
+    if ((int64_t)c->n_heads * c->head_dim > most || c->n_heads % c->n_kv_heads != 0 || c->head_dim % 2 != 0) return 0;
+    if (c->weight_type < L2P_FLOAT32 || c->weight_type > L2P_INT4) return 0;
+    if (c->cache_type != L2P_FLOAT32 && c->cache_type != L2P_BFLOAT16) return 0;
+    if (c->group_size < (c->weight_type == L2P_INT8 ? 1 : 0)) return 0;
+
+    const int64_t dim = round_up(c->dim, LANES), q_rows = round_up(c->n_heads * c->head_dim, LANES);
+    const int64_t kv_rows = round_up(c->n_kv_heads * c->head_dim, LANES), hidden = round_up(c->hidden_dim, LANES);
+    const int64_t of_layer = dim * (2 * q_rows + 2 * kv_rows + 3 * hidden);
+    const int64_t of_tables = dim * 2 * round_up(c->vocab_size, LANES);
+    const int64_t of_head = round_up(c->seq_len, LANES) * round_up(c->head_dim, LANES);
+    return of_layer <= most_values / c->n_layers && of_tables <= most_values &&
+           of_head <= most_values / c->n_layers / c->n_kv_heads;
+}
+
+int64_t l2p_packed_bytes(const l2p_config *config) {
+    if (!config || !is_model(config)) return -1;
+    l2p_model model = {.config = *config};
+    return (int64_t)lay_out_model(&model, NULL);
 }
 
 static void compute_rope_freqs(l2p_model *model) {
@@ -116,27 +160,30 @@ static void compute_rope_freqs(l2p_model *model) {
     }
 }
 
-l2p_model *l2p_model_new(const l2p_config *config, int isa) {
+int l2p_model_new(const l2p_config *config, int isa, l2p_model **out) {
+    if (!out) return L2P_BAD_ARGUMENT;
+    *out = NULL;
+    if (!config || !is_model(config) || !l2p_isa_name(isa)) return L2P_BAD_ARGUMENT;
     const Kernels *kernels = kernels_of_isa(isa);
-    l2p_model *model = kernels ? calloc(1, sizeof *model) : NULL;
-    if (!model) return NULL;
+    if (!kernels) return L2P_UNSUPPORTED;
+    l2p_model *model = calloc(1, sizeof *model);
+    if (!model) return L2P_NO_MEMORY;
     model->config = *config;
     model->kernels = kernels;
     model->floats = config->weight_type == L2P_INT8 ? kernels->for_int8 : kernels->for_the_rest;
     model->layers = calloc((size_t)config->n_layers, sizeof *model->layers);
-    if (model->layers) {
-        model->packed_bytes = lay_out_model(model);
-        model->arena_bytes = (size_t)round_up((int64_t)model->packed_bytes, HUGE_PAGE);
-        model->arena = pages_alloc(model->arena_bytes, HUGE_PAGES);
-    }
-    if (!model->arena) {
+    model->packed_bytes = lay_out_model(model, NULL);
+    model->arena_bytes = (size_t)round_up((int64_t)model->packed_bytes, HUGE_PAGE);
+    model->arena = pages_alloc(model->arena_bytes, HUGE_PAGES);
+    if (!model->arena || !model->layers) {
         l2p_model_free(model);
-        return NULL;
+        return L2P_NO_MEMORY;
     }
-    lay_out_model(model);
+    lay_out_model(model, model->arena);
     compute_rope_freqs(model);
     model->config.rope_divisors = NULL; /* the caller's */
-    return model;
+    *out = model;
+    return L2P_OK;
 }
 
 void l2p_model_free(l2p_model *model) {
@@ -144,16 +191,4 @@ void l2p_model_free(l2p_model *model) {
     pages_free(model->arena, model->arena_bytes);
     free(model->layers);
     free(model);
-}
-
-int64_t l2p_model_bytes(const l2p_model *model) { return (int64_t)model->packed_bytes; }
-
-/* Bytes of weights that a thread reads in some 40 microseconds. Below that much work waking a second one costs more
- * than it saves: the smallest story model has 260K weights. */
-enum { SMALL_WORK = 5 << 18, MANY_TOKENS = 16 };
-
-int threads_worth_it(const l2p_model *model, int n_tokens, int n_threads) {
-    const int64_t work = (int64_t)model->packed_bytes * (n_tokens < MANY_TOKENS ? n_tokens : MANY_TOKENS);
-    if (work < SMALL_WORK || n_threads < 1) return 1;
-    return n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
 }

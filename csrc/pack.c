@@ -199,11 +199,13 @@ static int64_t copy_vector(float *to, const unsigned char *values, int n) {
 
 int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
                   int n_threads, int64_t *non_finite) {
+    if (!model || !values || !non_finite) return L2P_BAD_ARGUMENT;
     const l2p_config *c = &model->config;
     const int of_layer = tensor != L2P_TOKEN_EMBEDDING_TABLE && tensor != L2P_RMS_FINAL_WEIGHT && tensor != L2P_WCLS;
     if (layer < 0 || layer >= (of_layer ? c->n_layers : 1)) return L2P_BAD_ARGUMENT;
     if (values_type < L2P_FLOAT32 || values_type > L2P_FLOAT16) return L2P_BAD_ARGUMENT;
     if (values_type == L2P_INT4 && c->weight_type != L2P_INT4) return L2P_BAD_ARGUMENT;
+    if (values_type == L2P_INT8 && c->group_size < 1) return L2P_BAD_ARGUMENT; /* the file has no groups */
     Layer *l = &model->layers[layer];
     const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
     const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
@@ -232,7 +234,7 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     if ((values_type == L2P_INT8 || values_type == L2P_INT4) && !scales) return L2P_BAD_ARGUMENT;
     p.cols = p.to->cols;
     threads_take_turn();
-    threads_run(threads_worth_it(model, 1, n_threads), pack_share, &p);
+    threads_run(scheduling_threads(model, 1, n_threads), pack_share, &p);
     threads_end_turn();
     *non_finite += p.non_finite;
     return L2P_OK;

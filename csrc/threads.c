@@ -7,7 +7,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -21,21 +20,13 @@
 #define spin_pause() ((void)0)
 #endif
 
-enum { SPINS = 2000 };
-
-/* Threads in lock-step wait for a time slice at every barrier if one of them shares its core with another program: up to
- * a hundred times slower than one thread alone. Results do not depend on the number of threads, so behind such a run
- * there is one thread only, for twice as long as that took; or for twice as long as the last time, if threads together
- * have done well for less than that since. */
-enum { PAUSE_TO_RUN = 2 };
-static const int64_t LONG_RUN = 1000000;      /* nanoseconds: a shorter one has not lost a time slice */
-static const int64_t LONG_PAUSE = 1000000000; /* a longer one is only behind a run of more than half of it */
-
-static int64_t nanoseconds(void) {
+int64_t nanoseconds(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
+
+enum { SPINS = 2000 };
 
 typedef struct {
     _Alignas(64) atomic_uint round; /* grows by one when there is something to do */
@@ -57,12 +48,7 @@ static struct {
     _Alignas(64) atomic_int arrived;  /* threads that have come to the current barrier */
     _Alignas(64) atomic_uint barriers; /* barriers passed */
     atomic_llong waited;               /* nanoseconds of this run that threads waited, beyond spinning */
-    uint32_t run;                      /* counts them */
-    bool judged;                       /* this one */
-    bool alone;                        /* in a pause */
-    int64_t pause_ends;                /* nanoseconds */
-    int64_t pause;                     /* the last one's length */
-    int64_t went_well;                 /* so long did threads together since then */
+    uint32_t run;                      /* its number */
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER};
 
 static _Thread_local int this_thread; /* of a run: workers know their number, whoever calls is 0 */
@@ -79,7 +65,7 @@ static inline void wait_a_little(Wait *wait) {
     } else {
         if (wait->spins == SPINS) {
             wait->since = nanoseconds();
-            cores_part(this_thread, pool.n_threads, pool.run);
+            scheduling_leave_core(this_thread, pool.n_threads, pool.run);
         }
         sched_yield();
     }
@@ -107,7 +93,7 @@ static void *worker_main(void *argument) {
     for (unsigned seen = 0;; seen++) {
         wait_for_round(self, seen);
         if (!pool.work) return NULL;
-        cores_look(this_thread, pool.run);
+        scheduling_note_core(this_thread, pool.run);
         pool.work(pool.context, this_thread, pool.n_threads);
         atomic_fetch_add_explicit(&pool.finished, 1, memory_order_release);
     }
@@ -155,23 +141,6 @@ void threads_take_turn(void) {
 }
 void threads_end_turn(void) { pthread_mutex_unlock(&pool.turn); }
 
-/* Was a run of this length worth its threads? If one is put aside for some time, n_threads - 1 wait for as long, and
- * n_threads do nothing: more than (n_threads - 1) / n_threads of the run, and one alone would have been faster. (Where
- * most of a run is one thread's work, as in drawing from flat logits of a large vocabulary, that looks the same.) */
-static void judge_run(int64_t length, int n_threads) {
-    const int64_t waited = atomic_load(&pool.waited), others = n_threads - 1;
-    if (length < LONG_RUN || waited * n_threads <= length * others * others) {
-        pool.went_well += length;
-        return;
-    }
-    const int64_t shortest = PAUSE_TO_RUN * length, longest = shortest > LONG_PAUSE ? shortest : LONG_PAUSE;
-    const int64_t wanted = pool.went_well < pool.pause && 2 * pool.pause > shortest ? 2 * pool.pause : shortest;
-    pool.pause = wanted < longest ? wanted : longest;
-    pool.pause_ends = nanoseconds() + pool.pause;
-    pool.went_well = 0;
-    pool.alone = true;
-}
-
 void threads_run(int n_threads, Work work, void *context) {
     if (n_threads > 1) add_workers(n_threads - 1);
     if (n_threads > pool.n_workers + 1) n_threads = pool.n_workers + 1;
@@ -183,20 +152,13 @@ void threads_run(int n_threads, Work work, void *context) {
     atomic_store(&pool.finished, 0);
     atomic_store(&pool.waited, 0);
     const int64_t start = n_threads > 1 ? nanoseconds() : 0;
-    if (n_threads > 1) cores_look(0, pool.run);
+    if (n_threads > 1) scheduling_note_core(0, pool.run);
     for (int i = 0; i < n_threads - 1; i++) start_round(&pool.workers[i]);
     work(context, 0, n_threads);
     Wait wait = {0};
     while (atomic_load_explicit(&pool.finished, memory_order_acquire) < n_threads - 1) wait_a_little(&wait);
     end_wait(&wait);
-    if (pool.judged && n_threads > 1) judge_run(nanoseconds() - start, n_threads);
-    pool.judged = false;
-}
-
-int threads_that_help(int n_threads) {
-    if (n_threads > 1 && pool.alone) pool.alone = nanoseconds() < pool.pause_ends;
-    pool.judged = !pool.alone;
-    return pool.alone ? 1 : n_threads;
+    scheduling_after_run(start ? nanoseconds() - start : 0, atomic_load(&pool.waited), n_threads);
 }
 
 void threads_barrier(int n_threads) {
@@ -221,6 +183,5 @@ void threads_stop(void) {
         pthread_cond_destroy(&pool.workers[i].wake);
     }
     pool.n_workers = 0;
-    pool.alone = pool.judged = false;
-    pool.pause = 0;
+    scheduling_forget();
 }

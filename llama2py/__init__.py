@@ -1,4 +1,4 @@
-"""llama2.c as a Python package: a small LLaMA with a C hot loop.
+"""Run small LLaMA models from Python on a fast C engine, bit for bit reproducibly.
 
 >>> import llama2py
 >>> tell = llama2py.StoryTeller()
@@ -9,45 +9,48 @@ Once upon a time, there was a dragon who was afraid of fire. ...
 'stop'
 """
 
-from typing import TYPE_CHECKING
-
-from .config import ModelConfig
-from .engine.session import Session
-from .errors import (
-    Cancelled,
-    CheckpointError,
-    ClosedError,
-    ConfigError,
-    ContextError,
-    CorpusError,
-    DownloadError,
-    EngineError,
-    Llama2pyError,
-    ParameterError,
-    PromptError,
-    SessionError,
-    TokenizerError,
-    TooBigError,
-    TrainingError,
-)
-from .generation.job import Timings
-from .generation.logprobs import TokenLogprob
-from .generation.options import Options
-from .generation.sampling import SamplingParams
-from .generation.stream import Generation, Stream
-from .model import Model, load
-from .tokenizers.tokenizer import Tokenizer
-
+TYPE_CHECKING = False  # type checkers know the name; importing typing would take milliseconds
 if TYPE_CHECKING:
+    from . import errors as errors
     from .chat.dialogue import Chat
+    from .chat.templates import Message
+    from .config import CacheDtype, Dtype, ModelConfig
     from .conversion import convert
+    from .engine.backend import Logits
+    from .engine.session import Session
+    from .errors import (
+        Cancelled,
+        CheckpointError,
+        ClosedError,
+        ConfigError,
+        ContextError,
+        CorpusError,
+        DownloadError,
+        EngineError,
+        Llama2pyError,
+        ParameterError,
+        PromptError,
+        SessionError,
+        TokenizerError,
+        TooBigError,
+        TrainingError,
+    )
+    from .generation.job import FinishReason, Overflow, Timings
+    from .generation.logits import LogitsProcessor
+    from .generation.logprobs import TokenLogprob
+    from .generation.options import Options
+    from .generation.sampling import SamplingParams
+    from .generation.stream import Generation, Stream
     from .hub import download
+    from .model import Model, load
     from .scoring import Score, score_texts
     from .stories.teller import Story, StoryTeller
+    from .tokenizers.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheDtype",
     "Cancelled",
     "Chat",
     "CheckpointError",
@@ -56,12 +59,18 @@ __all__ = [
     "ContextError",
     "CorpusError",
     "DownloadError",
+    "Dtype",
     "EngineError",
+    "FinishReason",
     "Generation",
     "Llama2pyError",
+    "Logits",
+    "LogitsProcessor",
+    "Message",
     "Model",
     "ModelConfig",
     "Options",
+    "Overflow",
     "ParameterError",
     "PromptError",
     "SamplingParams",
@@ -83,25 +92,56 @@ __all__ = [
     "score_texts",
 ]
 
-# What a program that loads and generates does without, and need not wait for.
-_ON_USE = {
-    "Chat": "chat.dialogue",
-    "Score": "scoring",
-    "Story": "stories.teller",
-    "StoryTeller": "stories.teller",
-    "convert": "conversion",
-    "download": "hub",
-    "score_texts": "scoring",
+# Where each name is defined. A module is imported when one of its names is first used. So a program
+# only waits for what it uses, and the command line can handle Ctrl-C almost from its first moment.
+_MODULES = {
+    "chat.dialogue": ("Chat",),
+    "chat.templates": ("Message",),
+    "config": ("CacheDtype", "Dtype", "ModelConfig"),
+    "conversion": ("convert",),
+    "engine.backend": ("Logits",),
+    "engine.session": ("Session",),
+    "errors": (
+        "Cancelled",
+        "CheckpointError",
+        "ClosedError",
+        "ConfigError",
+        "ContextError",
+        "CorpusError",
+        "DownloadError",
+        "EngineError",
+        "Llama2pyError",
+        "ParameterError",
+        "PromptError",
+        "SessionError",
+        "TokenizerError",
+        "TooBigError",
+        "TrainingError",
+    ),
+    "generation.job": ("FinishReason", "Overflow", "Timings"),
+    "generation.logits": ("LogitsProcessor",),
+    "generation.logprobs": ("TokenLogprob",),
+    "generation.options": ("Options",),
+    "generation.sampling": ("SamplingParams",),
+    "generation.stream": ("Generation", "Stream"),
+    "hub": ("download",),
+    "model": ("Model", "load"),
+    "scoring": ("Score", "score_texts"),
+    "stories.teller": ("Story", "StoryTeller"),
+    "tokenizers.tokenizer": ("Tokenizer",),
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-if not TYPE_CHECKING:  # to a type checker a name is there or not
+if not TYPE_CHECKING:  # hidden from type checkers, which would then accept any name
 
     def __getattr__(name: str) -> object:
-        if name not in _ON_USE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(f".{_ON_USE[name]}", __name__), name)
+        if name == "errors":
+            return import_module(".errors", __name__)
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
         return value
 
     def __dir__() -> list[str]:

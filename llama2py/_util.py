@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast
+
+from .errors import ParameterError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -16,8 +18,28 @@ T = TypeVar("T")
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
+def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return a parameter as an int, if it is a whole number from ``low`` to ``high``.
+
+    Raises
+    ------
+    ParameterError
+        If it is not; the message names the parameter.
+    """
+    number = value.__index__() if isinstance(value, SupportsIndex) else None
+    if number is None or number < low or (high is not None and number > high):
+        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ParameterError(f"{name} is {value!r}, expected a whole number {bounds}")
+    return number
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Format a count: ``'1 word'``, ``'2 words'``, ``'1,000 words'``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def amount(nbytes: int) -> str:
-    """Format a number of bytes for people: ``'7.2 GB'``, ``'2.3 MB'``."""
+    """Format a number of bytes: ``'7.2 GB'``, ``'2.3 MB'``."""
     unit, name = next(pair for pair in _UNITS if nbytes >= pair[0] or pair == _UNITS[-1])
     return f"{nbytes / unit:.1f} {name}"
 
@@ -26,7 +48,7 @@ class Closing:
     """A context manager that returns itself and closes itself."""
 
     def close(self) -> None:
-        """Free what is held. Closing twice does no harm."""
+        """Free the resources. A second call has no effect."""
 
     def __enter__(self: Self) -> Self:
         return self
@@ -47,7 +69,7 @@ def progress_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]
 
 @cache
 def _bar_class() -> type[tqdm[Any]]:
-    from tqdm import tqdm  # slow to import: most programs never show a bar
+    from tqdm import tqdm  # slow to import, and most programs never show a bar
 
     class Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers only
         monitor_interval = 0

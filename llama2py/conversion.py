@@ -13,15 +13,13 @@ from typing import Literal, TypeAlias, get_args
 
 from ._data import bundled_tokenizer
 from .checkpoint import Checkpoint, default_group_size, open_checkpoint
+from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
 from .checkpoint.huggingface.writer import config_json, huggingface_items, write_huggingface
-from .checkpoint.llama2c_layout import lay_out
-from .checkpoint.llama2c_writer import check_config, write_llama2c
-from .checkpoint.stored import DTYPES
-from .checkpoint.write_numbers import FileDtype
+from .checkpoint.llama2c import check_config, lay_out, write_llama2c
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_name, check_space, replacing, replacing_folder
-from .formats.json_text import parse_json_object
+from .formats.bounded_json import parse_object
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
 from .tokenizers.export import for_tokenizer_bin, warn_of_space_changes
@@ -237,13 +235,13 @@ def _own_dtype(checkpoint: Checkpoint) -> str:
 def _stored_dtype(checkpoint: Checkpoint, n_dims: int) -> str:
     """Return the float dtype of all norms (1) or matrices (2); float32 if there are several."""
     dtypes = {
-        DTYPES.get(array.dtype, "float32")
+        tensor.dtype
         for tensors in checkpoint.tensors.values()
         for tensor in tensors
         if len(tensor.shape) == n_dims
-        for array in tensor.arrays
     }
-    return dtypes.pop() if len(dtypes) == 1 else "float32"
+    own = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return own if own in ("float16", "bfloat16") else "float32"
 
 
 # ---- vocabularies ----
@@ -262,7 +260,7 @@ def _vocabulary(
     bundled = load_tokenizer(bundled_tokenizer())
     if len(bundled) == checkpoint.config.vocab_size:
         return bundled, bundled_tokenizer()
-    _log.warning("%s: the model has no tokenizer, so none is written", checkpoint.path)
+    _log.warning("%s: the model has no tokenizer; the output has none either", checkpoint.path)
     return None, None
 
 
@@ -397,18 +395,17 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
     try:
         descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode):
                 raise TokenizerError(f"{path} is not a regular file; remove it")
-            if os.fstat(descriptor).st_size > max_size:
+            if about.st_size > max_size:
                 raise TokenizerError(f"{path} is larger than {max_size >> 20} MiB; remove it")
-            data = file.read(max_size + 1)
+            data = file.read(about.st_size)
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read ({error.strerror or error})") from error
-    if len(data) > max_size:  # it has grown
-        raise TokenizerError(f"{path} is larger than {max_size >> 20} MiB; remove it")
     if path.suffix == ".json" and path.name != "tokenizer.json":
         try:
-            parse_json_object(data)
+            parse_object(data)
         except CheckpointError as error:
             raise TokenizerError(f"{path}: {error}") from None
     return data

@@ -1,32 +1,32 @@
-"""What can go wrong, one class per kind of trouble.
+"""The exceptions of llama2py, one class per kind of problem.
 
-Every message is one sentence that says which file (where there is one), what is wrong, and what
-was expected. The library raises; it never prints.
+A message is one sentence that says where the problem is (which file or parameter), what is wrong,
+and what to do. The library raises exceptions and never prints.
 """
 
 
 class Llama2pyError(Exception):
-    """The parent of every error that llama2py raises on purpose."""
+    """The base class of every exception that llama2py raises on purpose."""
 
 
 class ConfigError(Llama2pyError):
-    """The numbers of a model contradict each other or lie outside what the engine computes."""
+    """The hyperparameters of a model contradict each other, or the engine does not support them."""
 
 
 class CheckpointError(Llama2pyError):
-    """A checkpoint file is missing, malformed, cut short, or of a kind that is not read."""
+    """A checkpoint file is missing, malformed, truncated, or of an unknown format."""
 
 
 class DownloadError(Llama2pyError):
-    """A model cannot be downloaded: no such name, no connection, a file that came damaged."""
+    """A model cannot be downloaded: unknown name, no connection, or a damaged file."""
 
 
 class TokenizerError(Llama2pyError):
-    """A tokenizer file is missing, malformed, or of another vocabulary than the model's."""
+    """A tokenizer file is missing, malformed, or does not match the model's vocabulary."""
 
 
 class PromptError(Llama2pyError):
-    """A prompt or a token sequence cannot be run: not text, out of the vocabulary, too long."""
+    """A prompt or a token sequence cannot be run: not text, not in the vocabulary, too long."""
 
 
 class ContextError(PromptError):
@@ -34,24 +34,24 @@ class ContextError(PromptError):
 
 
 class SessionError(Llama2pyError):
-    """A saved session is missing, malformed, cut short, or another model's."""
+    """A saved session is missing, malformed, truncated, or belongs to another model."""
 
 
 class ParameterError(Llama2pyError, ValueError):
-    """An argument lies outside its range (a temperature of nan, a top_p of 1.5)."""
+    """An argument has a wrong type or lies outside its range, such as a ``top_p`` of 1.5."""
 
 
 class EngineError(Llama2pyError):
-    """The engine cannot do what was asked: no such instruction set, no memory."""
+    """The engine cannot run: unsupported instruction set, or not enough memory."""
 
 
 class TooBigError(EngineError):
-    """A model's weights are more than the memory that is free.
+    """The weights of a model need more memory than is free.
 
     Attributes
     ----------
     dtype : str or None
-        One as which they would fit.
+        A dtype whose weights would fit, if there is one.
     """
 
     def __init__(self, message: str, dtype: str | None = None) -> None:
@@ -64,12 +64,12 @@ class ClosedError(Llama2pyError):
 
 
 class Cancelled(Llama2pyError):
-    """A forward pass was stopped half-way: another thread closed its session."""
+    """A forward pass was stopped because another thread closed its session."""
 
 
 class CorpusError(Llama2pyError):
-    """A text to train on or to score is missing, not UTF-8, or holds no story."""
+    """A text to train on or to score is missing, not UTF-8, or without a story."""
 
 
 class TrainingError(Llama2pyError):
-    """A training run cannot start, or cannot go on where an earlier one stopped."""
+    """A training run cannot start, or cannot resume an earlier run."""

@@ -427,7 +427,9 @@ def _check(name: str, path: Path, etag: str | None) -> None:
     """
     blob = path.parent / os.readlink(path) if path.is_symlink() else None
     expected = etag or (None if blob is None else blob.name)
-    if expected is None or _hash(expected) is None or not path.is_file():
+    if not path.is_file():
+        raise DownloadError(f"{name}: {path} is not a regular file; remove it and download again")
+    if expected is None or _hash(expected) is None:
         return
     with open(path, "rb") as file:
         digest = _digest(file, expected, os.fstat(file.fileno()).st_size)

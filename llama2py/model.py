@@ -173,7 +173,8 @@ def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
         If it cannot be read, or has another size.
     """
     is_own = path == checkpoint.tokenizer_path
-    return load_tokenizer(path, checkpoint.config.vocab_size, padded=is_own)
+    pairs = checkpoint.gguf_pairs if is_own else None
+    return load_tokenizer(path, checkpoint.config.vocab_size, padded=is_own, gguf_pairs=pairs)
 
 
 def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]:

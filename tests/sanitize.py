@@ -23,10 +23,9 @@ ENGINE_TESTS = (
     "generation/test_batch.py",
     "generation/test_overflow.py",
     "generation/test_padding.py",
-    "generation/test_plain_texts.py",
-    "generation/test_prefixes.py",
+    "generation/test_job.py",
+    "generation/test_prefix_cache.py",
     "generation/test_sampling.py",
-    "generation/test_texts_ahead.py",
     "test_api.py",
 )
 OF_THE_REFERENCE = "[numpy or -numpy"  # ids of tests that ask nothing of the engine

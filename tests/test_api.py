@@ -1,4 +1,4 @@
-"""The package from outside: its names, how loading fails, and which module may import which."""
+"""The package from outside: public names, loading and its errors, imports on first use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ import llama2py
 from llama2py import CheckpointError, Llama2pyError, ParameterError, TokenizerError
 from llama2py.checkpoint import write_checkpoint
 from llama2py.tokenizers.llama2c import write_tokenizer_bin
-from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
-from tests.test_layers import TREES
+from tests.conftest import TINY, random_checkpoint, run_python, tiny_tokenizer
+from tests.test_layers import PATHS, TREES
 
 PACKAGE = Path(llama2py.__file__).parent
 CPUINFO = Path("/proc/cpuinfo")
@@ -36,15 +36,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 # ---- names ----
 
 
-def test_public_names() -> None:
+# Types for annotations, which have no docstring.
+ALIASES = {"CacheDtype", "Dtype", "FinishReason", "Logits", "LogitsProcessor", "Overflow"}
+
+
+def test_public_names_are_sorted_and_have_docstrings() -> None:
     assert sorted(llama2py.__all__) == llama2py.__all__
-    for name in llama2py.__all__:
+    for name in {*llama2py.__all__} - ALIASES:
         assert getattr(llama2py, name).__doc__, name
-    assert re.fullmatch(r"\d+\.\d+\.\d+", llama2py.__version__)
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_every_error_is_ours() -> None:
+def test_types_for_annotations_are_public() -> None:
+    assert {"Message", *ALIASES} <= {*llama2py.__all__}
+    assert get_args(llama2py.Dtype) == ("float32", "bfloat16", "int8", "int4")
+    assert get_args(llama2py.Overflow) == ("stop", "error", "shift")
+    assert "length" in get_args(llama2py.FinishReason)
+    assert llama2py.Message(role="user", content="Hi") == {"role": "user", "content": "Hi"}
+
+
+def test_the_version_is_defined_once() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", llama2py.__version__)
+    project = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
+    assert llama2py.__version__ not in project
+    assert 'attr = "llama2py.__version__"' in project
+    # A literal, so that setuptools reads it without importing the package.
+    assert f'\n__version__ = "{llama2py.__version__}"\n' in PATHS["__init__"].read_text("utf-8")
+
+
+def test_every_error_is_public_and_a_llama2py_error() -> None:
     errors = [value for value in vars(llama2py.errors).values() if isinstance(value, type)]
     assert len(errors) > 5
     for error in errors:
@@ -57,8 +77,7 @@ def test_every_error_is_ours() -> None:
 
 
 @pytest.mark.parametrize("backend", ["c", "numpy"])
-def test_load(files: tuple[Path, Path], backend: Any) -> None:
-    """Text and str paths alike; the file may go once the model is loaded."""
+def test_load_takes_str_and_path(files: tuple[Path, Path], backend: Any) -> None:
     with llama2py.load(*files, backend=backend) as model:
         assert model.config == TINY
         assert model.tokenizer.vocab_size == 300
@@ -70,13 +89,13 @@ def test_load(files: tuple[Path, Path], backend: Any) -> None:
     assert again.generate("abc", seed=1).text == text
 
 
-def test_threads(files: tuple[Path, Path]) -> None:
+def test_threads_are_a_parameter_of_load(files: tuple[Path, Path]) -> None:
     assert llama2py.load(*files, threads=3).backend.threads == 3
     assert llama2py.load(*files).backend.threads >= 1
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads_is_an_error(files: tuple[Path, Path], threads: int) -> None:
+def test_less_than_one_thread_is_an_error(files: tuple[Path, Path], threads: int) -> None:
     with pytest.raises(ParameterError, match=f"threads is {threads}, expected"):
         llama2py.load(*files, threads=threads)
 
@@ -100,7 +119,7 @@ def test_another_models_tokenizer_is_an_error(files: tuple[Path, Path]) -> None:
         llama2py.load(files[0])
 
 
-def test_weights_that_are_no_numbers_are_told(
+def test_load_warns_of_weights_that_are_nan(
     tmp_path: Path, files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = random_checkpoint(TINY)
@@ -118,7 +137,6 @@ def test_weights_that_are_no_numbers_are_told(
 
 
 def test_the_library_never_prints_nor_exits() -> None:
-    """It raises and logs; the command line prints."""
     for name, tree in TREES.items():
         if name.split(".")[0] in ("cli", "__main__"):
             continue
@@ -130,8 +148,8 @@ def test_the_library_never_prints_nor_exits() -> None:
                     pytest.fail(f"{name}, line {node.lineno}: sys.{node.attr}")
 
 
-def test_a_program_that_tells_a_story_waits_for_nothing_else() -> None:
-    """Readers of other formats, writers, the hub's half: each is loaded on use."""
+def test_a_program_only_imports_what_it_uses() -> None:
+    """Readers of other formats, writers, chat: each is imported on first use."""
     code = "import sys, llama2py; llama2py.load().generate(max_tokens=2); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     ours = {name.removeprefix("llama2py.") for name in done.stdout.split() if "llama2py." in name}
@@ -142,9 +160,21 @@ def test_a_program_that_tells_a_story_waits_for_nothing_else() -> None:
     assert ours.isdisjoint({*others, "tokenizers.huggingface", "tokenizers.tiktoken"})
 
 
-def test_names_loaded_on_use_are_there() -> None:
+def test_every_public_name_is_listed_by_dir() -> None:
     for name in llama2py.__all__:
         assert getattr(llama2py, name) is not None
         assert name in dir(llama2py)
     with pytest.raises(AttributeError, match="has no attribute 'Chatt'"):
         llama2py.Chatt  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    """`import llama2py` takes a millisecond; NumPy alone would take a hundred."""
+    code = "import sys; old = {*sys.modules}; import llama2py; print(*{*sys.modules} - old)"
+    done = run_python("-c", code)
+    assert done.stdout.split() == ["llama2py"]
+
+
+def test_errors_are_an_attribute_of_the_package() -> None:
+    done = run_python("-c", "import llama2py; print(llama2py.errors.ConfigError.__name__)")
+    assert done.stdout == "ConfigError\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -304,7 +306,7 @@ def test_a_model_may_be_written_without_a_vocabulary(
     assert not (tmp_path / "a.tokenizer.bin").exists()
     assert not caplog.records
     convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
-    assert "a.gguf: the model has no tokenizer, so none is written" in caplog.text
+    assert "a.gguf: the model has no tokenizer; the output has none either" in caplog.text
     convert(tmp_path / "a.gguf", tmp_path / "c.gguf", tokenizer=model / "tokenizer.bin")
     with llama2py.load(tmp_path / "c.gguf") as loaded:
         assert len(loaded.tokenizer) == 300
@@ -370,7 +372,7 @@ def test_spaces_after_symbols_differ_from_sentencepiece(
 def test_scores_come_from_the_tokenizer_model_in_the_same_folder(
     change: str | None, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are used in a tokenizer.bin if the vocabulary is the same and no special token is lost."""
+    """If the vocabulary is the same and no special token is lost, a tokenizer.bin gets them."""
     tiny, path = tiny_tokenizer(), model / "tokenizer.json"
     path.write_bytes(tokenizer_json(tiny))
     merges = load_tokenizer(path)
@@ -394,6 +396,112 @@ def test_scores_come_from_the_tokenizer_model_in_the_same_folder(
     assert [written.score(i) for i in range(300)] == [tiny.score(i) for i in range(300)]
     (message,) = caplog.messages
     assert ": this format puts a space before a text that begins with one" in message
+
+
+# ---- side files ----
+
+
+@pytest.fixture
+def with_json(model: Path) -> Path:
+    """A directory whose vocabulary is a tokenizer.json, so that its files are copied."""
+    (model / "tokenizer.bin").unlink()
+    (model / "tokenizer.json").write_bytes(tokenizer_json(tiny_tokenizer()))
+    return model
+
+
+SIDE_FILES = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "tokenizer.json")
+
+
+@pytest.mark.parametrize("name", SIDE_FILES)
+def test_a_side_file_that_leads_out_of_the_directory_is_not_copied(
+    name: str, with_json: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(tokenizer_json(tiny_tokenizer()))
+    (with_json / name).unlink(missing_ok=True)
+    (with_json / name).symlink_to(outside)
+    with pytest.raises(TokenizerError, match=rf"{name} is a link to .*/outside, outside the dir"):
+        convert(with_json, tmp_path / "out")
+    assert names_in(tmp_path) == ["model", "outside"]
+    convert(with_json, tmp_path / "out", tokenizer=False)
+    assert names_in(tmp_path / "out") == ["config.json", "generation_config.json",
+                                          "model.safetensors"]  # fmt: skip
+
+
+def test_a_link_inside_the_directory_is_followed(with_json: Path, tmp_path: Path) -> None:
+    (with_json / "map").write_text("{}")
+    (with_json / "special_tokens_map.json").symlink_to("map")
+    out = convert(with_json, tmp_path / "out")
+    assert (out / "special_tokens_map.json").read_text() == "{}"
+    assert not (out / "special_tokens_map.json").is_symlink()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_links_of_the_hubs_cache_are_followed(
+    shared: bool, with_json: Path, tmp_path: Path
+) -> None:
+    """A snapshot's files are links to blobs, and these may be links to blobs of all models."""
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--a--b" / "snapshots" / ("0" * 40)
+    blobs = cache / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in with_json.iterdir():
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    if shared:
+        store = cache / "blobs" / "ab"
+        store.mkdir(parents=True)
+        (blobs / "tokenizer.json").rename(store / "x")
+        (blobs / "tokenizer.json").symlink_to("../../blobs/ab/x")
+    data = (snapshot / "tokenizer.json").read_bytes()
+    out = convert(snapshot, tmp_path / "out")
+    assert (out / "tokenizer.json").read_bytes() == data
+
+
+def test_a_huge_side_file_is_not_read(with_json: Path, tmp_path: Path) -> None:
+    with open(with_json / "added_tokens.json", "wb") as file:
+        file.truncate(3 << 29)  # sparse: it takes no space
+    tracemalloc.start()
+    try:
+        with pytest.raises(TokenizerError, match=r"added_tokens\.json is larger than 2 MiB; rem"):
+            convert(with_json, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert names_in(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1, "a": 2}', "root:x:0:0", "[" * 9999])
+def test_a_side_file_must_be_json(text: str, with_json: Path, tmp_path: Path) -> None:
+    (with_json / "special_tokens_map.json").write_text(text)
+    with pytest.raises(TokenizerError, match=r"out: .*/special_tokens_map\.json: "):
+        convert(with_json, tmp_path / "out")
+    assert names_in(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.model"])
+def test_a_pipe_among_the_side_files_is_refused(name: str, with_json: Path, tmp_path: Path) -> None:
+    os.mkfifo(with_json / name)
+    with pytest.raises(TokenizerError, match=rf"{name} is not a regular file"):
+        convert(with_json, tmp_path / "out")
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize("format", ["v0", "v1", "v2"])
+def test_all_names_are_checked_before_the_model_is_written(
+    format: Any, model: Path, tmp_path: Path
+) -> None:
+    """The name of the model fits into 255 bytes, that of its vocabulary does not."""
+    name = "a" * 246 + ".bin"
+    message = r"a\.tokenizer\.bin: cannot be written \(File name too long\); choose a shorter one"
+    with pytest.raises(CheckpointError, match=message):
+        convert(model, tmp_path / name, format)
+    assert names_in(tmp_path) == ["model"]
+    convert(model, tmp_path / name, format, tokenizer=False)
+    assert names_in(tmp_path) == [name, "model"]
 
 
 # ---- the command ----

@@ -17,8 +17,8 @@ import pytest
 
 import llama2py
 from llama2py.chat.templates import TEMPLATES
+from llama2py.checkpoint.export import FileDtype
 from llama2py.checkpoint.gguf.blocks import FORMATS
-from llama2py.checkpoint.write_numbers import FileDtype
 from llama2py.cli import build_parser
 from llama2py.config import Dtype
 from llama2py.conversion import _HOLDS

@@ -1,11 +1,12 @@
-"""Meta's functions: cases worked out by hand from the text of facebookresearch/llama.
+"""Meta's functions: cases worked out by hand from the source of facebookresearch/llama.
 
-Checked once against the real code (commit 54c22c0), run on a CPU with the weights of stories260K in
-Meta's format: its ``.cuda()`` taken out, ``device="cuda"`` made ``"cpu"``, the Transformer built as
-`Llama.build` does under gloo with a model-parallel size of 1. Of 120 greedy calls (contexts of 16,
-24 and 64; one to four prompts of different lengths; 0, 1, 7 and 40 tokens to generate; echo and
-logprobs; an EOS in the middle, by calling a frequent token EOS) all tokens were the same, and
-log-probabilities to 6e-6 but in the one case that docs/from-meta-llama.md names.
+They were checked once against the real code (commit 54c22c0), run on a CPU with the weights of
+stories260K in Meta's format: without its ``.cuda()``, with ``device="cpu"``, and with the
+Transformer built as in `Llama.build` under gloo with a model-parallel size of 1. The 120 greedy
+calls had contexts of 16, 24 and 64; one to four prompts of different lengths; 0, 1, 7 and 40 tokens
+to generate; echo and logprobs; and an EOS in the middle (a frequent token renamed EOS). All tokens
+were equal, and the log-probabilities agreed to 6e-6, except in the one case that
+docs/from-meta-llama.md names.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from llama2py.tokenizers.tokenizer import BOS, EOS
 from tests.conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
 from tests.support.scripted import ScriptedBackend
 
-A, B, C, D = 260, 261, 262, 263  # "a" to "d", of conftest's tokenizer
+A, B, C, D = 260, 261, 262, 263  # "a" to "d" in conftest's tokenizer
 
 
 class Successor(ScriptedBackend):
-    """Behind each token comes the next id, behind D EOS; others are e times less likely."""
+    """The next id follows each token, EOS follows D; other tokens are e times less likely."""
 
     def __init__(self, seq_len: int = 8) -> None:
         super().__init__([], 300, seq_len)
@@ -72,11 +73,11 @@ CASES: list[tuple[int, list[list[int]], int, bool, list[list[int]], list[list[fl
     ),
     # the context cuts: prompt and answer together hold max_seq_len
     (3, [[BOS, A], [5]], 9, False, [[B], [6, 7]], [[HIT], [HIT, HIT]]),
-    # a prompt as long as the context gets nothing, its neighbour what is left
+    # a prompt as long as the context gets no answer; the other prompt does
     (3, [[BOS, A, 9]], 2, False, [[]], [[]]),
     (3, [[BOS, A, B]], 2, True, [[BOS, A, B]], [[0, MISS, HIT]]),
     (3, [[BOS, A, 9], [5, 9]], 2, False, [[], [10]], [[], [HIT]]),
-    # BOS ends nothing; an EOS in the prompt does only where it is shown
+    # BOS does not end a text; an EOS in the prompt does, but only with echo
     (8, [[7, 0]], 3, False, [[BOS]], [[HIT]]),
     (8, [[BOS, EOS, B]], 1, False, [[C]], [[HIT]]),
     (8, [[BOS, EOS, B]], 1, True, [[BOS]], [[0]]),
@@ -84,7 +85,7 @@ CASES: list[tuple[int, list[list[int]], int, bool, list[list[int]], list[list[fl
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_cases(case: tuple[Any, ...]) -> None:
+def test_generate_as_worked_out_by_hand(case: tuple[Any, ...]) -> None:
     max_seq_len, prompts, max_gen_len, echo, tokens, logprobs = case
     made = llama(max_seq_len)
     got, none = made.generate(prompts, max_gen_len, temperature=0, echo=echo)
@@ -103,7 +104,7 @@ def model() -> Iterator[Model]:
         yield model
 
 
-def test_a_seed_tells_the_same_again_and_calls_differ(model: Model) -> None:
+def test_a_seed_repeats_and_the_calls_of_one_model_differ(model: Model) -> None:
     runs = []
     for seed in (1, 1, 2):
         made = Llama(model, 64, 4, seed)
@@ -113,7 +114,7 @@ def test_a_seed_tells_the_same_again_and_calls_differ(model: Model) -> None:
     assert len(set(texts)) == 6
 
 
-def test_top_p_zero_takes_the_best(model: Model) -> None:
+def test_top_p_of_zero_is_greedy(model: Model) -> None:
     made = Llama(model)
     best, _ = made.generate([[BOS, A]], 9, temperature=0)
     assert made.generate([[BOS, A]], 9, temperature=2.0, top_p=0)[0] == best
@@ -132,19 +133,21 @@ def test_logprobs_are_before_temperature(model: Model) -> None:
 @pytest.mark.parametrize(
     ("prompts", "error", "message"),
     [
-        ([[BOS]] * 3, ParameterError, "3 prompts, expected 1 to max_batch_size, 2"),
-        ([], ParameterError, "0 prompts"),
+        ([[BOS]] * 3, ParameterError, r"there are 3 prompts, expected 1 to 2 \(max_batch_size\)"),
+        ([], ParameterError, "there are no prompts, expected 1"),
         ([[BOS], []], PromptError, "prompt 1 has 0 tokens"),
-        ([[BOS] * 9], PromptError, "prompt 0 has 9 tokens, expected 1 to max_seq_len, 8"),
+        ([[BOS] * 9], PromptError, r"prompt 0 has 9 tokens, expected 1 to 8 \(max_seq_len\)"),
         ([[BOS, 300]], PromptError, "token 300 is out"),
     ],
 )
-def test_limits(prompts: list[list[int]], error: type[Exception], message: str) -> None:
+def test_prompts_outside_the_limits_are_errors(
+    prompts: list[list[int]], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         llama(max_batch_size=2).generate(prompts, 3)
 
 
-def test_bad_numbers() -> None:
+def test_numbers_outside_their_range_are_errors() -> None:
     with pytest.raises(ParameterError, match="max_gen_len is -1"):
         llama().generate([[BOS]], -1)
     with pytest.raises(ParameterError, match=r"max_seq_len is 9, expected 1 to .* 8"):
@@ -156,8 +159,8 @@ def test_bad_numbers() -> None:
 # ---- texts ----
 
 
-def test_text_completion() -> None:
-    """Behind " b" come " c", " d" ..; the space before a first word is the tokenizer's own."""
+def test_text_completion_continues_texts() -> None:
+    """ " c", " d", ... follow " b"; the tokenizer adds the space before the first word."""
     assert llama().text_completion(["b"], temperature=0) == [{"generation": "c d e f g h"}]
     assert llama().text_completion(["b"], temperature=0, echo=True, max_gen_len=1) == [
         {"generation": "b c"}
@@ -169,7 +172,7 @@ def test_text_completion() -> None:
 
 
 class Recorded(Llama):
-    """Keeps the prompts of the last call."""
+    """Remembers the prompts of the last call."""
 
     def generate(self, prompt_tokens: Any, *args: Any, **kwargs: Any) -> Any:
         self.prompts = prompt_tokens
@@ -190,7 +193,7 @@ def say(*contents: str, first: str = "user") -> Any:
     ]
 
 
-def test_chat_prompts() -> None:
+def test_chat_prompts_have_the_format_of_llama_2() -> None:
     made, encode = chat(), tiny_tokenizer().encode
     made.chat_completion(
         [say(" hi\n"), say("be kind", "hi", first="system"), say("hi ", " lo ", "bye")],
@@ -204,8 +207,8 @@ def test_chat_prompts() -> None:
     ]
 
 
-def test_chat_answers() -> None:
-    """Behind "]" come "^", "_" and "`"."""
+def test_chat_answers_have_the_form_of_meta() -> None:
+    """The tokens "^", "_" and "`" follow "]"."""
     made = chat()
     answer = {"role": "assistant", "content": "^_`"}
     unsafe = {"role": "assistant", "content": UNSAFE_ERROR}
@@ -233,7 +236,7 @@ def test_chat_answers() -> None:
         [*say("a", "b"), {"role": "system", "content": "c"}],
     ],
 )
-def test_dialogs_out_of_order(dialog: Any) -> None:
+def test_dialogs_out_of_order_are_errors(dialog: Any) -> None:
     with pytest.raises(PromptError, match=r"the roles of a dialog are .* expected"):
         chat().chat_completion([dialog], max_gen_len=1)
 
@@ -241,7 +244,7 @@ def test_dialogs_out_of_order(dialog: Any) -> None:
 # ---- build ----
 
 
-def test_build(tmp_path: Path) -> None:
+def test_build_loads_files_and_folders(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "m.bin", TINY, dict(random_checkpoint(TINY).tensors))
     write_tokenizer_bin(tiny_tokenizer(), tmp_path / "tokenizer.bin")
     folder = convert(tmp_path / "m.bin", tmp_path / "huggingface", tokenizer=False)
@@ -253,6 +256,6 @@ def test_build(tmp_path: Path) -> None:
             assert made.generate([[BOS, A]], 9) == again.generate([[BOS, A]], 9)
 
 
-def test_build_of_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="0 checkpoints in this folder, expected one"):
+def test_build_needs_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the folder holds no checkpoints, expected 1; pass"):
         Llama.build(tmp_path, None, 8, 1)

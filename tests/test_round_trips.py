@@ -1,6 +1,6 @@
-"""From every format that is written to every other: the weights stay, or are rounded as it rounds.
+"""Conversion from every format to every other keeps the weights or rounds them as the format does.
 
-And other programs' readers, of the packages gguf and safetensors, see the same numbers.
+The readers of the packages gguf and safetensors see the same numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from tests.support.golden import run
 
 Weights = dict[str, list[NDArray[np.float32]]]
 
-# Grouped queries, a classifier of its own, rows that are blocks of 32, rows that are none (w2's).
+# Grouped-query attention, an untied classifier, rows of whole blocks of 32, and rows that are not
+# (those of w2).
 UNTIED = ModelConfig(
     dim=64,
     hidden_dim=88,
@@ -45,7 +46,7 @@ TIED = ModelConfig(
     dim=96, hidden_dim=32, n_layers=1, n_heads=3, n_kv_heads=3, vocab_size=300, seq_len=16
 )
 
-#: Format, dtype: the name of what is written.
+# Name of the output: its format and dtype.
 WAYS: dict[str, tuple[Any, Any]] = {
     "v0.bin": ("v0", "float32"),
     "v1.bin": ("v1", None),
@@ -73,7 +74,7 @@ def copied(checkpoint: Checkpoint) -> Weights:
 
 
 def rounded(weights: Weights, way: str) -> Weights:
-    """What a format makes of weights, computed here."""
+    """Round weights as a format does, computed here."""
     return {name: [_rounded(w, way) for w in layers] for name, layers in weights.items()}
 
 
@@ -99,7 +100,7 @@ def _rounded(weights: NDArray[np.float32], way: str) -> NDArray[np.float32]:
 
 
 def in_groups(source: Checkpoint, group_size: int) -> Weights:
-    """Matrices that are int8 as they are, and those beside them in groups of that size."""
+    """Return int8 matrices as they are, and the others quantized in groups of that size."""
     return {
         name: [
             tensor.dequantize().copy()
@@ -122,7 +123,7 @@ def check_equal(ours: Weights, wanted: Weights) -> None:
 def written(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Weights]:
-    """A folder with one model in every format, and the model's weights."""
+    """Return a folder with one model in every format, and the model's weights."""
     folder = tmp_path_factory.mktemp("written")
     original = random_checkpoint(request.param, seed=3)
     write_checkpoint(folder / "model.bin", request.param, original.tensors)
@@ -141,7 +142,7 @@ def test_each_format_holds_the_weights(way: str, written: tuple[Path, Weights]) 
 
 
 @pytest.mark.parametrize(("first", "second"), list(product(WAYS, WAYS)))
-def test_from_each_format_to_each(
+def test_each_format_converts_to_each(
     first: str, second: str, written: tuple[Path, Weights], tmp_path: Path
 ) -> None:
     folder, _ = written
@@ -150,7 +151,7 @@ def test_from_each_format_to_each(
     there = weights_of(folder / first)
     with open_checkpoint(folder / first) as source, open_checkpoint(path) as ours:
         assert ours.config == source.config
-        # What was rounded once stays, and so do int8's groups.
+        # Rounded values stay, and so do the groups of int8.
         wanted = there if first == second else rounded(there, second)
         if second == "v2.bin" and source.group_size is not None:
             wanted = in_groups(source, source.group_size)
@@ -158,19 +159,19 @@ def test_from_each_format_to_each(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_without_a_dtype_nothing_is_lost(
+def test_the_default_dtype_loses_nothing(
     way: str, written: tuple[Path, Weights], tmp_path: Path
 ) -> None:
     folder, _ = written
     for format, name in (("hf", "hf"), ("gguf", "x.gguf")):
         if way == "v2.bin" and format == "gguf":
-            continue  # int8 becomes Q8_0, whose groups are others
+            continue  # int8 becomes Q8_0, which has other groups
         path = llama2py.convert(folder / way, tmp_path / name)
         check_equal(weights_of(path), weights_of(folder / way))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if "hf" in way])
-def test_safetensors_reads_what_we_write(way: str, written: tuple[Path, Weights]) -> None:
+def test_safetensors_reads_our_directories(way: str, written: tuple[Path, Weights]) -> None:
     package = pytest.importorskip("safetensors")
     folder, original = written
     exact = rounded(original, way)
@@ -184,7 +185,7 @@ def test_safetensors_reads_what_we_write(way: str, written: tuple[Path, Weights]
         slices = {name: file.get_slice(name) for name in names}
         assert {s.get_dtype() for s in slices.values()} == {dtypes[WAYS[way][1]]}
         if way == "hf-bfloat16":
-            return  # NumPy has none
+            return  # NumPy has no bfloat16
         np.testing.assert_array_equal(
             file.get_tensor("model.embed_tokens.weight"), exact["token_embedding_table"][0]
         )
@@ -193,13 +194,13 @@ def test_safetensors_reads_what_we_write(way: str, written: tuple[Path, Weights]
             rows = exact[kind][layer]
             size = len(rows) // n
             for head, row in product(range(n), range(size)):
-                # transformers turns channel i with channel i + size / 2, llama2.c with i + 1.
+                # transformers rotates channel i with channel i + size / 2, llama2.c with i + 1.
                 theirs = head * size + row // 2 + (row % 2) * size // 2
                 np.testing.assert_array_equal(found[theirs], rows[head * size + row])
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if "gguf" in way])
-def test_gguf_reads_what_we_write(way: str, written: tuple[Path, Weights]) -> None:
+def test_gguf_reads_our_files(way: str, written: tuple[Path, Weights]) -> None:
     package, quants = pytest.importorskip("gguf"), pytest.importorskip("gguf.quants")
     folder, original = written
     exact = rounded(original, way)
@@ -227,7 +228,7 @@ def test_gguf_reads_what_we_write(way: str, written: tuple[Path, Weights]) -> No
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if WAYS[way][1] == "float32" or "v1" in way])
-def test_the_real_model_tells_the_recorded_stories(
+def test_the_real_model_generates_the_recorded_stories(
     way: str, test_data: Path, tmp_path: Path
 ) -> None:
     format, dtype = WAYS[way]

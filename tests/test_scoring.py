@@ -1,10 +1,11 @@
-"""Scores: log-probabilities against NumPy, in windows where a text is long, and their sums."""
+"""Scores: log-probabilities against NumPy, windows over long texts, and sums."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +33,13 @@ def model(request: pytest.FixtureRequest) -> Iterator[Model]:
 
 
 def log_softmax(logits: Logits, token: int) -> float:
-    """The textbook's formula, in double precision."""
+    """Compute the textbook's formula in double precision."""
     wide = logits.astype(np.float64)
     return float(wide[token] - wide.max() - np.log(np.exp(wide - wide.max()).sum()))
 
 
-def behind(model: Model, context: Sequence[int], token: int) -> float:
-    """``log p(token | context)``: a session of its own, and nothing else in it."""
+def following(model: Model, context: Sequence[int], token: int) -> float:
+    """Compute ``log p(token | context)`` in a new session."""
     with model.session() as session:
         return log_softmax(session.forward(context), token)
 
@@ -54,16 +55,16 @@ def some_tokens(n: int) -> list[int]:
 # ---- log_probabilities ----
 
 
-def test_each_token_is_scored_behind_all_before_it(model: Model, reference: Model) -> None:
+def test_each_token_is_scored_given_all_before_it(model: Model, reference: Model) -> None:
     tokens = some_tokens(30)
-    expected = [behind(reference, tokens[:i], tokens[i]) for i in range(1, 30)]
+    expected = [following(reference, tokens[:i], tokens[i]) for i in range(1, 30)]
     with model.session() as session:
         scored = log_probabilities(session, tokens)
     assert (scored.shape, scored.dtype) == ((29,), np.float64)  # type: ignore[comparison-overlap,unused-ignore]
     np.testing.assert_allclose(scored, expected, rtol=0, atol=2e-4)
 
 
-def test_the_probabilities_of_all_next_tokens_sum_up_to_one(model: Model) -> None:
+def test_the_probabilities_of_all_next_tokens_add_up_to_one(model: Model) -> None:
     with model.session() as session:
         last = [log_probabilities(session, [BOS, 9, token])[1] for token in range(300)]
     assert math.fsum(math.exp(value) for value in last) == pytest.approx(1, abs=1e-5)
@@ -73,7 +74,7 @@ def test_the_probabilities_of_all_next_tokens_sum_up_to_one(model: Model) -> Non
     ("seq_len", "starts"),
     [
         # Input i (which predicts token i + 1) sees the inputs from starts[i] on. The first window
-        # is full; each later one begins half a window (rounded down) before what is not scored yet.
+        # is full. Each later one begins half a window (rounded down) before the first new token.
         (4, [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 8]),
         (5, [0, 0, 0, 0, 0, 3, 3, 3, 6, 6, 6]),
         (8, [0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4]),
@@ -87,14 +88,14 @@ def test_the_probabilities_of_all_next_tokens_sum_up_to_one(model: Model) -> Non
 def test_windows_overlap_by_half(seq_len: int, starts: list[int]) -> None:
     tokens = some_tokens(12)
     with small(seq_len) as model:
-        expected = [behind(model, tokens[starts[i] : i + 1], tokens[i + 1]) for i in range(11)]
+        expected = [following(model, tokens[starts[i] : i + 1], tokens[i + 1]) for i in range(11)]
         with model.session() as session:
             scored = log_probabilities(session, tokens)
-    # The engine gives a token the same bits however its block was cut: only log and exp differ.
+    # The engine gives a token the same bits in any block: only log and exp differ.
     np.testing.assert_allclose(scored, expected, rtol=0, atol=2e-6)
 
 
-def test_what_the_session_held_does_not_matter(model: Model) -> None:
+def test_earlier_tokens_of_the_session_do_not_matter(model: Model) -> None:
     tokens = some_tokens(20)
     with model.session() as session:
         fresh = log_probabilities(session, tokens)
@@ -109,17 +110,17 @@ def test_a_first_token_alone_is_only_context(model: Model) -> None:
 
 
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
-def test_large_logits_neither_overflow_nor_vanish(shift: float) -> None:
-    """Softmax does not change when all logits do, nor does exp see them as they are."""
+def test_large_logits_do_not_overflow(shift: float) -> None:
+    """Softmax does not change if all logits are shifted."""
 
     class Shifted(Reference):
-        def forward(self, *args: object, **kwargs: object) -> Logits:
-            logits: NDArray[np.float32] = super().forward(*args, **kwargs)  # type: ignore[arg-type]
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            logits: NDArray[np.float32] = super().run(*args, **kwargs)
             return (np.round(logits) + np.float32(shift)).astype(np.float32)
 
     class Rounded(Reference):
-        def forward(self, *args: object, **kwargs: object) -> Logits:
-            return np.round(super().forward(*args, **kwargs))  # type: ignore[arg-type,return-value]
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            return np.round(super().run(*args, **kwargs))
 
     tokens = some_tokens(10)
     scored = []
@@ -148,14 +149,14 @@ def test_a_text_is_scored_up_to_the_bos_that_ends_it(
     inputs = model.tokenizer.encode(text)
     assert inputs[0] == BOS
     tokens = [*inputs, BOS]
-    nats = -math.fsum(behind(reference, tokens[:i], tokens[i]) for i in range(1, len(tokens)))
+    nats = -math.fsum(following(reference, tokens[:i], tokens[i]) for i in range(1, len(tokens)))
     score = score_texts(model, [text])
     assert (score.texts, score.tokens, score.bytes) == (1, len(inputs), len(text.encode("utf-8")))
     assert score.nats == pytest.approx(nats, abs=1e-3)
 
 
-def test_texts_do_not_know_of_each_other() -> None:
-    """Long ones among them, so that the session is rewound in between."""
+def test_texts_are_scored_independently() -> None:
+    """Some are long, so that the session is rewound between them."""
     texts = ["abc", "abc" * 50, "b", "abc", "🐶" * 20]
     with tiny_model() as model:
         alone = [score_texts(model, [text]) for text in texts]
@@ -166,7 +167,7 @@ def test_texts_do_not_know_of_each_other() -> None:
     assert alone[0] == alone[3]
 
 
-def test_no_text_scores_nothing(model: Model) -> None:
+def test_the_score_of_no_text_is_empty(model: Model) -> None:
     score = score_texts(model, [])
     assert score == Score(0, 0, 0, 0.0)
     assert math.isnan(score.bits_per_byte)
@@ -200,7 +201,7 @@ def test_every_session_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- Score ----
 
 
-def test_means_are_of_nats() -> None:
+def test_means_are_computed_from_nats() -> None:
     score = Score(texts=2, tokens=8, bytes=16, nats=16 * math.log(2))
     assert score.bits_per_byte == pytest.approx(1)
     assert score.nats_per_token == pytest.approx(2 * math.log(2))
@@ -210,12 +211,12 @@ def test_scores_add_up_field_by_field() -> None:
     assert Score(1, 20, 300, 0.5) + Score(2, 3, 4, 0.25) == Score(3, 23, 304, 0.75)
 
 
-def test_a_model_that_knows_nothing_pays_for_each_of_its_tokens() -> None:
-    """All logits alike: log(300) nats a token."""
+def test_a_uniform_model_pays_log_of_the_vocabulary_per_token() -> None:
+    """All logits are equal: log(300) nats per token."""
 
     class Flat(Reference):
-        def forward(self, *args: object, **kwargs: object) -> Logits:
-            return np.zeros_like(super().forward(*args, **kwargs))  # type: ignore[arg-type]
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            return np.zeros_like(super().run(*args, **kwargs))
 
     with Model(Flat(random_checkpoint(TINY)), tiny_tokenizer()) as model:
         score = score_texts(model, ["🐶"])  # a space, four bytes, BOS

@@ -1,4 +1,4 @@
-"""What `convert` writes for Hugging Face, as transformers itself reads it: same ids, same texts."""
+"""transformers reads the directories that `convert` writes: same ids, logits and texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model, widened."""
+    """Write the built-in model in float32."""
     from llama2py._data import builtin_model
 
     folder = tmp_path_factory.mktemp("hf") / "story"
@@ -36,7 +36,7 @@ def model(converted: Path) -> Model:
 
 
 @pytest.mark.parametrize("prompt", TEXTS[:3])
-def test_greedy_texts(prompt: str, converted: Path, model: Model) -> None:
+def test_transformers_generates_the_same_text(prompt: str, converted: Path, model: Model) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32)
     ours = model.generate(prompt, temperature=0, max_tokens=40, stop_tokens=())
     ids = torch.tensor([ours.prompt_tokens])
@@ -51,7 +51,7 @@ def test_greedy_texts(prompt: str, converted: Path, model: Model) -> None:
     assert made[0, ids.shape[1] :].tolist() == ours.tokens
 
 
-def test_logits(converted: Path, model: Model) -> None:
+def test_transformers_computes_the_same_logits(converted: Path, model: Model) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32)
     tokens = model.tokenizer.encode("The dragon was afraid of fire, and so it hid in a lake.")
     with model.session() as session, torch.inference_mode():
@@ -62,6 +62,6 @@ def test_logits(converted: Path, model: Model) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_token_ids(text: str, converted: Path, model: Model) -> None:
+def test_transformers_encodes_to_the_same_ids(text: str, converted: Path, model: Model) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(converted)
     assert theirs(text)["input_ids"] == model.tokenizer.encode(text)

@@ -1,6 +1,6 @@
-"""The files that come with llama2py: the story model and Llama 2's vocabulary.
+"""The files in the package: the built-in story model and the vocabulary of Llama 2.
 
-How the model was trained: ``docs/builtin-model.md``.
+``docs/builtin-model.md`` describes how the model was trained.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def builtin_model() -> Path:
-    """Return the path of the built-in checkpoint. Its vocabulary is the file beside it.
+    """Return the path of the built-in checkpoint; its vocabulary is in the same folder.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def bundled_tokenizer() -> Path:
     TokenizerError
         If this installation lacks the file.
     """
-    # An installed package carries the file inside; a checkout has it at the top, as llama2.c does.
+    # An installed package contains the file; a checkout has it at the top level, like llama2.c.
     for folder in (_FOLDER, _FOLDER.parent.parent):
         if (folder / "tokenizer.bin").is_file():
             return folder / "tokenizer.bin"

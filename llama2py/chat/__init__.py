@@ -1,1 +1,1 @@
-"""Dialogues with a model that was trained on them, and the templates that write them down."""
+"""Dialogues with a chat model, and the templates that format their turns."""

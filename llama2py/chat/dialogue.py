@@ -1,84 +1,119 @@
-"""Chat with a model that was trained on dialogues."""
+"""Chat: a dialogue with a model that was trained on dialogues."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from .._util import Closing
+from .._util import Closing, counted, whole_number
 from ..engine.session import SessionOverflow
 from ..errors import ContextError, ParameterError
 from ..generation.job import Job
+from ..generation.logits import LogitsProcessor
 from ..generation.prefix_cache import shared
 from ..generation.sampling import Sampler, SamplingParams
+from ..generation.stopping import StopTexts
 from ..generation.stream import Stream
 from ..model import Model
-from .templates import LLAMA2, Message, Writer, default_system, find_template
+from .templates import LLAMA2, Message, TurnEncoder, default_system, find_template
 
-# Of the context: so much is left for an answer where older turns are dropped for it.
-_FREE = 4
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # comes with type checkers
+
+# When old exchanges are dropped, at least 1 / 4 of the context becomes free for the answer.
+_FREE_SHARE = 4
 
 
 def render_turn(user: str, system: str | None = None) -> str:
-    """What a model of Llama 2's kind reads for a turn; a system prompt belongs to the first one.
+    """Return a user's turn in the format of Llama 2; only the first turn has a system prompt.
 
-    Source: llama2.c's ``run.c``, after ``chat_completion`` in Meta's ``generation.py``.
+    Source: llama2.c's ``run.c``, which follows ``chat_completion`` in Meta's ``generation.py``.
     """
     return "".join(LLAMA2.render(user, system))
 
 
 @dataclass
 class _Exchange:
-    """A user's turn and what came of it."""
+    """A user's turn and the answer to it."""
 
     user: str
     job: Job
 
     @property
-    def begun(self) -> bool:
-        """Whether the answer has begun; a turn without one leaves no trace."""
+    def has_answer(self) -> bool:
+        """Whether the answer has at least one token; the dialogue forgets a turn without one."""
         return self.job.timings.generated_tokens > 0
 
 
+class ChatOptions(TypedDict, total=False):
+    """More options of `Chat`; each is the option of `Options` with this name."""
+
+    top_k: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    banned_tokens: Collection[int]
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
+    stop: str | Iterable[str]
+
+
 class Chat(Closing):
-    """A dialogue: the model remembers the turns so far. A context manager.
+    """A dialogue with a model, which remembers the earlier turns. A context manager.
 
     Parameters
     ----------
     model : Model
-        Who answers.
+        The chat model.
     system : str, optional
-        What the model is told before the first turn; the attribute ``system`` may be set, too, and
-        later the dialogue is run again with it. Default: what the model's ChatML template has for
-        that, or nothing; ``""``: nothing.
+        The system prompt, which the model reads before the first turn. It can be changed later by
+        setting the attribute ``system``; the next turn then runs the dialogue again with the new
+        one. Default: the default of the model's ChatML template, or no system prompt. ``""``: no
+        system prompt.
     temperature, top_p, seed
         As in `Model.stream`.
     max_tokens : int, optional
-        Tokens of the whole dialogue, prompts included. Default, and at most: the context.
+        Maximum number of tokens of the whole dialogue, prompts included. Default, and upper limit:
+        the model's context.
     template : {'llama2', 'mistral', 'llama3', 'chatml', 'zephyr', 'plain'}, optional
-        How turns are written. Default: as the checkpoint's metadata says, or else Llama 2's way,
-        which is llama2.c's to the bit. ``llama3`` is Llama 3's; the dates that 3.1 and later put
-        before the system prompt are yours to put there. ``plain`` has lines of ``User:`` and
-        ``Assistant:``, for models that were trained on none of these.
+        The format of the turns. Default: the template that the checkpoint's metadata names, or else
+        Llama 2's, which is bit-identical to llama2.c's. ``llama3`` does not write the dates that
+        Llama 3.1 and later put before the system prompt; add them to ``system`` if you want them.
+        ``plain`` writes lines of ``User:`` and ``Assistant:``, for models without a chat template.
     overflow : {'error', 'shift'}
-        What a turn does that does not fit in the context any more: raise ContextError, or drop the
-        oldest exchanges, and in a long answer its older tokens; the system prompt stays. What is
-        left is run again, which takes as long as a prompt of its length. With 'shift'
-        ``max_tokens`` counts from turn to turn: each may take so many beside what is remembered.
+        What happens when a turn no longer fits in the context. 'error': `say` raises ContextError.
+        'shift': the oldest exchanges are dropped, and a long answer drops its oldest tokens; the
+        system prompt stays. The remaining dialogue is run again, which takes as long as a prompt of
+        the same length. With 'shift', ``max_tokens`` applies to each turn, not to the dialogue.
+    **options
+        More sampling options, and ``stop``, texts that end an answer: see `Options`.
+
+    Attributes
+    ----------
+    system : str or None
+        The system prompt.
+    template : str
+        The name of the template in use.
 
     Raises
     ------
     ParameterError
-        If the template is unknown, or needs a token that the vocabulary lacks.
+        If the template is unknown or needs a token that the vocabulary lacks, or if a number is
+        out of its range.
 
     Notes
     -----
-    A message cannot forge a turn: special tokens stand only where the template puts them, and a
-    message that holds the text of one (``<|eot_id|>``, ``[INST]``) is refused, as by Meta's code.
+    A message cannot fake a turn. Special tokens appear only where the template writes them, and a
+    message that contains the text of one (``<|eot_id|>``, ``[INST]``) is refused, as in Meta's
+    code.
 
-    An answer stays in the context as the tokens that the model drew. Hugging Face's templates write
-    the dialogue anew each turn, which gives the same tokens where the model spells as its tokenizer
-    does; and of Llama 2 Meta's code strips the texts and ends an answer with a space, as llama2.c
-    and this do not.
+    An answer stays in the context as the tokens that the model generated. Hugging Face's templates
+    encode the whole dialogue again for each turn, which gives the same tokens unless the model
+    spells a word unlike its tokenizer. For Llama 2, Meta's code also strips messages and ends an
+    answer with a space; llama2.c and this class do neither.
 
     Examples
     --------
@@ -99,91 +134,104 @@ class Chat(Closing):
         max_tokens: int | None = None,
         template: str | None = None,
         overflow: SessionOverflow = "error",
+        **options: Unpack[ChatOptions],
     ) -> None:
         if overflow not in ("error", "shift"):
             raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")
+        if max_tokens is not None:
+            max_tokens = whole_number("max_tokens", max_tokens, 0)
         context = model.config.seq_len
         conventions = model.conventions
         found = find_template(template, conventions, model.tokenizer.specials.control)
-        self._writer = Writer(found, model.tokenizer, conventions)
+        self._encoder = TurnEncoder(found, model.tokenizer, conventions)
         self._model = model
         self.template = found.name
-        """The name of the template in use."""
         self.system = system
         self._default_system = (
             default_system(conventions.chat_template) if found.name == "chatml" else None
         )
-        self._sampler = Sampler(model.backend, SamplingParams(temperature, top_p), seed)
+        if unknown := options.keys() - ChatOptions.__annotations__.keys():
+            listed = ", ".join(ChatOptions.__annotations__)
+            raise ParameterError(f"there is no option {min(unknown)!r}, expected one of {listed}")
+        sampling: dict[str, Any] = dict(options)
+        stop = sampling.pop("stop", ())
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        StopTexts(self._stop)  # raises ParameterError now, not at the first turn
+        self._sampler = Sampler(model.backend, SamplingParams(temperature, top_p, **sampling), seed)
         self._session = model.session()
-        self._limit = context if max_tokens is None else min(max_tokens, context)
+        self._is_closed = False
+        self._max_tokens = context if max_tokens is None else min(max_tokens, context)
         self._shifts = overflow == "shift"
         self._exchanges: list[_Exchange] = []
-        self._dropped = 0  # exchanges that the model remembers no more
+        self._dropped = 0  # exchanges that no longer fit in the context
 
     @property
     def room(self) -> int:
-        """How many more tokens the dialogue may take; with 'shift', the next turn may."""
-        return self._limit if self._shifts else max(0, self._limit - self._session.position)
+        """How many more tokens the dialogue can take; with 'shift', how many the next turn can."""
+        if self._shifts:
+            return self._max_tokens
+        return max(0, self._max_tokens - self._session.position)
 
     @property
     def messages(self) -> list[Message]:
-        """The dialogue so far, as other libraries have it; the last answer may still grow.
+        """The dialogue so far, in the format that other libraries use.
 
-        Exchanges that 'shift' has dropped are among them.
+        The last answer may still grow. Exchanges that 'shift' has dropped are included.
         """
-        system = self._told
+        system = self._system_prompt
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         for exchange in self._exchanges:
-            if exchange.begun:
+            if exchange.has_answer:
                 messages.append({"role": "user", "content": exchange.user})
                 answer = exchange.job.text.strip()
                 messages.append({"role": "assistant", "content": answer})
         return messages
 
     @property
-    def _told(self) -> str | None:
+    def _system_prompt(self) -> str | None:
         return self._default_system if self.system is None else self.system
 
     def say(self, user: str) -> Stream:
-        """A user's turn.
+        """Add a user's turn and start the answer.
 
         Parameters
         ----------
         user : str
-            What the user says.
+            The user's message.
 
         Returns
         -------
         Stream
-            The assistant's answer. The template's end token ends it, and so does EOS, and the end
-            of the room (``finish_reason`` 'length'). Who breaks it off has heard just that much of
-            it, also where the next turn does so; a turn whose answer has not begun leaves no trace.
+            The assistant's answer. It ends with the template's end token, with EOS, or when `room`
+            is used up (``finish_reason`` 'length'). An answer that is not read to its end, or that
+            the next turn cuts off, stays in the dialogue as far as it was read. A turn whose answer
+            has no token yet is forgotten.
 
         Raises
         ------
         ContextError
-            If the turn does not fit in the context any more; the dialogue stays as it was.
+            If the turn no longer fits in the context; the dialogue does not change.
         PromptError
-            If the text holds what the template parts turns with, or is not encodable.
+            If the message contains a marker of the template, is not a str, or cannot be encoded.
         """
-        system = self._told
-        self._writer.check(user)
-        self._writer.check(system or "", "system prompt")
-        past = [exchange for exchange in self._exchanges if exchange.begun]
+        system = self._system_prompt
+        self._encoder.check(user)
+        self._encoder.check(system or "", "system prompt")
+        past = [exchange for exchange in self._exchanges if exchange.has_answer]
         tokens, dropped, kept = self._fitting(past, user, system)
-        for exchange in self._exchanges[-1:]:  # an answer that was not heard to its end is over
+        for exchange in self._exchanges[-1:]:  # an unfinished answer ends here
             exchange.job.finish_reason = exchange.job.finish_reason or "cancelled"
         self._session.rewind(min(shared(self._session.tokens, tokens), len(tokens) - 1))
         self._session.kept = kept
         turn = tokens[self._session.position :]
-        room = self._limit if self._shifts else max(0, self.room - len(turn) + 1)
-        template = self._writer.template
+        room = self._max_tokens if self._shifts else max(0, self.room - len(turn) + 1)
+        template = self._encoder.template
         job = Job(
             turn,
             self._sampler,
             max_tokens=room,
-            stop_tokens=self._writer.stop_tokens,
-            stop=template.stop,
+            stop_tokens=self._encoder.stop_tokens,
+            stop=template.stop + self._stop,
             overflow="shift" if self._shifts else "stop",
         )
         self._exchanges = [*past, _Exchange(user, job)]
@@ -193,39 +241,55 @@ class Chat(Closing):
     def _fitting(
         self, past: list[_Exchange], user: str, system: str | None
     ) -> tuple[list[int], int, int]:
-        """The tokens of the dialogue and this turn, how many exchanges they leave out, how much of
-        them is the system prompt."""
+        """Encode the dialogue and this turn so that they fit in the context.
+
+        Returns
+        -------
+        tokens : list of int
+            The tokens of the dialogue and this turn.
+        dropped : int
+            How many of the oldest exchanges they leave out.
+        kept : int
+            How many of the first tokens a shift must keep: BOS and the system prompt.
+        """
         context = self._model.config.seq_len
         dropped = self._dropped
         tokens = self._tokens(past[dropped:], user, system)
         if len(tokens) > context and self._shifts:
-            while len(tokens) > context - context // _FREE and dropped < len(past):
+            while len(tokens) > context - context // _FREE_SHARE and dropped < len(past):
                 dropped += 1
                 tokens = self._tokens(past[dropped:], user, system)
         if len(tokens) > context:
             run = shared(self._session.tokens, tokens)
             raise ContextError(
-                f"this turn's {len(tokens) - run} tokens do not fit:"
-                f" the model's context has room for {context - run} more"
+                f"the turn does not fit: it has {counted(len(tokens) - run, 'token')}, and the"
+                f" model's context has room for {context - run} more"
             )
         kept = 1
         if self._shifts:
-            # Whatever is said first, it begins with the same tokens: BOS and the system prompt.
+            # Two different first messages share exactly BOS and the system prompt.
             other = "?" if user[:1] != "?" else "!"
             kept = max(1, shared(tokens, self._tokens([], other, system)))
         return tokens, dropped, kept
 
     def _tokens(self, past: list[_Exchange], user: str, system: str | None) -> list[int]:
-        writer = self._writer
-        if writer.template.end is None:
-            return writer.text([(e.user, e.job.text) for e in past], user, system)
+        encoder = self._encoder
+        if encoder.template.end is None:
+            return encoder.text([(e.user, e.job.text) for e in past], user, system)
         tokens: list[int] = []
         for i, exchange in enumerate(past):
             first = i == 0
-            tokens += writer.turn(exchange.user, system if first else None, first)
-            tokens += exchange.job.tokens + writer.end()
-        return tokens + writer.turn(user, None if past else system, not past)
+            tokens += encoder.turn(exchange.user, system if first else None, first)
+            tokens += exchange.job.tokens + encoder.end()
+        return tokens + encoder.turn(user, None if past else system, not past)
+
+    def __repr__(self) -> str:
+        turns = counted(sum(exchange.has_answer for exchange in self._exchanges), "turn")
+        if self._is_closed:
+            return f"<Chat {self.template}, {turns} (closed)>"
+        return f"<Chat {self.template}, {turns}, room for {counted(self.room, 'token')}>"
 
     def close(self) -> None:
-        """Free the memory. Twice does no harm."""
+        """Free the memory. A second call has no effect."""
+        self._is_closed = True
         self._session.close()

@@ -1,11 +1,11 @@
-"""How a dialogue is written for a model: chat templates by name, and which one a model wants.
+"""Chat templates: how each kind of model reads a dialogue, and which template a model needs.
 
-A checkpoint's metadata has the template as a Jinja program. None is run here: what it is, the
-markers in it tell, and the template itself is written down below.
+A checkpoint's metadata holds its template as a Jinja program. llama2py never runs that program. It
+recognises the template by the markers in the program and uses its own version of it, below.
 
-Source: what the models' ``tokenizer_config.json`` say, for Llama 2 ``chat_completion`` in Meta's
-``generation.py`` and llama2.c's ``run.c``, and for Mistral how mistral-common encodes (its
-tokenizers v1 and v3; the system prompt stays in the first turn, as in v1).
+Sources: the models' ``tokenizer_config.json``; for Llama 2, ``chat_completion`` in Meta's
+``generation.py`` and llama2.c's ``run.c``; for Mistral, mistral-common's tokenizers v1 and v3 (the
+system prompt stays in the first turn, as in v1).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Message(TypedDict):
 
 
 class Marker(str):
-    """A text of the template's own, which is one token where the vocabulary has it."""
+    """A text that the template writes, encoded as one token if the vocabulary has that token."""
 
     __slots__ = ()
 
 
-EOS = Marker()  # the vocabulary's, however it is spelled
+EOS = Marker()  # the vocabulary's EOS, whatever its spelling
 
-# A user's turn, with the system prompt where it is the first (None: there is none), up to where the
-# assistant begins.
+# (user, system) -> the parts of a user's turn, up to where the assistant's answer begins. The first
+# turn has the system prompt; None: no system prompt.
 Render = Callable[[str, "str | None"], Iterable[str]]
 
 
@@ -49,23 +49,23 @@ class Template:
     Attributes
     ----------
     name : str
-        What users call it.
+        The name that users choose it by.
     render : callable
-        Writes a user's turn.
+        Renders a user's turn.
     end : Marker or None
         The token that ends an answer. None: the dialogue is one text, and ``stop`` ends an answer.
     between : str
-        What stands between the end of an answer and the next turn.
+        The text between the end of an answer and the next turn.
     markers : tuple of str
-        What no message may hold: with these it could pass for another turn.
-    bos : {'turn', 'dialogue', 'asked'}
-        BOS stands before every turn; before the first; or there, but only where the metadata asks
-        for it.
+        Texts that no message may contain, because they could fake another turn.
+    bos : {'turn', 'dialogue', 'metadata'}
+        Where BOS goes: before every turn; before the first turn; or before the first turn, but only
+        if the metadata requests it.
     stop : tuple of str
         Texts that end an answer.
-    apart : bool
-        Each text is encoded as if none stood before it. A turn whose markers are no tokens of the
-        vocabulary is one text, with spaces between its parts.
+    encode_separately : bool
+        Encode each text as if it were the first. If the vocabulary lacks one of the turn's markers,
+        encode the whole turn as one text, with spaces between its parts.
     """
 
     name: str
@@ -73,9 +73,9 @@ class Template:
     end: Marker | None
     between: str
     markers: tuple[str, ...]
-    bos: Literal["turn", "dialogue", "asked"] = "dialogue"
+    bos: Literal["turn", "dialogue", "metadata"] = "dialogue"
     stop: tuple[str, ...] = ()
-    apart: bool = False
+    encode_separately: bool = False
 
 
 def _llama2(user: str, system: str | None) -> Iterator[str]:
@@ -135,7 +135,7 @@ _ALL = (
         EOS,
         "",
         ("[INST]", "[/INST]"),
-        apart=True,
+        encode_separately=True,
     ),
     Template(
         "llama3",
@@ -150,7 +150,7 @@ _ALL = (
         Marker("<|im_end|>"),
         "\n",
         ("<|im_start|>", "<|im_end|>"),
-        bos="asked",
+        bos="metadata",
     ),
     Template(
         "zephyr",
@@ -171,15 +171,15 @@ _ALL = (
 
 TEMPLATES = {template.name: template for template in _ALL}
 
-# A turn that ends with EOS: others have <|user|>, too, and end it otherwise.
+# Zephyr ends a user's turn with EOS; other templates with <|user|> do not.
 _ZEPHYR = re.compile(r"<\|user\|>[^%]{0,80}?content[^%]{0,20}?(?:eos_token|</s>)")
-# A model of Llama 2's kind that was trained without <<SYS>> has BOS before every turn.
-_BOS_EACH = re.compile(r"bos_token\s*[+~]\s*['\"]\s*\[INST\]")
+# Llama 2's template without <<SYS>>: BOS before every turn, unlike Mistral's.
+_BOS_PER_TURN = re.compile(r"bos_token\s*[+~]\s*['\"]\s*\[INST\]")
 _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]+)<\|im_end\|>")
 
 
 def recognise(jinja: str) -> Template | None:
-    """The template that a Jinja program is, by its markers; None: none of these."""
+    """Return the template that a Jinja program implements, by its markers, or None if unknown."""
     if "<|start_header_id|>" in jinja and "<|eot_id|>" in jinja:
         return TEMPLATES["llama3"]
     if "<|im_start|>" in jinja and "<|im_end|>" in jinja:
@@ -187,14 +187,14 @@ def recognise(jinja: str) -> Template | None:
     if "[INST]" in jinja and "<<SYS>>" in jinja:
         return LLAMA2
     if "[INST]" in jinja and "[/INST]" in jinja and "[SYSTEM_PROMPT]" not in jinja:
-        return None if _BOS_EACH.search(jinja) else TEMPLATES["mistral"]
+        return None if _BOS_PER_TURN.search(jinja) else TEMPLATES["mistral"]
     if _ZEPHYR.search(jinja):
         return TEMPLATES["zephyr"]
     return None
 
 
 def default_system(jinja: str | None) -> str | None:
-    """The system prompt that a ChatML program puts where there is none; None: nothing."""
+    """Return the default system prompt of a ChatML program, or None if it has no default."""
     found = _DEFAULT_SYSTEM.search(jinja or "")
     return found[1].replace("\\n", "\n") if found else None
 
@@ -202,41 +202,46 @@ def default_system(jinja: str | None) -> str | None:
 def find_template(
     name: str | None, conventions: Conventions, controls: Collection[str] = ()
 ) -> Template:
-    """The template of a name, or else the metadata's, or the control tokens', or Llama 2's.
+    """Choose a template: by name, or else by the metadata, by the control tokens, or Llama 2's.
 
     Raises
     ------
     ParameterError
-        If there is none of this name, or the metadata's is none of these.
+        If the name or the metadata's template is unknown.
     """
     names = ", ".join(TEMPLATES)
     if name is not None:
         if name not in TEMPLATES:
-            raise ParameterError(f"the chat template is {name!r}, expected one of {names}")
+            raise ParameterError(f"template is {name!r}, expected one of {names}")
         return TEMPLATES[name]
     jinja = conventions.chat_template
-    if jinja is None:  # as Llama 3 comes from Meta: its vocabulary tells
+    if jinja is None:  # Meta's Llama 3 has no metadata, but a telling vocabulary
         return recognise("".join(controls)) or LLAMA2
     template = recognise(jinja)
     if template is None:
         raise ParameterError(
-            f"the model's chat template ({' '.join(jinja.split())[:60]}...) is none that is known:"
-            f" choose one of {names} by name"
+            f"the model's chat template ({' '.join(jinja.split())[:60]}...) is unknown to llama2py:"
+            f" choose a template by name, one of {names}"
         )
     return template
 
 
-class Writer:
-    """A template in the tokens of one model.
+class TurnEncoder:
+    """Encode the turns of a dialogue with one template and one model's tokenizer.
 
     Parameters
     ----------
     template : Template
         The template.
     tokenizer : Tokenizer
-        The model's.
+        The model's tokenizer.
     conventions : Conventions
-        Of the model: whether BOS begins a text, what else ends an answer.
+        The model's conventions: whether BOS begins a text, which other tokens end an answer.
+
+    Attributes
+    ----------
+    stop_tokens : frozenset of int
+        The tokens that end an answer.
 
     Raises
     ------
@@ -245,84 +250,89 @@ class Writer:
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, conventions: Conventions) -> None:
-        self.template, self._tokenizer = template, tokenizer
+        self.template = template
+        self._tokenizer = tokenizer
         specials = tokenizer.specials
         self._ids = {**specials.added, **specials.control}
         self.stop_tokens = frozenset([tokenizer.eos_id]) | conventions.end_tokens
         self._end: int | None = None
         if template.end is None:
-            self.stop_tokens |= {tokenizer.bos_id}  # which parts llama2.c's stories
+            self.stop_tokens |= {tokenizer.bos_id}  # the separator between llama2.c's stories
         else:
             end = self._id(template.end)
             if end is None:
                 raise ParameterError(
-                    f"the chat template {template.name} ends an answer with {template.end},"
-                    " expected a vocabulary that has this token"
+                    f"the chat template {template.name} ends an answer with {template.end}, which"
+                    " the model's vocabulary lacks: choose another template"
                 )
             self._end = end
             self.stop_tokens |= {end}
         add_bos = conventions.add_bos
         if add_bos is None:
-            add_bos = template.bos != "asked"
+            add_bos = template.bos != "metadata"
         self._bos = add_bos or "bos_token" in (conventions.chat_template or "")
-        # Added tokens are found in every text. These would end one.
-        ends = self.stop_tokens | {tokenizer.bos_id}
-        added = sorted(text for text, token in specials.added.items() if token in ends)
+        # The tokenizer finds added tokens in every text, so these would end a message.
+        ending = self.stop_tokens | {tokenizer.bos_id}
+        added = sorted(text for text, token in specials.added.items() if token in ending)
         self._forbidden = (*template.markers, *added)
 
     def _id(self, marker: Marker) -> int | None:
         return self._tokenizer.eos_id if marker is EOS else self._ids.get(marker)
 
     def check(self, text: str, what: str = "message") -> None:
-        """Refuse a message that holds a marker of the template, as Meta's code does.
+        """Refuse a message that contains a marker of the template, as Meta's code does.
 
-        Of the markers that are tokens, the characters would be harmless; but some are only text.
+        The characters of a marker that is a token would be harmless, but some markers are text.
 
         Raises
         ------
         PromptError
-            If it does.
+            If it contains a marker, or is not a str.
         """
+        if not isinstance(text, str):
+            raise PromptError(f"the {what} is {type(text).__name__}, expected str")
         for marker in self._forbidden:
             if marker in "\n" + text:
                 raise PromptError(
-                    f"the {what} holds {marker.strip()!r}, which the chat template"
-                    f" {self.template.name} parts turns with, expected one without it"
+                    f"the {what} contains {marker.strip()!r}, a marker of the chat template"
+                    f" {self.template.name}: remove it"
                 )
 
     def turn(self, user: str, system: str | None, first: bool) -> list[int]:
-        """The tokens of a user's turn, behind what `end` gives for the one before."""
+        """Encode a user's turn; before a turn that is not the first comes `end`."""
         template, tokenizer = self.template, self._tokenizer
         rendered = list(template.render(user, system))
-        if template.apart and any(isinstance(p, Marker) and self._id(p) is None for p in rendered):
+        if template.encode_separately and any(
+            isinstance(p, Marker) and self._id(p) is None for p in rendered
+        ):
             rendered = [" ".join(rendered)]
         parts = self._parts([*([] if first else [template.between]), *rendered])
         if template.bos == "turn":
             return [tokenizer.bos_id, *tokenizer.encode_parts(parts)]
         bos = [tokenizer.bos_id] if first and self._bos and parts[0] != tokenizer.bos_id else []
-        if template.apart:
+        if template.encode_separately:
             return bos + [token for part in parts for token in tokenizer.encode_parts([part])]
         return bos + tokenizer.encode_parts(parts, first)
 
     def end(self) -> list[int]:
-        """What an answer ends with."""
+        """Return the tokens at the end of an answer."""
         return [] if self._end is None else [self._end]
 
     def text(self, turns: Sequence[tuple[str, str]], user: str, system: str | None) -> list[int]:
-        """The tokens of a whole dialogue that is one text: earlier users and answers, and a user.
+        """Encode a dialogue that is one text: earlier (user, answer) turns, then a user's turn.
 
-        A text has to be encoded as one: its tokens may lie across the borders of turns.
+        The text is encoded as a whole because a token may span the border between two turns.
         """
         template = self.template
         text = ""
-        for said, answer in turns:
-            text += "".join(template.render(said, system)) + answer + template.between
+        for earlier, answer in turns:
+            text += "".join(template.render(earlier, system)) + answer + template.between
             system = None
         text += "".join(template.render(user, system))
         return self._tokenizer.encode(text, bos=self._bos)
 
     def _parts(self, rendered: Iterable[str]) -> list[str | int]:
-        """Markers as their tokens, all else as text, in one piece where nothing is between."""
+        """Replace markers by their tokens, and join adjacent texts."""
         parts: list[str | int] = []
         for part in rendered:
             token = self._id(part) if isinstance(part, Marker) else None

@@ -1,4 +1,4 @@
-"""Reads what Meta's own code and llama2.c's trainer saved: tensors by Meta's names, in pickles.
+"""Checkpoints of Meta's own code and of llama2.c's trainer: tensors by Meta's names, in pickles.
 
 Source: ``model.py`` of meta-llama/llama and llama3 (which tensor is split along which axis), and
 ``train.py`` and ``export.py`` of karpathy/llama2.c.
@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig, RopeScaling
 from ..errors import CheckpointError, ConfigError, ParameterError
-from ..formats.json_text import JsonFile
-from ..formats.mapped_file import MappedFile
-from .base import Checkpoint
+from ..formats.bounded_json import JsonObject, read_object
+from ..formats.input_file import InputFile
+from .checkpoint import Checkpoint
 from .conventions import Conventions
-from .stored import DTYPES, JoinedTensor, stored
-from .tensors import Tensor, tensor_shapes
-from .torch.file import read_torch_file
-from .weights import Weight, check_weight, collect, listed, make_checkpoint, unwrapped
+from .state_dict import (
+    Weight,
+    check_dtype,
+    check_shape,
+    check_sharing,
+    check_state_dict,
+    collect,
+    largest_dtype,
+    listed,
+    to_tensor,
+)
+from .tensors import JoinedTensor, Tensor
+from .torch.file import Allowance, Opened, read_torch_file
 
 NAMES = {
     "token_embedding_table": "tok_embeddings.weight",
@@ -37,28 +46,36 @@ NAMES = {
     "rms_final_weight": "norm.weight",
     "wcls": "output.weight",
 }
-# Tables of rotary angles: the engine has its own.
+# Tables of rotary angles: the engine computes its own.
 _IGNORED = {"rope.freqs", "freqs_cos", "freqs_sin"}
 MAX_SHARDS = 64
 
-# Meta's files do not say for which context a model was trained. llama2.c's exporter means 2048.
+# Meta's files do not say for which context a model was trained. llama2.c's exporter assumes 2048.
 SEQ_LEN, SEQ_LEN_LLAMA3 = 2048, 8192
+
+# The axis along which model-parallel shards split a matrix: ColumnParallelLinear (wq, wk, wv, w1,
+# w3, output) its rows, RowParallelLinear its columns. Llama 1 and 2 split the token embedding by
+# columns, Llama 3 by rows.
+_SPLIT_BY_COLUMNS = ("wo", "w2")
+
+
+# ---- ckpt.pt of llama2.c's trainer ----
 
 
 def is_trainer_state(saved: object) -> bool:
-    """Whether what a file holds is a ``ckpt.pt`` of llama2.c's trainer."""
+    """Whether the contents of a file are a ``ckpt.pt`` of llama2.c's trainer."""
     return isinstance(saved, dict) and "model" in saved and "model_args" in saved
 
 
-def read_trainer_state(file: MappedFile, saved: Mapping[Any, Any]) -> Checkpoint:
+def read_trainer_state(file: InputFile, saved: Mapping[Any, Any]) -> Checkpoint:
     """Read a ``ckpt.pt`` of llama2.c's trainer.
 
     Parameters
     ----------
-    file : MappedFile
+    file : InputFile
         The file. The checkpoint closes it.
     saved : mapping
-        What `read_torch_file` found in it.
+        Its contents, from `read_torch_file`.
 
     Raises
     ------
@@ -66,13 +83,13 @@ def read_trainer_state(file: MappedFile, saved: Mapping[Any, Any]) -> Checkpoint
         If its numbers or its tensors are not those of a LLaMA.
     """
     args = saved["model_args"]
-    weights = unwrapped(file.path, saved["model"])
+    weights = check_state_dict(file.path, saved["model"])
 
     def number(name: str, default: object = None) -> Any:
         value = args.get(name) if isinstance(args, dict) else None
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"{file.path}: model_args has no number {name}, expected one")
+            raise CheckpointError(f"{file.path}: model_args has no number {name}")
         return value
 
     def whole(name: str, default: int | None = None) -> int:
@@ -84,7 +101,7 @@ def read_trainer_state(file: MappedFile, saved: Mapping[Any, Any]) -> Checkpoint
     try:
         config = ModelConfig(
             dim=whole("dim"),
-            hidden_dim=_first_size(file.path, weights, NAMES["w1"].format(0)),
+            hidden_dim=_n_rows(file.path, weights, NAMES["w1"].format(0)),
             n_layers=whole("n_layers"),
             n_heads=whole("n_heads"),
             n_kv_heads=whole("n_kv_heads", whole("n_heads")),
@@ -95,13 +112,19 @@ def read_trainer_state(file: MappedFile, saved: Mapping[Any, Any]) -> Checkpoint
         )
     except ConfigError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
-    tensors = collect(
-        file.path, weights, config, NAMES, check_weight, _as_stored, _may_be_left(config)
+    tensors = _whole_tensors(file.path, config, weights)
+    check_sharing(file.path, tensors, file.size)
+    return Checkpoint(
+        file.path, "llama2.c ckpt.pt", config, tensors, [file], dtype=largest_dtype(tensors)
     )
-    return make_checkpoint(file.path, "llama2.c ckpt.pt", config, tensors, [file])
 
 
-def read_meta_directory(folder: Path, tokenizer: Path | None) -> Checkpoint:
+# ---- Meta's directories ----
+
+
+def read_meta_directory(
+    folder: Path, tokenizer: Path | None, opened: Opened | None = None
+) -> Checkpoint:
     """Read a directory of Meta's: ``params.json`` and ``consolidated.NN.pth``.
 
     Parameters
@@ -109,14 +132,16 @@ def read_meta_directory(folder: Path, tokenizer: Path | None) -> Checkpoint:
     folder : Path
         The directory.
     tokenizer : Path, optional
-        What was found beside the weights.
+        The vocabulary beside the weights.
+    opened : Opened, optional
+        One of the shards, if it is open already. The checkpoint closes it.
 
     Raises
     ------
     CheckpointError
         If a file is missing or malformed, or the shards do not fit together.
     """
-    params = JsonFile(folder / "params.json")
+    params = read_object(folder / "params.json")
     paths = sorted(folder.glob("consolidated.*.pth"))
     numbers = [re.fullmatch(r"consolidated\.(\d{2})\.pth", path.name) for path in paths]
     found = [int(match[1]) for match in numbers if match]
@@ -126,40 +151,49 @@ def read_meta_directory(folder: Path, tokenizer: Path | None) -> Checkpoint:
             " expected consolidated.00.pth, consolidated.01.pth and so on, without a gap"
         )
     with contextlib.ExitStack() as stack:
+        allowance = Allowance()
         files, shards = [], []
         for path in paths:
-            file = MappedFile(path)
-            stack.callback(file.close)
+            if opened is not None and opened.file.path == path:
+                file, saved = opened
+            else:
+                file = InputFile(path)
+                stack.callback(file.close)
+                saved = read_torch_file(file, allowance)
             files.append(file)
-            shards.append(unwrapped(path, read_torch_file(file)))
+            shards.append(check_state_dict(path, saved))
         for path, shard in zip(paths, shards, strict=True):
             if odd := sorted(shard.keys() ^ shards[0].keys()):
                 raise CheckpointError(
-                    f"{path}: {listed(odd)} only here or only in {paths[0].name},"
-                    " expected the same tensors in every shard"
+                    f"{path}: {listed(odd)} only in this file or only in {paths[0].name},"
+                    " but every shard has a part of every tensor"
                 )
         config = _meta_config(params, shards)
         if len(shards) == 1:
-            tensors = collect(
-                paths[0], shards[0], config, NAMES, check_weight, _as_stored, _may_be_left(config)
-            )
+            tensors = _whole_tensors(paths[0], config, shards[0])
         else:
-            tensors = _join(folder, config, paths, shards)
-        how = "Meta" if len(paths) == 1 else f"Meta, {len(paths)} shards"
-        ends = Conventions(eos_ends=True)
-        checkpoint = make_checkpoint(
-            folder, how, config, tensors, files, tokenizer, conventions=ends
+            tensors = _joined_tensors(folder, config, shards)
+        check_sharing(folder, tensors, sum(file.size for file in files))
+        checkpoint = Checkpoint(
+            folder,
+            "Meta" if len(paths) == 1 else f"Meta, {len(paths)} shards",
+            config,
+            tensors,
+            files,
+            tokenizer_path=tokenizer,
+            dtype=largest_dtype(tensors),
+            conventions=Conventions(eos_ends=True),
         )
         stack.pop_all()
     return checkpoint
 
 
-def _meta_config(params: JsonFile, shards: list[dict[str, Weight]]) -> ModelConfig:
-    path, first = params.path, shards[0]
+def _meta_config(params: JsonObject, shards: list[dict[str, Weight]]) -> ModelConfig:
+    path, first = Path(params.path), shards[0]
     dim = params.integer("dim")
     vocab_size = params.integer("vocab_size", -1)
-    if vocab_size == -1:  # the tokenizer's, Meta says; output is split by rows
-        vocab_size = _first_size(path, first, NAMES["wcls"]) * len(shards)
+    if vocab_size == -1:  # "the tokenizer's", Meta's code says; output is split by rows
+        vocab_size = _n_rows(path, first, NAMES["wcls"]) * len(shards)
     theta = params.number("rope_theta", 10000.0)
     try:
         return ModelConfig(
@@ -180,10 +214,10 @@ def _meta_config(params: JsonFile, shards: list[dict[str, Weight]]) -> ModelConf
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _rope_scaling(params: JsonFile) -> RopeScaling | None:
-    """What Meta's code makes of these parameters, which may name two numbers of it.
+def _rope_scaling(params: JsonObject) -> RopeScaling | None:
+    """Scale as Meta's code does, with two numbers that newer parameters may name.
 
-    Those of Llama 3.1 and 3.2 name none, and that code takes 8 and 4 for all of them.
+    The params.json of Llama 3.1 and 3.2 name neither, and that code uses 8 and 4 for all of them.
     """
     factor = params.number("rope_scaling_factor", 8.0)
     high = params.number("rope_high_freq_factor", 4.0)
@@ -192,91 +226,78 @@ def _rope_scaling(params: JsonFile) -> RopeScaling | None:
     return RopeScaling("llama3", factor, high_freq_factor=high)
 
 
-def _hidden_dim(params: JsonFile, dim: int, first: dict[str, Weight], n_shards: int) -> int:
-    """By Meta's formula, or, where its numbers are not given, as wide as w1 is."""
+def _hidden_dim(params: JsonObject, dim: int, first: dict[str, Weight], n_shards: int) -> int:
+    """By Meta's formula, or, where its numbers are missing, the rows of w1."""
     if "hidden_dim" in params.values:
         return params.integer("hidden_dim")
     if "multiple_of" not in params.values:
-        return _first_size(params.path, first, NAMES["w1"].format(0)) * n_shards
+        return _n_rows(Path(params.path), first, NAMES["w1"].format(0)) * n_shards
     multiple = params.integer("multiple_of")
     if not 1 <= multiple <= 1 << 20 or not 1 <= dim <= 1 << 20:
-        raise params.error("multiple_of", "1 to 1048576, and as much for dim")
+        raise params.error("multiple_of", "1 to 1048576, and dim too")
     hidden = int(2 * (4 * dim) / 3)
     hidden = int(params.number("ffn_dim_multiplier", 1.0) * hidden)
     return multiple * -(-hidden // multiple)
 
 
-def _first_size(path: Path, weights: Mapping[str, Weight], name: str) -> int:
-    """The number of rows of a tensor."""
+def _n_rows(path: Path, weights: Mapping[str, Weight], name: str) -> int:
+    """The number of rows of a matrix."""
     if name not in weights or weights[name].array.ndim != 2:
-        raise CheckpointError(f"{path}: there is no matrix {name!r}, expected one")
+        raise CheckpointError(f"{path}: there is no matrix {name!r}")
     return int(weights[name].array.shape[0])
 
 
 def _is_shared(weights: Mapping[str, Weight]) -> bool:
-    """Whether the classifier is the token embedding: the very same part of the same storage."""
+    """Whether the classifier is the token embedding: the same part of the same storage."""
     embedding, output = (weights.get(NAMES[n]) for n in ("token_embedding_table", "wcls"))
     return output is None or (embedding is not None and embedding.window == output.window)
 
 
-def _may_be_left(config: ModelConfig) -> Any:
+def _may_be_left(config: ModelConfig) -> Callable[[str], bool]:
     shared = {NAMES["wcls"]} if config.shared_classifier else set()
     return (_IGNORED | shared).__contains__
 
 
-def _as_stored(kind: str, weight: Weight) -> Tensor:
-    return stored(weight.array)
+def _whole_tensors(
+    path: Path, config: ModelConfig, weights: Mapping[str, Weight]
+) -> dict[str, tuple[Tensor, ...]]:
+    """The tensors of a file that has all of the model."""
+
+    def make(kind: str, name: str, weight: Weight, shape: tuple[int, ...]) -> Tensor:
+        check_dtype(path, name, weight)
+        check_shape(path, name, weight.array.shape, shape)
+        return to_tensor(weight.array)
+
+    return collect(path, weights, config, NAMES, make, _may_be_left(config))
+
+
+def _joined_tensors(
+    folder: Path, config: ModelConfig, shards: list[dict[str, Weight]]
+) -> dict[str, tuple[Tensor, ...]]:
+    """Join each tensor of model-parallel shards as Meta's layers split it."""
+
+    def make(kind: str, name: str, _: Weight, shape: tuple[int, ...]) -> Tensor:
+        return _join(folder, name, kind, shape, [shard[name] for shard in shards])
+
+    return collect(folder, shards[0], config, NAMES, make, _may_be_left(config))
 
 
 def _join(
-    folder: Path, config: ModelConfig, paths: list[Path], shards: list[dict[str, Weight]]
-) -> dict[str, tuple[Tensor, ...]]:
-    """Join each tensor of model-parallel shards as Meta's layers split it.
-
-    ColumnParallelLinear (wq, wk, wv, w1, w3, output) splits the rows of a matrix, RowParallelLinear
-    (wo, w2) its columns; the token embedding is split by columns in Llama 1 and 2 and by rows in
-    Llama 3, which its shape tells; norms are in every shard.
-    """
-    shapes = tensor_shapes(config)
-    tensors: dict[str, tuple[Tensor, ...]] = {}
-    known = set(_IGNORED) | ({NAMES["wcls"]} if config.shared_classifier else set())
-    for kind, (count, shape) in shapes.items():
-        layers = []
-        for layer in range(count):
-            name = NAMES[kind].format(layer)
-            known.add(name)
-            if name not in shards[0]:
-                raise CheckpointError(f"{paths[0]}: {name!r} is missing, expected it")
-            layers.append(_joined(folder, name, kind, shape, [shard[name] for shard in shards]))
-        tensors[kind] = tuple(layers)
-    if left := sorted(shards[0].keys() - known):
-        raise CheckpointError(
-            f"{paths[0]}: {listed(left)} too much, expected only the tensors of a LLaMA"
-        )
-    return tensors
-
-
-def _joined(
     folder: Path, name: str, kind: str, shape: tuple[int, ...], weights: list[Weight]
 ) -> Tensor:
     for weight in weights:
-        if weight.array.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{folder}: {name} is of dtype {weight.dtype},"
-                " expected float32, float16 or bfloat16"
-            )
-    parts = [stored(w.array) if w.array.ndim in (1, 2) else None for w in weights]
+        check_dtype(folder, name, weight)
     found = [weight.array.shape for weight in weights]
     if len(shape) == 1:
         if all(part == shape for part in found):
-            return stored(weights[0].array)  # every shard has all of it
-    else:
-        axis = 1 if kind in ("wo", "w2") else 0
-        if kind == "token_embedding_table" and found[0][:1] == shape[:1]:
-            axis = 1
+            return to_tensor(weights[0].array)  # norms are whole in every shard
+    elif all(len(part) == 2 for part in found):
+        by_columns = kind in _SPLIT_BY_COLUMNS
+        if kind == "token_embedding_table":
+            by_columns = found[0][0] == shape[0]
         with contextlib.suppress(ParameterError):
-            joined = JoinedTensor([part for part in parts if part is not None], axis)
-            if joined.shape == shape and None not in parts:
+            joined = JoinedTensor([to_tensor(w.array) for w in weights], 1 if by_columns else 0)
+            if joined.shape == shape:
                 return joined
     raise CheckpointError(
         f"{folder}: the shards of {name} have shapes {found[:9]}, expected parts of {shape}"

@@ -1,4 +1,4 @@
-"""From one type of weights to another, in NumPy: what the engine does while it packs."""
+"""Conversion of weights to another dtype, in NumPy: the same as the engine does while it packs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..config import Dtype, ModelConfig
 from ..errors import ParameterError
-from .base import Checkpoint
+from .checkpoint import Checkpoint
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize
 
 INT4_GROUP = 32
@@ -17,14 +17,14 @@ INT4_GROUP = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int4Matrix:
-    """A matrix of whole numbers from -8 to 7, every 32 of a row with a scale of their own.
+    """A matrix of whole numbers from -8 to 7, with one scale for every 32 of a row.
 
     Parameters
     ----------
     values : ndarray, int8, shape (rows, groups, 32)
-        A row's last group is filled up with zeros.
+        The last group of a row is filled up with zeros.
     scales : ndarray, float16, shape (rows, groups)
-        What to multiply each group's values with.
+        Each group's values are multiplied by its scale.
     cols : int
         Length of a row.
     """
@@ -44,17 +44,17 @@ class Int4Matrix:
         return self.values.size // 2 + self.scales.nbytes
 
     def count_non_finite(self) -> int:
-        """How many scales are NaN or infinite; each spoils its group."""
+        """Return how many scales are NaN or infinite; each spoils its group."""
         return int(self.scales.size - np.count_nonzero(np.isfinite(self.scales)))
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The weights this matrix stands for, float32, shape (rows, cols), a new array."""
+        """Return the weights that this matrix stands for, float32, (rows, cols), a new array."""
         weights = self.values * self.scales.astype(np.float32)[..., np.newaxis]
         return weights.reshape(len(weights), -1)[:, : self.cols]
 
 
 def default_group_size(config: ModelConfig) -> int:
-    """Weights that share an int8 scale: 64, halved until it divides dim, as in llama2.c."""
+    """Return the values per int8 scale: 64, halved until it divides dim, as in llama2.c."""
     group_size = 64
     while config.dim % group_size:
         group_size //= 2
@@ -62,12 +62,12 @@ def default_group_size(config: ModelConfig) -> int:
 
 
 def int8_group_size(checkpoint: Checkpoint) -> int:
-    """Weights that share a scale once a checkpoint is int8: its own groups, or the default."""
+    """Return the values per scale of a checkpoint as int8: of its own groups, or the default."""
     return checkpoint.group_size or default_group_size(checkpoint.config)
 
 
 def own_dtype(checkpoint: Checkpoint) -> Dtype:
-    """What a checkpoint's weights are kept as unless told otherwise: nothing is lost.
+    """Return the dtype as which a checkpoint's weights lose nothing: the default of loading.
 
     float16 becomes float32, which holds all of its numbers; bfloat16 does not.
     """
@@ -83,11 +83,12 @@ def own_dtype(checkpoint: Checkpoint) -> Dtype:
 
 
 def round_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The bfloat16 number next to each weight, ties to even, as float32; NaN stays NaN.
+    """Round weights to bfloat16, ties to even, as float32. NaN stays NaN.
 
     Parameters
     ----------
     weights : ndarray, float32, any shape
+        The weights.
 
     Returns
     -------
@@ -102,18 +103,18 @@ def quantize_int4(weights: NDArray[np.float32]) -> Int4Matrix:
     """Quantize a matrix to 4 bits.
 
     ``scale = w / -8`` of the weight w that is farthest from 0 in its group, rounded to float16;
-    then ``value = weight / scale``, rounded half to even and cut to -8..7. So all 16 values are in
-    use, as in ggml's Q4_0.
+    then ``value = weight / scale``, rounded half to even and clipped to -8..7. So all 16 values
+    are used, as in ggml's Q4_0.
 
     Parameters
     ----------
     weights : ndarray, float32, shape (rows, cols)
-        What to quantize.
+        The weights.
 
     Returns
     -------
     Int4Matrix, shape (rows, cols)
-        The scale of a group with a NaN or an infinity, or of weights beyond float16, is NaN.
+        The scale of a group with a NaN or an infinity, or with weights beyond float16, is NaN.
     """
     rows, cols = weights.shape
     groups = np.zeros((rows, -(-cols // INT4_GROUP) * INT4_GROUP), np.float32)
@@ -132,16 +133,22 @@ def quantize_int4(weights: NDArray[np.float32]) -> Int4Matrix:
 
 
 def convert_matrix(tensor: Tensor, dtype: Dtype, group_size: int) -> Tensor | Int4Matrix:
-    """A matrix as the weights of another type.
+    """Convert a matrix to another dtype.
 
     Parameters
     ----------
-    tensor : DenseTensor or QuantizedTensor, shape (rows, cols)
+    tensor : Tensor, shape (rows, cols)
+        The matrix.
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}
-        bfloat16 comes as float32 numbers that bfloat16 holds.
+        The dtype. bfloat16 is returned as float32 numbers that bfloat16 holds.
     group_size : int
-        For int8: values that share a scale. A tensor that has such groups already stays as it is,
-        and so do, for int4, the values and scales of one that has four bits.
+        For int8: values per scale. A tensor that has such groups keeps its values and scales, and
+        for int4 so does a tensor of four bits.
+
+    Returns
+    -------
+    DenseTensor, QuantizedTensor or Int4Matrix
+        Its arrays are in memory.
 
     Raises
     ------
@@ -150,13 +157,14 @@ def convert_matrix(tensor: Tensor, dtype: Dtype, group_size: int) -> Tensor | In
     """
     if dtype == "int8":
         if isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
-            return tensor
+            return QuantizedTensor(*tensor.parts(), group_size)
         return quantize(tensor.dequantize(), group_size)
     if dtype == "int4":
         if isinstance(tensor, QuantizedTensor) and tensor.bits == 4:
             rows, cols = tensor.shape
-            scales = tensor.scales.astype(np.float16).reshape(rows, -1)
-            return Int4Matrix(tensor.values.reshape(rows, -1, INT4_GROUP), scales, cols)
+            values, scales = tensor.parts()
+            halves = scales.astype(np.float16).reshape(rows, -1)
+            return Int4Matrix(values.reshape(rows, -1, INT4_GROUP), halves, cols)
         return quantize_int4(tensor.dequantize())
     if dtype == "bfloat16":
         return DenseTensor(round_to_bfloat16(tensor.dequantize()))

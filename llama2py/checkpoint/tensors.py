@@ -1,26 +1,71 @@
-"""The tensors of a checkpoint: dense or quantized, their llama2.c names and shapes."""
+"""The tensors of a checkpoint: their kinds, their llama2.c names, their shapes.
+
+A tensor of a file is a description until its weights are wanted. Each use then reads them anew, so
+that a caller who goes through a checkpoint tensor by tensor holds one at a time.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import ParameterError
+from ..formats.input_file import FileArray, in_memory
+
+Array: TypeAlias = NDArray[Any] | FileArray
+"""An array in memory, or one that lies in a file."""
+
+# NumPy has no bfloat16: its bits are kept in a uint16.
+DTYPES = {
+    np.dtype(np.float32): "float32",
+    np.dtype(np.float16): "float16",
+    np.dtype(np.uint16): "bfloat16",
+}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Tensor(Protocol):
+    """What every kind of tensor can do, however its file stores it.
+
+    The engine packs `DenseTensor`, `StoredTensor` and `QuantizedTensor` as they are. From any other
+    kind it takes the float32 values.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n,)`` or ``(rows, cols)``."""
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are stored as: ``'float32'``, ``'bfloat16'``, ``'int8'``, ``'Q4_K'``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, as stored."""
+
+    def count_non_finite(self) -> int:
+        """Return how many weights are NaN or infinite (of a quantized tensor, how many scales)."""
+
+    def has_values(self) -> bool:
+        """Whether any stored byte is not zero."""
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the weights as float32, in this tensor's shape.
+
+        A tensor of a file reads them anew each time. The array may be read-only.
+        """
+
+
 class DenseTensor:
     """A float32 vector or matrix.
 
     Parameters
     ----------
-    data : ndarray, float32, shape (n,) or (rows, cols)
-        The weights. Often a read-only view into a mapped file, and then maybe not aligned to four
-        bytes (``data.flags.aligned``): NumPy reads such a view as any other, C must go by bytes.
+    data : ndarray or FileArray, float32, shape (n,) or (rows, cols)
+        The weights.
 
     Raises
     ------
@@ -28,65 +73,149 @@ class DenseTensor:
         If ``data`` has another dtype or number of dimensions.
     """
 
-    data: NDArray[np.float32]
+    __slots__ = ("_data",)
 
-    def __post_init__(self) -> None:
-        if self.data.dtype != np.float32 or self.data.ndim not in (1, 2):
+    def __init__(self, data: Array) -> None:
+        if data.dtype != np.float32 or data.ndim not in (1, 2):
             raise ParameterError(
-                f"a dense tensor got {self.data.dtype} of shape {self.data.shape},"
+                f"a dense tensor got {data.dtype} of shape {data.shape},"
                 " expected a float32 vector or matrix"
             )
+        self._data = data
+
+    @property
+    def data(self) -> NDArray[np.float32]:
+        """The weights, of this tensor's shape: read anew where they lie in a file."""
+        return in_memory(self._data)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """``(n,)`` or ``(rows, cols)``."""
-        return self.data.shape
+        return self._data.shape
+
+    @property
+    def dtype(self) -> str:
+        """``'float32'``."""
+        return "float32"
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.data.nbytes
-
-    @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The array behind it."""
-        return (self.data,)
+        return self._data.nbytes
 
     def count_non_finite(self) -> int:
-        """How many weights are NaN or infinite."""
-        return int(self.data.size - np.count_nonzero(np.isfinite(self.data)))
+        """Return how many weights are NaN or infinite."""
+        data = self.data
+        return int(data.size - np.count_nonzero(np.isfinite(data)))
+
+    def has_values(self) -> bool:
+        """Whether any weight is not zero."""
+        return bool(self.data.any())
 
     def dequantize(self) -> NDArray[np.float32]:
-        """Return the weights themselves, so that callers may treat both kinds alike.
+        """Return the weights themselves; not a copy where they are in memory."""
+        return self.data
+
+
+class StoredTensor:
+    """A vector or matrix as other programs store it: widened to float32 when it is used.
+
+    Parameters
+    ----------
+    stored : ndarray or FileArray, float32, float16, or uint16 for bfloat16's bits
+        The weights, shape (n,) or (rows, cols), with any strides.
+    n_heads : int
+        For wq and wk of Hugging Face: the number of heads. In each head the rows are ordered by
+        the first channel of every rotary pair, then the second of every pair. `dequantize` puts
+        the two channels of a pair side by side, as llama2.c rotates them. 0: rows stay.
+
+    Raises
+    ------
+    ParameterError
+        If the dtype or the number of dimensions is another.
+    """
+
+    __slots__ = ("_stored", "n_heads")
+
+    def __init__(self, stored: Array, n_heads: int = 0) -> None:
+        if stored.dtype not in DTYPES or stored.ndim not in (1, 2):
+            raise ParameterError(
+                f"a stored tensor got {stored.dtype} of shape {stored.shape},"
+                " expected a vector or matrix of float32, float16 or bfloat16's bits"
+            )
+        self._stored = stored
+        self.n_heads = n_heads
+
+    @property
+    def stored(self) -> NDArray[Any]:
+        """The weights as they are stored: read anew where they lie in a file."""
+        return in_memory(self._stored)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the stored rows are this tensor's rows, one after the other."""
+        in_c_order = (
+            self._stored.strides is None
+            if isinstance(self._stored, FileArray)
+            else self._stored.flags.c_contiguous
+        )
+        return in_c_order and not self.n_heads
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n,)`` or ``(rows, cols)``."""
+        return self._stored.shape
+
+    @property
+    def dtype(self) -> str:
+        """``'float32'``, ``'float16'`` or ``'bfloat16'``."""
+        return DTYPES[self._stored.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, as stored."""
+        return self._stored.nbytes
+
+    def count_non_finite(self) -> int:
+        """Return how many weights are NaN or infinite."""
+        data = self.stored
+        if data.dtype == np.uint16:
+            return int(np.count_nonzero((data & 0x7F80) == 0x7F80))
+        return int(data.size - np.count_nonzero(np.isfinite(data)))
+
+    def has_values(self) -> bool:
+        """Whether any weight is not zero."""
+        return bool(self.stored.any())
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the weights, widened exactly.
 
         Returns
         -------
         ndarray, float32, of this tensor's shape
-            ``data``, not a copy.
+            A new array in C order.
         """
-        return self.data
+        data = self.stored
+        if self.n_heads:
+            rows, *cols = self.shape
+            heads = data.reshape(self.n_heads, 2, rows // self.n_heads // 2, *cols)
+            data = heads.swapaxes(1, 2)  # (n_heads, pairs, 2, cols)
+        if data.dtype == np.uint16:  # bfloat16 is the upper half of a float32
+            bits = data.astype(np.uint32, order="C")
+            bits <<= 16
+            return bits.view(np.float32).reshape(self.shape)
+        return data.astype(np.float32, order="C").reshape(self.shape)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class QuantizedTensor:
-    """An int8 matrix with one float32 scale for each group of consecutive values.
-
-    Groups run over the *flattened* matrix, so a group may reach from one row into the next.
+class JoinedTensor:
+    """A matrix whose parts lie in several files.
 
     Parameters
     ----------
-    values : ndarray, int8, shape (rows, cols)
-        The quantized weights.
-    scales : ndarray, float32, shape (rows * cols / group_size,)
-        What to multiply each group's values with. Maybe not aligned, as in `DenseTensor`.
-    group_size : int
-        Number of values that share a scale.
-
-    Attributes
-    ----------
-    bits : int
-        8; or 4 of a kind of tensor whose rows are whole groups of 32 values from -8 to 7, with
-        scales that are float16 numbers: what int4 holds exactly.
+    parts : sequence of Tensor, matrices
+        In order.
+    axis : {0, 1}
+        0: rows below rows; 1: columns beside columns.
 
     Raises
     ------
@@ -94,82 +223,156 @@ class QuantizedTensor:
         If the parts do not fit together.
     """
 
-    values: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    group_size: int
+    __slots__ = ("axis", "parts")
+
+    def __init__(self, parts: Sequence[Tensor], axis: int) -> None:
+        across = {part.shape[1 - axis] for part in parts if len(part.shape) == 2}
+        if len(across) != 1 or any(len(part.shape) != 2 for part in parts):
+            raise ParameterError(
+                f"shapes {[part.shape for part in parts]} do not join along axis {axis}"
+            )
+        self.parts, self.axis = parts, axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(rows, cols)``."""
+        long = sum(part.shape[self.axis] for part in self.parts)
+        other = self.parts[0].shape[1 - self.axis]
+        return (other, long) if self.axis else (long, other)
+
+    @property
+    def dtype(self) -> str:
+        """What all parts are stored as, or ``'float32'`` where they differ."""
+        dtypes = {part.dtype for part in self.parts}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all parts in bytes, as stored."""
+        return sum(part.nbytes for part in self.parts)
+
+    def count_non_finite(self) -> int:
+        """Return how many weights are NaN or infinite."""
+        return sum(part.count_non_finite() for part in self.parts)
+
+    def has_values(self) -> bool:
+        """Whether any weight is not zero."""
+        return any(part.has_values() for part in self.parts)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the whole matrix.
+
+        Returns
+        -------
+        ndarray, float32, shape (rows, cols)
+            A new array. At most one part is held beside it.
+        """
+        whole = np.empty(self.shape, np.float32)
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[self.axis]
+            target = whole[:, begin:end] if self.axis else whole[begin:end]
+            target[...] = part.dequantize()
+            begin = end
+        return whole
+
+
+class QuantizedTensor:
+    """An int8 matrix with one float32 scale for each group of consecutive values.
+
+    Groups run over the *flattened* matrix, so a group may reach from one row into the next.
+
+    Parameters
+    ----------
+    values : ndarray or FileArray, int8, shape (rows, cols)
+        The quantized weights.
+    scales : ndarray or FileArray, float32, shape (rows * cols / group_size,)
+        Each group's values are multiplied by its scale.
+    group_size : int
+        Number of values that share a scale.
+
+    Attributes
+    ----------
+    bits : int
+        8; or 4 for a kind of tensor whose rows are whole groups of 32 values from -8 to 7 with
+        scales that are float16 numbers, which int4 holds exactly.
+
+    Raises
+    ------
+    ParameterError
+        If the parts do not fit together.
+    """
+
+    __slots__ = ("_scales", "_values", "group_size")
+
     bits: ClassVar[int] = 8
 
-    def __post_init__(self) -> None:
-        values, scales = self.values, self.scales
+    def __init__(self, values: Array, scales: Array, group_size: int) -> None:
         if values.dtype != np.int8 or values.ndim != 2 or scales.dtype != np.float32:
             raise ParameterError(
                 f"a quantized tensor got {values.dtype} values of shape {values.shape} and"
                 f" {scales.dtype} scales, expected an int8 matrix and float32 scales"
             )
-        if self.group_size < 1 or scales.ndim != 1 or values.size != scales.size * self.group_size:
+        if group_size < 1 or scales.ndim != 1 or values.size != scales.size * group_size:
             raise ParameterError(
-                f"a quantized tensor got {values.size} values, group size {self.group_size} and"
+                f"a quantized tensor got {values.size} values, group size {group_size} and"
                 f" scales of shape {scales.shape}, expected one scale for each whole group"
             )
+        self._values, self._scales, self.group_size = values, scales, group_size
+
+    def parts(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return values (rows, cols) and scales (n_groups,), read in one go from a file."""
+        return in_memory(self._values), in_memory(self._scales)
+
+    @property
+    def values(self) -> NDArray[np.int8]:
+        """The quantized weights, int8, (rows, cols): read anew where they lie in a file."""
+        return in_memory(self._values)
+
+    @property
+    def scales(self) -> NDArray[np.float32]:
+        """The scales, (n_groups,): read anew where they lie in a file."""
+        return in_memory(self._scales)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """``(rows, cols)``."""
-        return self.values.shape
+        rows, cols = self._values.shape
+        return rows, cols
+
+    @property
+    def dtype(self) -> str:
+        """``'int8'``."""
+        return "int8"
 
     @property
     def nbytes(self) -> int:
         """Size in bytes, values and scales together."""
-        return self.values.nbytes + self.scales.nbytes
-
-    @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The two arrays behind it."""
-        return (self.values, self.scales)
+        return self._values.nbytes + self._scales.nbytes
 
     def count_non_finite(self) -> int:
-        """How many scales are NaN or infinite; each spoils its group."""
-        return int(self.scales.size - np.count_nonzero(np.isfinite(self.scales)))
+        """Return how many scales are NaN or infinite; each spoils its group."""
+        scales = self.scales
+        return int(scales.size - np.count_nonzero(np.isfinite(scales)))
+
+    def has_values(self) -> bool:
+        """Whether any value or scale is not zero."""
+        return bool(self.scales.any() or self.values.any())
 
     def dequantize(self) -> NDArray[np.float32]:
-        """Return the weights this tensor stands for.
+        """Return the weights that this tensor stands for.
 
         Returns
         -------
         ndarray, float32, shape (rows, cols)
             Each value times its group's scale, a new array.
         """
-        groups = self.values.reshape(-1, self.group_size)  # (n_groups, group_size)
-        # int8 x float32: each product is rounded once. A damaged file's scale may be anything: an
-        # infinity or a NaN stays one, without a warning.
+        values, scales = self.parts()
+        groups = values.reshape(-1, self.group_size)  # (n_groups, group_size)
+        # int8 x float32: each product is rounded once. The scale of a damaged file may be NaN or
+        # infinite: it stays so, without a warning.
         with np.errstate(over="ignore", invalid="ignore"):
-            return (groups * self.scales[:, np.newaxis]).reshape(self.shape)
-
-
-class Tensor(Protocol):
-    """What every kind of tensor can do, however its file stores it.
-
-    `DenseTensor` and `QuantizedTensor` are what backends compute with; from any other kind they
-    take the float32 values, one tensor at a time.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(n,)`` or ``(rows, cols)``."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes, as stored."""
-
-    @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The arrays behind it, views into mapped files as a rule: what to release."""
-
-    def count_non_finite(self) -> int:
-        """How many weights (or scales) are NaN or infinite."""
-
-    def dequantize(self) -> NDArray[np.float32]:
-        """The weights as float32, of this tensor's shape: a view where possible, or a new array."""
+            return (groups * scales[:, np.newaxis]).reshape(self.shape)
 
 
 def quantize(weights: NDArray[np.float32], group_size: int) -> QuantizedTensor:
@@ -181,15 +384,15 @@ def quantize(weights: NDArray[np.float32], group_size: int) -> QuantizedTensor:
     Parameters
     ----------
     weights : ndarray, float32, shape (rows, cols)
-        What to quantize.
+        The weights.
     group_size : int
         Number of consecutive values that share a scale; it divides ``rows * cols``.
 
     Returns
     -------
     QuantizedTensor, shape (rows, cols)
-        A group of zeros gets scale 0 and values 0. (The exporter divides 0 by 0 there; the NaN it
-        casts to int8 comes out as 0 on x86, so the file is the same.)
+        A group of zeros gets scale 0 and values 0. (The exporter divides 0 by 0 there; the NaN that
+        it casts to int8 becomes 0 on x86, so the file is the same.)
 
     Raises
     ------
@@ -224,7 +427,7 @@ def quantize(weights: NDArray[np.float32], group_size: int) -> QuantizedTensor:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Name every tensor of a model, with how many there are and their shape.
+    """List the tensors of a model.
 
     Parameters
     ----------
@@ -234,9 +437,9 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]
     Returns
     -------
     dict of str to (int, tuple of int)
-        By llama2.c's names: the number of tensors (``n_layers``, or 1) and the shape of each.
-        Matrices are (outputs, inputs): ``W (d, n) @ x (n,) -> (d,)``. ``wcls`` is there only where
-        the classifier is not the token embedding.
+        For each of llama2.c's names: the number of tensors (``n_layers``, or 1) and the shape of
+        each. Matrices are (outputs, inputs): ``W (d, n) @ x (n,) -> (d,)``. ``wcls`` is there only
+        where the classifier is not the token embedding.
     """
     layers, dim, hidden = config.n_layers, config.dim, config.hidden_dim
     shapes: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -255,3 +458,20 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]
     if not config.shared_classifier:
         shapes["wcls"] = (1, (config.vocab_size, dim))
     return shapes
+
+
+def check_tensors(config: ModelConfig, tensors: Mapping[str, Sequence[Tensor]]) -> None:
+    """Refuse tensors whose names, counts or shapes are not those of a model.
+
+    Raises
+    ------
+    ParameterError
+        With what was found and expected.
+    """
+    shapes = tensor_shapes(config)
+    if tensors.keys() != shapes.keys():
+        raise ParameterError(f"the tensors are {sorted(tensors)}, expected {sorted(shapes)}")
+    for name, (count, shape) in shapes.items():
+        found = [tensor.shape for tensor in tensors[name]]
+        if found != [shape] * count:
+            raise ParameterError(f"{name} has shapes {found}, expected {count} of {shape}")

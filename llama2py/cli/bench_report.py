@@ -224,7 +224,7 @@ def _draw_panel(
             )
     names = [f"{n} thread{'s' if n > 1 else ''}" for n in counts]
     axes.set_xticks(range(len(counts)), names, fontsize=8)
-    axes.set_ylim(0, max(metric(row).max for row in report.rows) * (1.25 if angle else 1.15))
+    axes.set_ylim(0, max(metric(row).max for row in report.rows) * (1.3 if angle else 1.15))
     beside = max(0, 3 - len(report.rows)) / 2  # a bar alone is not as wide as the panel
     axes.set_xlim(-0.5 - beside, len(counts) - 0.5 + beside)
     axes.tick_params(axis="y", labelsize=7)

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ..checkpoint.write_numbers import FileDtype
+from ..checkpoint.export import FileDtype
 from ..conversion import FileFormat, convert
 from ..engine.cpu import default_threads
 from . import options
+from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -51,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; print the size of the output on stderr."""
-    with options.progress() as progress:
+    with cleanup_on_termination(), options.progress() as progress:
         convert(
             args.checkpoint,
             args.output,

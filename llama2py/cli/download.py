@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..hub import STORIES, download
+from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -32,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
     hub_log = logging.getLogger("huggingface_hub")  # it has its own handler, which prints
     propagate, hub_log.propagate = hub_log.propagate, False
     try:
-        print(download(args.model))
+        with cleanup_on_termination():
+            path = download(args.model)
+        print(path)
     finally:
         hub_log.propagate = propagate
     return 0

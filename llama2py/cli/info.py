@@ -1,17 +1,14 @@
-"""``llama2py info``: what a checkpoint is, and what is wrong with it."""
+"""``llama2py info``: show what a checkpoint contains and what is wrong with it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from .._data import builtin_model, bundled_tokenizer
-from .._util import amount
+from .._util import amount, counted
 from ..chat.templates import recognise
 from ..checkpoint import Checkpoint, open_checkpoint, own_dtype
 from ..config import ModelConfig
@@ -20,9 +17,7 @@ from ..errors import TokenizerError
 from ..hub import find_model
 from ..model import own_tokenizer, vocabulary_for
 from . import options
-
-if TYPE_CHECKING:
-    from .options import Subparsers
+from .options import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -38,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is known; a `CheckpointError` says why nothing is."""
+    """Print a checkpoint's facts and problems."""
     path = builtin_model() if args.checkpoint is None else find_model(args.checkpoint)
     with open_checkpoint(path) as checkpoint:
         facts = describe(checkpoint)
@@ -49,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     shared = "the token embedding" if config["shared_classifier"] else "its own tensor"
     dtype = facts["dtype"]
     if dtype in ("int8", "int4"):
-        dtype += f", a scale for every {facts['group_size']} values"
+        dtype += f", one scale per {facts['group_size']} values"
     lines = {
         "file": facts["file"],
         "format": facts["format"],
@@ -62,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
         "n_heads": f"{config['n_heads']} of size {facts['head_dim']}",
         "n_kv_heads": config["n_kv_heads"],
         "vocab_size": config["vocab_size"],
-        "seq_len": f"{config['seq_len']} tokens, {amount(facts['cache_bytes'])} a session",
+        "seq_len": f"{config['seq_len']} tokens, {amount(facts['cache_bytes'])} per session",
         "classifier": shared,
         "norm_eps": f"{config['norm_eps']:g}",
         "rope_theta": f"{config['rope_theta']:g}",
         "rope_scaling": facts["rope_scaling"] or "none",
         "tokenizer": facts["tokenizer"] or "none of its own",
-        "template": facts["chat_template"] or "none of its own",
+        "template": facts["chat_template"] or "none",
         "memory": ", ".join(f"{amount(n)} as {dtype}" for dtype, n in facts["memory"].items()),
         "load": facts["load"],
         "notes": "; ".join(facts["notes"]) or "none",
@@ -80,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The facts, ready for JSON. Reads every weight once."""
+    """Return the facts as values that JSON can hold. This reads every weight once."""
     config, tokenizer = checkpoint.config, own_tokenizer(checkpoint)
     notes, problems = _tokenizer_facts(checkpoint)
     return {
@@ -105,11 +100,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _template(jinja: str | None) -> str | None:
-    """The name of the chat template."""
+    """Return the name of a chat template, or None if there is no template."""
     if jinja is None:
         return None
     known = recognise(jinja)
-    return known.name if known else "another one"
+    return known.name if known else "unknown"
 
 
 def _rope_scaling(config: ModelConfig) -> str | None:
@@ -117,26 +112,26 @@ def _rope_scaling(config: ModelConfig) -> str | None:
     if scaling is None:
         return None
     if scaling.kind == "factors":
-        return "a factor for each frequency"
+        return "one factor per frequency"
     if scaling.kind == "linear":
         return f"linear, by {scaling.factor:g}"
     return f"llama3, by {scaling.factor:g} beyond {scaling.original_seq_len} tokens"
 
 
 def _loading(checkpoint: Checkpoint) -> str:
-    """What would come of loading it here and now."""
+    """Say whether the model fits into the memory that is free now."""
     dtype, free = own_dtype(checkpoint), free_memory()
     weights, session = packed_bytes(checkpoint, dtype), checkpoint.config.cache_bytes
-    needs = f"{amount(weights)} as {dtype} and {amount(session)} a full session"
+    needs = f"{amount(weights)} as {dtype}, and {amount(session)} per full session"
     if free is None:
         return f"needs {needs}"
     problem = shortage(checkpoint, dtype, free)
     if problem is not None:
-        advice = f"--dtype {problem.dtype} does" if problem.dtype else "nor as any other dtype"
-        return f"does not fit into the {amount(free)} that are free: {needs}; {advice}"
+        advice = f"--dtype {problem.dtype} fits" if problem.dtype else "no other dtype fits either"
+        return f"does not fit into the {amount(free)} of free memory: needs {needs}; {advice}"
     if weights + session > free:
-        return f"fits into the {amount(free)} that are free, but for a full session: {needs}"
-    return f"fits into the {amount(free)} that are free: {needs}"
+        return f"fits into the {amount(free)} of free memory without a full session: needs {needs}"
+    return f"fits into the {amount(free)} of free memory: needs {needs}"
 
 
 def _weight_problems(checkpoint: Checkpoint) -> list[str]:
@@ -145,22 +140,17 @@ def _weight_problems(checkpoint: Checkpoint) -> list[str]:
         bad = zeros = 0
         for tensor in tensors:
             bad += tensor.count_non_finite()
-            zeros += not any(map(_has_values, tensor.arrays))
-            checkpoint.release(tensor)
+            zeros += not tensor.has_values()
         if bad:
-            problems.append(f"{name}: {bad} values are NaN or infinite")
-        if zeros:  # a download that did not finish?
-            problems.append(f"{name}: {zeros} of {len(tensors)} tensors hold nothing but zeros")
+            verb = "is" if bad == 1 else "are"
+            problems.append(f"{name}: {counted(bad, 'value')} {verb} NaN or infinite")
+        if zeros:  # perhaps a download that did not finish
+            problems.append(f"{name}: {zeros} of {len(tensors)} tensors contain only zeros")
     return problems
 
 
-def _has_values(array: NDArray[Any]) -> bool:
-    """Whether anything but zeros is in it; GGUF's blocks are records, which NumPy cannot tell."""
-    return bool((array.view(np.uint8) if array.dtype.names else array).any())
-
-
 def _tokenizer_facts(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """Notes, and problems."""
+    """Return the notes and the problems of a checkpoint's tokenizer."""
     own = own_tokenizer(checkpoint)
     try:
         return list(vocabulary_for(checkpoint, own or bundled_tokenizer()).notes), []

@@ -1,34 +1,40 @@
-"""``llama2py run``: print a story, or chat. The flags are llama2.c's."""
+"""``llama2py run``: print a story, or chat. The short flags are llama2.c's."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from .._util import counted
 from ..chat.dialogue import Chat
 from ..chat.templates import TEMPLATES
 from ..errors import PromptError
 from ..generation.job import Timings
 from ..generation.sampling import random_seed
 from ..generation.stream import Stream
-from ..model import Model, load
-from . import options
-from .loading import loading_bar
+from ..model import Model
+from . import INTERRUPTED, USAGE, options
+from .loading import load_model, looks_like_model
+from .options import Subparsers, sampling_number
 
-if TYPE_CHECKING:
-    from .options import Subparsers
-
-
-_T = "0: always the most probable token; the higher the wilder (default 1.0)"
-_P = "draw from the most probable tokens that sum up to this; 1: from all (default 0.9)"
-_S = "the same seed tells the same story; 0: a new one each time (default 0)"
-_N = "tokens to run, the prompt's included; 0: as many as the context holds (default 256)"
-_I = "the beginning of the story; - reads it from standard input"
-_Z = "tokenizer.bin, .model or .json (default: the model's own, or the 32000-token one of Llama 2)"
-_M = "chat is for models trained on dialogues (default generate)"
-_TEMPLATE = "how turns are written in chat (default: as the model's metadata says, or llama2)"
+_TEMPERATURE = "0: always the most probable token; higher values: more random (default 1.0)"
+_TOP_P = "draw from the most probable tokens that sum up to P; 1: from all tokens (default 0.9)"
+_TOP_K = "draw from the N most probable tokens; 0: from all tokens (default 0)"
+_MIN_P = "draw from tokens at least P times as probable as the best; 0: from all (default 0)"
+_REPETITION = "above 1: tokens of the prompt and the text become less probable (default 1)"
+_FREQUENCY = "subtracted from a token's logit each time the token is generated (default 0)"
+_PRESENCE = "subtracted from the logits of tokens that were generated (default 0)"
+_STOP = "end the text before TEXT; repeatable"
+_SEED = "the same seed gives the same story; 0: a random seed (default 0)"
+_STEPS = "number of tokens, including the prompt; 0: as many as the context holds (default 256)"
+_PROMPT = "the beginning of the story, or the first message in chat; -: read it from standard input"
+_MODE = "chat needs a model that was trained on dialogues (default generate)"
+_TEMPLATE = "the format of turns in chat (default: from the model's metadata, or llama2)"
+# The options of `SamplingParams` that have a flag of the same name.
+_SAMPLING = ("top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -36,98 +42,112 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "run",
         help="print a story, or chat",
-        description="Print a story that a checkpoint tells, or chat with it. "
-        "The story goes to standard output, its speed to standard error.",
+        description="Print the text that a model generates, or chat with it. The text goes to "
+        "standard output, its speed and its seed to standard error.",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help=options.CHECKPOINT)
-    add("-t", "--temperature", type=options.temperature, default=1.0, metavar="T", help=_T)
-    add("-p", "--top-p", type=options.top_p, default=0.9, metavar="P", help=_P)
-    add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_S)
-    add("-n", "--steps", type=options.whole_number, default=256, metavar="N", help=_N)
-    add("-i", "--prompt", metavar="TEXT", help=_I)
-    add("-z", "--tokenizer", type=Path, metavar="FILE", help=_Z)
-    add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_M)
-    add("-y", "--system-prompt", metavar="TEXT", help="the system prompt, in chat")
+    temperature, top_p = sampling_number("temperature"), sampling_number("top_p")
+    add("-t", "--temperature", type=temperature, default=1.0, metavar="T", help=_TEMPERATURE)
+    add("-p", "--top-p", type=top_p, default=0.9, metavar="P", help=_TOP_P)
+    add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_SEED)
+    add("-n", "--steps", type=options.natural_number, default=256, metavar="N", help=_STEPS)
+    add("-i", "--prompt", metavar="TEXT", help=_PROMPT)
+    add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_MODE)
+    add("-y", "--system-prompt", metavar="TEXT", help="the system prompt in chat")
     add("--template", choices=sorted(TEMPLATES), help=_TEMPLATE)
-    add("--threads", type=options.threads, metavar="N", help="default: the physical cores")
-    add("--dtype", choices=options.DTYPES, help=options.DTYPE)
-    add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
-    add("--backend", choices=("c", "numpy"), default="c", help="the engine, or the slow reference")
+    add("--stop", action="append", default=[], metavar="TEXT", help=_STOP)
+    add("--top-k", type=options.natural_number, default=0, metavar="N", help=_TOP_K)
+    add("--min-p", type=sampling_number("min_p"), default=0.0, metavar="P", help=_MIN_P)
+    for name, default, text in (
+        ("repetition_penalty", 1.0, _REPETITION),
+        ("frequency_penalty", 0.0, _FREQUENCY),
+        ("presence_penalty", 0.0, _PRESENCE),
+    ):
+        flag, kind = f"--{name.replace('_', '-')}", sampling_number(name)
+        add(flag, type=kind, default=default, metavar="X", help=text)
+    options.add_loading_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model, then tell or chat."""
-    seed = args.seed if args.seed > 0 else random_seed()
-    where = args.checkpoint, args.tokenizer, args.threads, args.backend, args.dtype
-    with loading_bar() as progress:
-        model = load(*where, args.cache_dtype, progress)
-    with model:
-        steps = args.steps if 0 < args.steps < model.config.seq_len else model.config.seq_len
-        prompt = _prompt(args.prompt)
+    """Load the model, then generate or chat."""
+    name = args.checkpoint
+    if name is not None and not looks_like_model(name) and not os.path.lexists(name):
+        text = shlex.quote(name)
+        _say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
+        return USAGE
+    prompt = _prompt(args.prompt)
+    with load_model(args) as model:
+        context = model.config.seq_len
+        args.steps = min(args.steps or context, context)
+        args.seed = args.seed or random_seed()
         if args.mode == "chat":
-            sampling = (args.temperature, args.top_p, seed)
-            with Chat(model, None, *sampling, max_tokens=steps, template=args.template) as chat:
-                return _chat(chat, prompt, args.system_prompt)
-        return _tell(model, prompt or "", steps, args.temperature, args.top_p, seed)
+            return _chat(model, args, prompt)
+        return _generate(model, args, prompt or "")
 
 
-def _tell(
-    model: Model, prompt: str, steps: int, temperature: float, top_p: float, seed: int
-) -> int:
-    """Print prompt and story as they come, then how fast that was."""
-    # llama2.c's steps are the tokens behind BOS: the prompt's, cut if need be, then the story's.
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in _SAMPLING} | {"stop": args.stop}
+
+
+def _generate(model: Model, args: argparse.Namespace, prompt: str) -> int:
+    """Print the prompt and the text as it comes, then its speed."""
+    # llama2.c's steps count the tokens after BOS: the prompt's, cut if necessary, then the text's.
     prompt_tokens = model.tokenizer.encode(prompt)
-    max_tokens = max(0, steps - len(prompt_tokens) + 1)
-    stream = model.stream(prompt_tokens, max_tokens, temperature, top_p, seed)
+    max_tokens = max(0, args.steps - len(prompt_tokens) + 1)
+    how = args.temperature, args.top_p, args.seed
+    stream = model.stream(prompt_tokens, max_tokens, *how, **_sampling(args))
     code = 0
     try:
-        _write(model.tokenizer.decode(prompt_tokens[: steps + 1]))
+        _write(model.tokenizer.decode(prompt_tokens[: args.steps + 1]))
         if max_tokens:
             for piece in stream:
                 _write(piece)
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     finally:
         stream.close()
     _write("\n")
-    _report(stream.timings, seed)
+    _report(stream.timings, args.seed)
     return code
 
 
-def _chat(chat: Chat, first: str | None, system: str | None) -> int:
-    """Turn by turn until the input or the room ends."""
+def _chat(model: Model, args: argparse.Namespace, first: str | None) -> int:
+    """Read turns and print answers until the input or the room ends."""
+    how = args.temperature, args.top_p, args.seed, args.steps, args.template
     answer: Stream | None = None
     code = 0
-    try:
-        if system is None:  # an empty line: the template's own, if it has one
-            system = _ask("Enter system prompt (optional): ") or None
-        chat.system = system
-        if first is not None:
-            answer = _turn(chat, first)
-        while chat.room:
-            user = _ask("User: ")
-            try:
-                answer = _turn(chat, user)
-            except PromptError as error:  # not the end: a shorter or cleaner one may do
-                _say(f"llama2py: {error}")
-        _say("llama2py: the dialogue has used up its tokens (-n, or the model's context)")
-    except EOFError:
-        _write("\n")
-    except KeyboardInterrupt:
-        _write("\n")
-        code = 130
+    with Chat(model, None, *how, **_sampling(args)) as chat:
+        try:
+            system = args.system_prompt
+            if system is None:  # an empty line: the template's default
+                system = _ask("Enter system prompt (optional): ") or None
+            chat.system = system
+            if first is not None:
+                answer = _answer(chat, first)
+            while chat.room:
+                user = _ask("User: ")
+                try:
+                    answer = _answer(chat, user)
+                except PromptError as error:  # the user may try another message
+                    _say(f"llama2py: {error}")
+            _say("llama2py: the dialogue has used up its tokens (-n, or the model's context)")
+        except EOFError:
+            _write("\n")
+        except KeyboardInterrupt:
+            _write("\n")
+            code = INTERRUPTED
     if answer is not None:
         _report(answer.timings, answer.seed)
     return code
 
 
-def _turn(chat: Chat, user: str) -> Stream:
-    """Print the answer to what the user says."""
+def _answer(chat: Chat, user: str) -> Stream:
+    """Print the answer to a message."""
     answer = chat.say(user)
     _write("Assistant: ")
-    lead = " "  # the space of the first word
+    lead = " "  # the space before the first word
     for piece in answer:
         _write(piece.removeprefix(lead))
         lead = ""
@@ -136,29 +156,34 @@ def _turn(chat: Chat, user: str) -> Stream:
 
 
 def _prompt(text: str | None) -> str | None:
-    """The prompt, from standard input for ``-`` (less the newline that ends it)."""
+    """Return the prompt; ``-`` reads it from standard input, without its final line break.
+
+    A byte order mark is dropped, and every line ends with \\n, as Windows writes neither.
+    """
     if text != "-":
         return text
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(
-            f"the prompt on standard input is not UTF-8 (byte {error.start}), expected UTF-8 text"
+            f"the prompt on standard input is not UTF-8 (byte {error.start}): convert it to UTF-8"
         ) from None
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n")
 
 
 def _ask(question: str) -> str:
-    """A line from standard input; EOFError at its end."""
+    """Read a line from standard input; EOFError at its end."""
     _write(question)
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line.removesuffix("\n")
+    return line.removeprefix("\ufeff").removesuffix("\n")
 
 
 def _write(text: str) -> None:
     sys.stdout.write(text)
-    sys.stdout.flush()  # a story is read while it is told
+    sys.stdout.flush()  # the user reads while the model writes
 
 
 def _say(line: str) -> None:
@@ -171,6 +196,6 @@ def _report(timings: Timings, seed: int) -> None:
     if timings.generated_tokens:
         _say(
             f"prompt tok/s: {timings.prompt_tokens_per_second:.1f}"
-            f" ({timings.prompt_tokens} tokens), first token after"
+            f" ({counted(timings.prompt_tokens, 'token')}), first token after"
             f" {timings.first_token_seconds * 1000:.1f} ms, seed {seed}"
         )

@@ -1,18 +1,20 @@
-"""``llama2py train``: train a model on a corpus of stories, and go on where it was stopped."""
+"""``llama2py train``: train a model on a corpus of stories, or continue a stopped run."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
-import threading
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..errors import TrainingError
-from ..training import TrainConfig, config_from, train
+from ..training import Output, TrainConfig, config_from, train
 from . import options
 
 if TYPE_CHECKING:
@@ -26,25 +28,45 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a model on a corpus of stories",
-        description="Train a model on a text file of stories, parted by lines of <|endoftext|>. "
-        "The best checkpoint yet is kept in FILE. Stopped at any moment (Ctrl-C, kill, power), "
-        "the same command goes on. Several GPUs: torchrun --nproc_per_node=N -m llama2py train ...",
+        description="Train a model on a text file of stories, separated by lines of "
+        "<|endoftext|>. FILE is always the best checkpoint so far. If the run stops for any reason "
+        "(Ctrl-C, kill, power failure), the same command continues it. Several GPUs: "
+        "torchrun --nproc_per_node=N -m llama2py train ...",
     )
     add = parser.add_argument
-    add("corpus", metavar="CORPUS", type=Path, help="the stories")
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="as story.bin")
-    add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: one is trained first")
-    add("--config", type=Path, metavar="FILE", help="hyperparameters: a TOML file of name = value")
-    add("--int8", action="store_true", help="write llama2.c's v2 (int8), not v0 (float32)")
-    add("--group-size", type=options.count, metavar="N", help="int8: weights that share a scale")
-    add("--fresh", action="store_true", help="start anew where an earlier run was stopped")
-    group = parser.add_argument_group(
-        "hyperparameters", "By llama2.c's names. What they mean: pydoc llama2py.training.config"
+    add("corpus", metavar="CORPUS", type=Path, help="text file of stories")
+    add(
+        *("-o", "--output"),
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="checkpoint to write, such as story.bin",
     )
+    add(
+        *("-z", "--tokenizer"),
+        type=Path,
+        metavar="FILE",
+        help="vocabulary to use (default: train one first)",
+    )
+    add("--config", type=Path, metavar="FILE", help="TOML file of hyperparameters: name = value")
+    add("--int8", action="store_true", help="write llama2.c's v2 (int8) instead of v0 (float32)")
+    add(
+        "--group-size",
+        type=options.count,
+        metavar="N",
+        help="with --int8: how many weights share a scale",
+    )
+    add("--fresh", action="store_true", help="start again even if FILE has an earlier run")
+    group = parser.add_argument_group(
+        "hyperparameters", "Named as in llama2.c. Dashes work in place of underscores."
+    )
+    meanings = TrainConfig.meanings()
     for field in fields(TrainConfig):
         flags = list(dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}")))
-        kind, text = type(field.default), f"default {field.default}"
+        kind = type(field.default)
+        text = f"{meanings[field.name]} (default {field.default})"
         if kind is bool:
+            text = f"{meanings[field.name]} (default {'yes' if field.default else 'no'})"
             for flag, shown in zip(flags, (text, argparse.SUPPRESS), strict=False):
                 group.add_argument(
                     flag, dest=field.name, action=argparse.BooleanOptionalAction, help=shown
@@ -57,39 +79,69 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; 130 if it was stopped."""
+    """Train; return 130 if a signal stopped it."""
     changes = {
         field.name: value
         for field in fields(TrainConfig)
         if (value := getattr(args, field.name)) is not None
     }
-    stop = threading.Event()
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(signum, signal.default_int_handler)  # a second one ends it at once
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, on_signal)
+    config = config_from(args.config, changes)
+    output = Output(args.output, int8=args.int8, group_size=args.group_size)
+    stop = StopOnSignal()
     try:
-        result = train(
-            args.corpus,
-            args.output,
-            config_from(args.config, changes),
-            tokenizer=args.tokenizer,
-            version=2 if args.int8 else 0,
-            group_size=args.group_size,
-            fresh=args.fresh,
-            report=_say,
-            stop=stop.is_set,
-        )
+        with stop.installed():
+            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, only the first
+                _say(f"reading {args.corpus}")
+            result = train(
+                args.corpus,
+                output,
+                config,
+                tokenizer=args.tokenizer,
+                fresh=args.fresh,
+                report=_say,
+                stop=stop,
+            )
     except ModuleNotFoundError as error:
         raise TrainingError(f"{EXTRA} ({error})") from None
     if not result.finished:
-        _say(f"stopped after step {result.step}; the same command goes on from there")
+        _say(f"stopped after step {result.step}; the same command continues from there")
         return 130
-    _say(f"{args.output} is done; python -m llama2py run {args.output}")
+    _say(f"{args.output} is done: python -m llama2py run {args.output}")
     return 0
+
+
+class StopOnSignal:
+    """Make `train` stop after SIGINT or SIGTERM: pass an instance as its ``stop``.
+
+    Until `train` asks for the first time nothing has been trained, so a signal ends the program at
+    once. Later the first signal lets the current batch end and the state be saved; a second one
+    ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self._training = self._stopping = False
+
+    def __call__(self) -> bool:
+        self._training = True
+        return self._stopping
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the two signals within the block."""
+        signals = signal.SIGINT, signal.SIGTERM
+        before = [signal.signal(signum, self._on_signal) for signum in signals]
+        try:
+            yield
+        finally:
+            for signum, handler in zip(signals, before, strict=True):
+                signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._stopping or not self._training:
+            raise KeyboardInterrupt
+        self._stopping = True
+        with contextlib.suppress(OSError):  # not print(): the signal may have interrupted one
+            os.write(2, b"stopping after this batch; a second signal stops at once\n")
 
 
 def _say(line: str) -> None:

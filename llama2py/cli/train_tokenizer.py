@@ -1,4 +1,4 @@
-"""``llama2py train-tokenizer``: a vocabulary for a corpus, as tokenizer.bin."""
+"""``llama2py train-tokenizer``: train a vocabulary on a corpus and write it as tokenizer.bin."""
 
 from __future__ import annotations
 
@@ -22,17 +22,29 @@ def add_parser(subparsers: Subparsers) -> None:
         "train-tokenizer",
         help="train a vocabulary on a corpus of stories",
         description="Train a byte-pair vocabulary with byte fallback on a text file of stories, "
-        "parted by lines of <|endoftext|>, and write it as a tokenizer.bin.",
+        "separated by lines of <|endoftext|>, and write it as a tokenizer.bin.",
     )
     add = parser.add_argument
-    add("corpus", metavar="CORPUS", type=Path, help="the stories")
-    add("--vocab-size", type=options.count, default=2048, metavar="N", help="default 2048")
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="as tok.bin")
+    add("corpus", metavar="CORPUS", type=Path, help="text file of stories")
+    add(
+        "--vocab-size",
+        type=options.count,
+        default=2048,
+        metavar="N",
+        help="number of tokens (default 2048)",
+    )
+    add(
+        *("-o", "--output"),
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="vocabulary to write, such as tok.bin",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and write; say what a token holds."""
+    """Train, write, and print the bytes per token."""
     try:
         from ..training.vocabulary import train_vocabulary
     except ModuleNotFoundError as error:
@@ -46,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     n_bytes = sum(len(story.encode()) for story in sample)
     n_tokens = sum(len(tokenizer.encode(story, bos=False)) for story in sample)
     print(
-        f"{args.output}: {len(tokenizer)} tokens, {n_bytes / n_tokens:.2f} bytes a token",
+        f"{args.output}: {len(tokenizer):,} tokens, {n_bytes / n_tokens:.2f} bytes per token",
         file=sys.stderr,
     )
     return 0

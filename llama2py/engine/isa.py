@@ -6,7 +6,7 @@ import os
 
 from ..config import Dtype
 from ..errors import EngineError
-from ._engine import ffi, lib
+from .extension import ffi, lib
 
 
 def isa_names() -> list[str]:

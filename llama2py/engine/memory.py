@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 from .._util import amount
-from ..checkpoint import Checkpoint, int8_group_size, tensor_shapes
+from ..checkpoint import Checkpoint
 from ..config import Dtype
 from ..errors import TooBigError
-
-_LANES = 16  # rows that the engine packs together (csrc/kernels.h)
-_INT4_GROUP = 32
 
 _log = logging.getLogger(__name__)
 
 
 def packed_bytes(checkpoint: Checkpoint, dtype: Dtype) -> int:
     """Bytes of a checkpoint's weights in the engine, as matrices of a dtype."""
-    config = checkpoint.config
-    group_size = int8_group_size(checkpoint)
-    total = 4 * _round_up(config.head_dim // 2, _LANES)  # the rotary frequencies
-    for count, shape in tensor_shapes(config).values():
-        rows = _round_up(shape[0], _LANES)
-        if len(shape) == 1:
-            total += count * 4 * rows
-        else:
-            total += count * (rows // _LANES) * _block_bytes(shape[1], dtype, group_size)
-    return total
+    from . import c_config  # the C extension; the reference runs without it
 
-
-def _block_bytes(cols: int, dtype: Dtype, group_size: int) -> int:
-    """Bytes of 16 rows of a matrix, with their scales."""
-    if dtype == "int8":
-        group = math.gcd(group_size, cols)
-        return cols // group * (_round_up(group, 4) + 4) * _LANES
-    if dtype == "int4":
-        groups = -(-cols // _INT4_GROUP)
-        return _round_up(groups * (_INT4_GROUP // 2 + 2) * _LANES, 64)
-    return cols * _LANES * (4 if dtype == "float32" else 2)
-
-
-def _round_up(n: int, to: int) -> int:
-    return -(-n // to) * to
+    return c_config.packed_bytes(checkpoint, dtype)
 
 
 def memory_by_dtype(checkpoint: Checkpoint) -> dict[Dtype, int]:

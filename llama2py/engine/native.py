@@ -20,13 +20,14 @@ from ..checkpoint import (
     int8_group_size,
     own_dtype,
 )
-from ..config import CacheDtype, Dtype, ModelConfig
+from ..config import CacheDtype, Dtype
 from ..errors import Cancelled, ClosedError, EngineError
-from ._engine import ffi, lib
 from .backend import Draw, Floats, Logits
+from .c_config import c_config, packed_bytes, rope_divisors
 from .cpu import default_threads
+from .extension import ffi, lib
 from .isa import choose_isa
-from .memory import check_memory, packed_bytes
+from .memory import check_memory
 
 # Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
 LONG_WORK = 1_000_000_000
@@ -48,13 +49,6 @@ _TENSORS = {
     "w3": lib.L2P_W3,
     "rms_final_weight": lib.L2P_RMS_FINAL_WEIGHT,
     "wcls": lib.L2P_WCLS,
-}
-
-_DTYPES: dict[Dtype, int] = {
-    "float32": lib.L2P_FLOAT32,
-    "bfloat16": lib.L2P_BFLOAT16,
-    "int8": lib.L2P_INT8,
-    "int4": lib.L2P_INT4,
 }
 
 _STORED = {
@@ -91,13 +85,14 @@ class EngineCache:
     def copy(self, n_positions: int) -> EngineCache:
         model, session = self._engine.handle, self.handle  # alive during the copy
         made = EngineCache(self._engine)
-        lib.l2p_session_copy(made.handle, session, n_positions)
+        error = lib.l2p_session_copy(made.handle, session, n_positions)
         del model
+        _check(error, f"a copy of {n_positions} positions")
         return made
 
     def read(self, n_positions: int) -> tuple[Floats, Floats]:
         keys, values = (np.empty(self._shape(n_positions), np.float32) for _ in range(2))
-        self._move(n_positions, keys, values, 1)
+        self._move(lib.l2p_session_read, keys, values)
         return keys, values
 
     def write(self, keys: Floats, values: Floats) -> None:
@@ -105,19 +100,19 @@ class EngineCache:
         n_positions = keys.shape[2]
         if not keys.shape == values.shape == self._shape(n_positions):
             raise EngineError(f"keys of shape {keys.shape}, expected {self._shape(n_positions)}")
-        self._move(n_positions, keys, values, 0)
+        self._move(lib.l2p_session_write, keys, values)
 
     def _shape(self, n_positions: int) -> tuple[int, ...]:
         config = self._engine.config
         return (config.n_layers, config.n_kv_heads, n_positions, config.head_dim)
 
-    def _move(self, n_positions: int, keys: Floats, values: Floats, out: int) -> None:
+    def _move(self, call: Callable[..., int], keys: Floats, values: Floats) -> None:
+        """Read or write all positions of arrays of the shape that `_shape` returns."""
         model, session = self._engine.handle, self.handle  # alive during the copy
-        if n_positions > self._engine.config.seq_len:
-            raise EngineError(f"{n_positions} positions, expected at most the context")
         buffers = [ffi.from_buffer("float[]", a, require_writable=True) for a in (keys, values)]
-        lib.l2p_session_move(session, n_positions, *buffers, out)
+        error = call(session, keys.shape[2], *buffers)
         del model
+        _check(error, f"a copy of {keys.shape[2]} positions")
 
     def close(self) -> None:
         self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then
@@ -168,22 +163,21 @@ class Engine:
         isa = choose_isa()
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
         check_memory(checkpoint, self.dtype, self.cache_bytes)
-        divisors = _rope_divisors(self.config)  # alive during the call
-        model = lib.l2p_model_new(_c_config(checkpoint, self.dtype, cache_dtype, divisors), isa)
-        if model == ffi.NULL:
-            raise EngineError(
-                f"{checkpoint.path}: no memory for the weights, expected"
-                f" {amount(packed_bytes(checkpoint, self.dtype))} free"
-            )
-        self._model: Any = ffi.gc(model, lib.l2p_model_free)
-        self.nbytes = int(lib.l2p_model_bytes(model))
+        self.nbytes = packed_bytes(checkpoint, self.dtype)
+        divisors = rope_divisors(self.config)  # alive during the call
+        c_shape, model = (
+            c_config(checkpoint, self.dtype, cache_dtype, divisors),
+            ffi.new("l2p_model **"),
+        )
+        error = lib.l2p_model_new(c_shape, isa, model)
+        _check(error, f"the weights of {checkpoint.path}, {amount(self.nbytes)}")
+        self._model: Any = ffi.gc(model[0], lib.l2p_model_free)
         self.ahead = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // (self.nbytes + self.cache_bytes)))
         self.non_finite = 0
         group_size, done = int8_group_size(checkpoint), 0
         for name, tensors in checkpoint.tensors.items():
             for layer, tensor in enumerate(tensors):
                 self._pack(name, layer, tensor, group_size)
-                checkpoint.release(tensor)
                 done += math.prod(tensor.shape)
                 progress(done, self._n_params)
 
@@ -191,22 +185,20 @@ class Engine:
         # Some tensors make their arrays on use: they must live until the engine has read them.
         arrays: tuple[np.ndarray[Any, Any], ...]
         if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
-            kind, arrays = lib.L2P_INT4, (tensor.values, tensor.scales.astype(np.float16))
+            values, scales = tensor.parts()
+            kind, arrays = lib.L2P_INT4, (values, scales.astype(np.float16))
         elif isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
-            kind, arrays = lib.L2P_INT8, (tensor.values, tensor.scales)
-        elif (
-            isinstance(tensor, StoredTensor)
-            and len(tensor.shape) == 2
-            and tensor.data.flags.c_contiguous
-        ):
-            kind, arrays = _STORED[tensor.data.dtype], (tensor.data,)  # widened as it is packed
+            kind, arrays = lib.L2P_INT8, tensor.parts()
+        elif isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and tensor.is_plain:
+            stored = tensor.stored
+            kind, arrays = _STORED[stored.dtype], (stored,)  # widened as it is packed
         else:
             kind = lib.L2P_FLOAT32
             arrays = (np.ascontiguousarray(tensor.dequantize()),)
-        values, scales = [*map(_address, arrays), ffi.NULL][:2]
+        addresses = [*map(_address, arrays), ffi.NULL]
         bad = ffi.new("int64_t *")
         error = lib.l2p_model_set(
-            self.handle, _TENSORS[name], layer, kind, values, scales, self.threads, bad
+            self.handle, _TENSORS[name], layer, kind, *addresses[:2], self.threads, bad
         )
         _check(error, f"tensor {name}")
         self.non_finite += bad[0]
@@ -333,38 +325,6 @@ def _run_aside(
 def _address(array: np.ndarray[Any, Any]) -> Any:
     """Where a C-contiguous array's bytes are; the caller keeps the array alive."""
     return ffi.cast("void *", array.ctypes.data)
-
-
-def _rope_divisors(config: ModelConfig) -> Any:
-    if config.rope_scaling is None:
-        return ffi.NULL
-    return ffi.new("float[]", config.rope_scaling.divisors(config.head_dim, config.rope_theta))
-
-
-def _c_config(
-    checkpoint: Checkpoint, dtype: Dtype, cache_dtype: CacheDtype, rope_divisors: Any
-) -> Any:
-    config: ModelConfig = checkpoint.config
-    return ffi.new(
-        "l2p_config *",
-        {
-            "dim": config.dim,
-            "hidden_dim": config.hidden_dim,
-            "n_layers": config.n_layers,
-            "n_heads": config.n_heads,
-            "n_kv_heads": config.n_kv_heads,
-            "head_dim": config.head_dim,
-            "vocab_size": config.vocab_size,
-            "seq_len": config.seq_len,
-            "shared_classifier": config.shared_classifier,
-            "weight_type": _DTYPES[dtype],
-            "cache_type": _DTYPES[cache_dtype],
-            "group_size": int8_group_size(checkpoint),
-            "norm_eps": config.norm_eps,
-            "rope_theta": config.rope_theta,
-            "rope_divisors": rope_divisors,
-        },
-    )
 
 
 def _check(error: int, what: str) -> None:

@@ -72,7 +72,9 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
         The message lists the choices.
     """
     if not isinstance(value, str) or value not in choices:
-        listed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        listed = " or ".join(map(repr, choices))
+        if len(choices) > 2:
+            listed = f"one of {', '.join(choices)}"
         raise wrong(name, value, listed)
 
 

@@ -193,7 +193,7 @@ class Reference(Backend):
             order = order[: np.searchsorted(np.cumsum(p[order]), cut, side="right") + 1]
         sums = np.cumsum(p[order])
         target = np.float32(coin) * (sums[-1] if 0 < cut < 1 else np.float32(1))
-        return int(order[min(np.searchsorted(sums, target, side="right"), len(order) - 1)])
+        return int(order[min(int(np.searchsorted(sums, target, side="right")), len(order) - 1)])
 
     def close(self) -> None:
         self.linears, self.embedding = {}, np.zeros((0, 0), np.float32)

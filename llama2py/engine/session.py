@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from operator import index
 from pathlib import Path
 from typing import Any, Literal, NoReturn, overload
 
@@ -15,6 +14,7 @@ from .._util import Closing
 from ..config import ModelConfig
 from ..errors import Cancelled, ClosedError, ContextError, ParameterError, PromptError
 from .backend import Backend, Cache, Draw, Logits
+from .parameters import function, one_of, prompt_ids, whole_number
 from .session_file import read_session, write_session
 
 # Multiplications in one pass: about a tenth of a second of work. Ctrl-C takes effect between two
@@ -44,8 +44,7 @@ class Session(Closing):
     def __init__(
         self, backend: Backend, cache: Cache | None = None, overflow: SessionOverflow = "error"
     ) -> None:
-        if overflow not in ("error", "shift"):
-            raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")
+        one_of("overflow", overflow, ("error", "shift"))
         self._backend = backend
         self._cache: Cache | None = backend.new_cache() if cache is None else cache
         self._tokens: list[int] = []
@@ -133,6 +132,7 @@ class Session(Closing):
             tokens run before that stay.
         """
         ids = self._checked(tokens)
+        function("interrupted", interrupted)
         self.make_room(len(ids), interrupted)
         logits: list[Logits] = []
         n, size = len(ids), self.block
@@ -164,7 +164,7 @@ class Session(Closing):
             return
         if self.overflow != "shift":
             raise ContextError(
-                f"{_count(n_tokens)} at position {self.position} do not fit:"
+                f"no room for {_count(n_tokens)} at position {self.position}:"
                 f" the model's context holds {self.config.seq_len}"
             )
         self.shift(n_tokens, interrupted)
@@ -175,7 +175,7 @@ class Session(Closing):
         Raises
         ------
         PromptError
-            If ``position`` is not between 0 and the current one.
+            If ``position`` is not between 0 and the current position.
         """
         self._open_cache()
         del self._tokens[self._reached(position) :]
@@ -213,11 +213,12 @@ class Session(Closing):
         [1, 302, 303]
         """
         self._open_cache()
-        kept = min(self.kept, self.position)
+        n_tokens = whole_number("n_tokens", n_tokens)
+        kept = min(whole_number("kept", self.kept), self.position)
         context = self.config.seq_len
         if kept + n_tokens > context:
             raise ContextError(
-                f"{_count(n_tokens)} after the {kept} that stay in place do not fit:"
+                f"no room for {_count(n_tokens)} after the {kept} that stay in place:"
                 f" the model's context holds {context}"
             )
         others = self.position - kept
@@ -307,20 +308,18 @@ class Session(Closing):
         return self._cache
 
     def _reached(self, position: int) -> int:
-        position = index(position)
-        if not 0 <= position <= self.position:
-            raise PromptError(f"position {position} is out of range, expected 0 to {self.position}")
-        return position
+        try:
+            return whole_number("position", position, 0, self.position)
+        except ParameterError as error:
+            raise PromptError(str(error)) from None
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
         self._furthest = max(self._furthest, len(self._tokens))
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens as a list, if all are in the vocabulary and there is at least one."""
-        ids = [index(token) for token in tokens]
-        if not ids:
-            raise PromptError("there are no tokens to run")
+        """Return the tokens as a list, if there are any and all are in the vocabulary."""
+        ids = prompt_ids(tokens)
         self.config.check_tokens(ids)
         return ids
 
@@ -394,7 +393,8 @@ def run_sessions(
         session.make_room(len(block))
     last = [n - 1 for n in accumulate(map(len, blocks))]  # the row of each block's last token
     if draws is None:
-        return _run(sessions, blocks, last)
+        logits: Logits = _run(sessions, blocks, last)
+        return logits
     rows, row_draws = [], []
     for session, block, row, some in zip(sessions, blocks, last, draws, strict=True):
         if some:

@@ -1,4 +1,4 @@
-"""A text file of stories, as TinyStories has them: parted by lines of ``<|endoftext|>``."""
+"""A corpus: a text file of stories, separated by ``<|endoftext|>`` as in TinyStories."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 from ..errors import CorpusError
+from .text_file import read_text_file
 
 SEPARATOR = "<|endoftext|>"
 
 
 def read_stories(path: str | os.PathLike[str]) -> list[str]:
-    """Read the stories of a text file.
+    """Read the stories of a corpus.
 
     Parameters
     ----------
@@ -21,26 +22,18 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
     Returns
     -------
     list of str
-        In the file's order, each without the white space around it; empty ones are left out.
+        The stories in the file's order, without surrounding white space. Empty ones are left out.
 
     Raises
     ------
     CorpusError
-        If the file is missing, not UTF-8, or holds no story.
+        If the file is missing, not a regular file, not UTF-8, or holds no story.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: byte {error.start} is not UTF-8, expected a text") from None
-    except OSError as error:
-        raise CorpusError(
-            f"{path}: cannot be read ({error.strerror or error}), expected a text file of stories"
-        ) from None
-    stories = [story.strip() for story in text.split(SEPARATOR)]
+    stories = [story.strip() for story in read_text_file(path, CorpusError).split(SEPARATOR)]
     stories = [story for story in stories if story]
     if not stories:
         raise CorpusError(
-            f"{path}: there is no story in it, expected text parted by lines of {SEPARATOR}"
+            f"{path}: the file holds no story (lines of {SEPARATOR} separate stories)"
         )
     return stories

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, Llama2pyError
+from ..errors import CheckpointError, ClosedError, Llama2pyError
 
 _MOST = 1 << 30  # bytes in one read: systems take at most 2 GiB
 
@@ -103,7 +103,7 @@ class InputFile:
             The file ends before the buffer is full, or cannot be read.
         """
         if self._descriptor is None:
-            raise self._error(f"{self.path}: the file is closed")
+            raise ClosedError(f"{self.path}: the file is closed, so its tensors cannot be read")
         left = memoryview(out).cast("B")
         while left:
             try:
@@ -164,8 +164,12 @@ class FileArray:
         strides: tuple[int, ...] | None = None,
     ) -> None:
         self.file, self.offset, self.dtype, self.shape = file, offset, dtype, shape
-        self.strides = None if strides == c_strides(dtype, shape) else strides
+        self.strides = strides
         """None: C order."""
+        if strides is not None:
+            steps = zip(shape, strides, c_strides(dtype, shape), strict=True)
+            if all(n <= 1 or step == in_order for n, step, in_order in steps):
+                self.strides = None
 
     @property
     def ndim(self) -> int:
@@ -259,3 +263,9 @@ def read_whole(
         return file.read(0, file.size)
     finally:
         file.close()
+
+
+def named(path: str | os.PathLike[str], error: Llama2pyError) -> Llama2pyError:
+    """Return an error with the file's name before its message, unless the message has it."""
+    text = str(error)
+    return error if text.startswith(f"{path}: ") else type(error)(f"{path}: {text}")

@@ -212,12 +212,12 @@ def _checked_stop(stop: Any) -> tuple[str, ...]:
         stop = (stop,) if stop else ()
     if not isinstance(stop, Iterable) or isinstance(stop, bytes | bytearray):
         raise wrong("stop", stop, "a str or an iterable of str")
-    stop = tuple(stop)
-    for text in stop:
+    texts = tuple(stop)
+    for text in texts:
         if not isinstance(text, str):
             raise ParameterError(f"stop holds {shown(text)}, expected str")
-    StopTexts(stop)  # refuses empty texts now, not when the text begins
-    return stop
+    StopTexts(texts)  # refuses empty texts now, not when the text begins
+    return texts
 
 
 def prompt_tokens(
@@ -295,8 +295,11 @@ def seed_each(seed: int | Sequence[int] | None, n: int) -> Sequence[int | None]:
     ParameterError
         If the number of seeds is not the number of prompts.
     """
-    if seed is None or not hasattr(seed, "__len__") or isinstance(seed, str):
-        return [None if seed is None else Coin.checked(cast("int", seed))] * n
-    if len(seed) != n:
-        raise ParameterError(f"there are {len(seed)} seeds for {n} prompts, expected one each")
-    return seed
+    if seed is None:
+        return [None] * n
+    given: Any = seed
+    if not hasattr(given, "__len__") or isinstance(given, str):
+        return [Coin.checked(given)] * n
+    if len(given) != n:
+        raise ParameterError(f"there are {len(given)} seeds for {n} prompts, expected one each")
+    return cast("Sequence[int]", given)

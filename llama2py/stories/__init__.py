@@ -1,1 +1,1 @@
-"""Whole stories: an opening about a subject, a guided middle, an end."""
+"""Complete stories: an opening about a subject, a guided middle, an end."""

@@ -1,34 +1,34 @@
-"""StoryTeller: stories that begin as stories do and end where they end."""
+"""StoryTeller: complete stories, from an opening sentence to a last one."""
 
 from __future__ import annotations
 
 import html
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count as count_from
 from itertools import islice
-from operator import index
 
-from .._util import Closing
+from .._util import Closing, counted, whole_number
 from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
-from ..generation.sampling import Coin, Sampler, SamplingParams, random_seed
+from ..generation.sampling import Sampler, SamplingParams, random_seed
 from ..model import Model, StrPath, load
+from .english import has_word, whole_sentences
 from .guide import StoryGuide
 from .opening import opening_about, opening_with
-from .words import has_word, whole_sentences
 
-# Told for one story with words that must appear; the first that has them all is taken.
+# Tries for one story with words that must appear; the first try that has them all is used.
 CANDIDATES = 8
-# Between the seeds of the tries, so that they are far from other stories'. Not 2^64 / golden ratio,
-# which the coin takes for seed 0: two tries would be one.
-_STRIDE = 0xD1B54A32D192ED03
-SHORTEST, LONGEST = 10, 10_000  # words
+# Added to the seed from one try to the next, so that no try shares its seed with another story.
+# Not 2^64 / golden ratio, which the coin uses for seed 0: two tries would be the same.
+SEED_STRIDE = 0xD1B54A32D192ED03
+MIN_MAX_WORDS, MAX_MAX_WORDS = 10, 10_000
 _NAME = r"((?:(?:Mr|Mrs|Ms|Dr)\. )?[A-Z]\w+)"
-# Whom a story is about, the surest first. A sentence's first word is a name if it does something.
-_NAMED = [
+# The hero's name, the most reliable pattern first. The first word of a sentence is only taken for
+# a name if a verb follows it.
+_HERO = [
     re.compile(rf"\bnamed {_NAME}"),
     re.compile(
         r"^(?!(?:He|She|It|They|We|You|There|This|That|One|Everyone) )"
@@ -40,19 +40,19 @@ _NAMED = [
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A story; ``str(story)`` is its text, and a notebook shows it as a page.
+    """A complete story. ``str(story)`` is its text; a notebook renders it as a page.
 
     Attributes
     ----------
     text : str
-        Whole sentences, the opening included; paragraphs are parted by newlines.
+        Whole sentences, the opening included, with a newline between paragraphs.
     title : str
-        What it is about, or whom it names first.
+        The subject, or the first name in the story.
     seed : int
-        Tells this story again.
+        The same seed produces this story again.
     ended : bool
-        True if the model ended it; False if it was cut behind a sentence, because there was no room
-        for more.
+        True if the model ended the story. False if the story was cut after a sentence, because
+        ``max_words`` or the context left no room for more.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Story:
 
     @property
     def words(self) -> int:
-        """How many words the text has."""
+        """The number of words in the text."""
         return len(self.text.split())
 
     def __str__(self) -> str:
@@ -75,14 +75,15 @@ class Story:
         return (
             '<article style="max-width: 40em; font-family: Georgia, serif; line-height: 1.5">'
             f"<h3>{html.escape(self.title)}</h3>{paragraphs}"
-            f'<p style="opacity: 0.6"><small>{self.words} words, seed {self.seed}</small></p>'
+            '<p style="opacity: 0.6">'
+            f"<small>{counted(self.words, 'word')}, seed {self.seed}</small></p>"
             "</article>"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """How a story begins, with its tokens, the most words it may have, and its title, if any."""
+    """The opening of a story, its tokens, the story's maximum length, its title or ''."""
 
     text: str
     tokens: list[int]
@@ -91,23 +92,24 @@ class _Start:
 
 
 class StoryTeller(Closing):
-    """Tells stories; a context manager.
+    """Write complete stories. A context manager.
 
     Parameters
     ----------
     model : str, path-like or Model, optional
-        A checkpoint of a story model, or a loaded one. Default: the one that comes with llama2py.
+        A story model: a checkpoint's path or name, as in `load`, or a loaded model. Default: the
+        built-in model.
     tokenizer : str or path-like, optional
-        As in `load`; a loaded model has its own.
+        As in `load`. Not allowed with a loaded model.
     threads : int, optional
-        As in `load`; a loaded model has its own.
+        As in `load`. Not allowed with a loaded model.
     temperature, top_p : float
-        As in `Model.stream`: lower is tamer.
+        As in `Model.stream`. Lower values give more conventional stories.
 
     Raises
     ------
     CheckpointError, TokenizerError, EngineError, ParameterError
-        As in `load`; ParameterError, too, for a tokenizer or threads beside a loaded model.
+        As in `load`. Also ParameterError if ``tokenizer`` or ``threads`` comes with a loaded model.
 
     Examples
     --------
@@ -130,7 +132,8 @@ class StoryTeller(Closing):
         for name, value in (("tokenizer", tokenizer), ("threads", threads)):
             if value is not None and not self._owns_model:
                 raise ParameterError(
-                    f"{name} is given with a loaded model, expected it in load(), or a path here"
+                    f"{name} cannot be set for a loaded model: pass it to load(), or pass a path"
+                    " instead of the model"
                 )
         self.model = model if isinstance(model, Model) else load(model, tokenizer, threads)
 
@@ -143,36 +146,37 @@ class StoryTeller(Closing):
         words: Sequence[str] = (),
         max_words: int = 300,
     ) -> Story:
-        """Tell a story.
+        """Write a story.
 
         Parameters
         ----------
         about : str
-            What it is about: ``"a dragon who is afraid of fire"``, ``"three kittens"``, ``"Lily and
-            her cat"``. Default: whatever the model likes.
+            The subject: ``"a dragon who is afraid of fire"``, ``"three kittens"``, ``"Lily and her
+            cat"``. Default: the model chooses.
         seed : int, optional
-            0 to 2**64 - 1; the same seed tells the same story. Default: a fresh one.
+            0 to 2**64 - 1; the same seed gives the same story. Default: a random seed.
         opening : str
-            Its first words, instead of ``about``.
+            The first words of the story, instead of ``about``.
         words : sequence of str
-            Must appear, in upper or lower case, as they are or as plurals. Of several tries the
-            first that has them all is told; if none has, the first sentence names what was missing.
+            Words that must appear, in any case, singular or plural. The teller makes up to 8 tries
+            and returns the first story with all words. If every try lacks a word, the story gets a
+            first sentence that names the missing words.
         max_words : int
-            Most words, 10 to 10000, the opening's included. The model's context may end the story
-            sooner.
+            Maximum length in words, the opening included, 10 to 10000. The model's context may end
+            the story earlier.
 
         Returns
         -------
         Story
-            Never ends amid a sentence.
+            Always ends at the end of a sentence.
 
         Raises
         ------
         ParameterError
-            If both ``about`` and ``opening`` are given, the opening alone has more than
+            If both ``about`` and ``opening`` are given, the opening has more words than
             ``max_words``, or a number is out of its range.
         PromptError
-            If the opening is longer than the context or not encodable.
+            If the opening is longer than the context or cannot be encoded.
         ClosedError
             If the model is closed.
         """
@@ -190,35 +194,36 @@ class StoryTeller(Closing):
         max_batch: int = 16,
         progress: bool = False,
     ) -> Iterator[Story]:
-        """Tell many stories, several at a time: much faster than one after the other.
+        """Write many stories, several at a time, which is much faster than one by one.
 
         Parameters
         ----------
         count : int or None
-            How many; None: without end.
+            Number of stories; None: an endless iterator.
         seed : int, optional
-            Of the first; the next has the next. Each is the story that a call with its seed tells.
+            Seed of the first story; each further story uses the next seed. A story is the same as
+            from a call with its seed.
         about, opening, words, max_words
             As in a call.
         max_batch : int
-            How many at a time, which bounds the memory; with ``words``, how many tries of one.
+            Stories that run at a time, which bounds the memory; with ``words``, the tries of one
+            story that run at a time.
         progress : bool
-            Show a bar on standard error.
+            Show a progress bar on standard error.
 
         Returns
         -------
         iterator of Story
-            In order of the seeds.
+            In the order of their seeds.
 
         Raises
         ------
         ParameterError, PromptError, ClosedError
-            As in a call, and at once.
+            As in a call. Raised by `many` itself, not when the first story is taken.
         """
-        if count is not None and index(count) < 0:
-            raise ParameterError(f"count is {count}, expected a whole number from 0 up, or None")
-        if index(max_batch) < 1:
-            raise ParameterError(f"max_batch is {max_batch}, expected a whole number from 1 up")
+        if count is not None:
+            count = whole_number("count", count, 0)
+        max_batch = whole_number("max_batch", max_batch, 1)
         seeds: Iterator[int] = (s % (1 << 64) for s in count_from(_seed(seed)))
         stories = self._tell(islice(seeds, count), about, opening, words, max_words, max_batch)
         if progress:
@@ -227,8 +232,12 @@ class StoryTeller(Closing):
             return iter(progress_bar(stories, total=count, unit="story"))
         return stories
 
+    def __repr__(self) -> str:
+        params = f"temperature={self._params.temperature:g}, top_p={self._params.top_p:g}"
+        return f"<StoryTeller {params}, {self.model!r}>"
+
     def close(self) -> None:
-        """Free the model, unless it was handed in. Twice does no harm."""
+        """Free the model, unless the caller passed it in. A second call has no effect."""
         if self._owns_model:
             self.model.close()
 
@@ -241,15 +250,20 @@ class StoryTeller(Closing):
         max_words: int,
         max_batch: int,
     ) -> Iterator[Story]:
-        """Check everything now, tell as the iterator is asked."""
+        """Check the arguments now; write each story when the iterator is asked for it."""
         _ = self.model.backend  # raises `ClosedError` now, not at the first story
         if about and opening:
-            raise ParameterError("both about and opening are given, expected one of them")
-        if not SHORTEST <= index(max_words) <= LONGEST:
-            raise ParameterError(f"max_words is {max_words}, expected {SHORTEST} to {LONGEST}")
-        words = [" ".join(word.split()) for word in ([words] if isinstance(words, str) else words)]
+            raise ParameterError("about and opening are both given: use only one of them")
+        for name, text in (("about", about), ("opening", opening)):
+            if not isinstance(text, str):
+                raise ParameterError(f"{name} is {text!r}, expected a str")
+        max_words = whole_number("max_words", max_words, MIN_MAX_WORDS, MAX_MAX_WORDS)
+        words = [words] if isinstance(words, str) else words
+        if not isinstance(words, Iterable) or not all(isinstance(word, str) for word in words):
+            raise ParameterError(f"words is {words!r}, expected a sequence of str")
+        words = [" ".join(word.split()) for word in words]
         if "" in words:
-            raise ParameterError("a word that must appear is empty, expected at least one letter")
+            raise ParameterError("words has an empty word, expected at least one letter in each")
         about = " ".join(about.split())
         title = about[:1].upper() + about[1:]
         start = self._checked(opening.strip() or opening_about(about), max_words, title)
@@ -259,16 +273,16 @@ class StoryTeller(Closing):
         return self._plain(seeds, start, max_batch)
 
     def _checked(self, text: str, max_words: int, title: str) -> _Start:
-        """A story's beginning, if it can be told."""
+        """Check and encode the opening of a story."""
         if (n_words := len(text.split())) > max_words:
             raise ParameterError(
-                f"the opening has {n_words} words, expected no more than max_words,"
-                f" which is {max_words}"
+                f"the opening has {n_words} words, more than max_words ({max_words}):"
+                " shorten it or raise max_words"
             )
         return _Start(text, self.model.prompt_tokens(text), max_words, title)
 
     def _plain(self, seeds: Iterator[int], start: _Start, max_batch: int) -> Iterator[Story]:
-        order: deque[int] = deque()  # the seeds of the stories in work
+        order: deque[int] = deque()  # seeds of the stories that are running
 
         def jobs() -> Iterator[Job]:
             for seed in seeds:
@@ -281,10 +295,10 @@ class StoryTeller(Closing):
     def _with_words(
         self, seeds: Iterator[int], start: _Start, naming: _Start, words: list[str], max_batch: int
     ) -> Iterator[Story]:
-        """For each seed several tries, and if all of them miss a word, an opening that has it."""
+        """Try several times per seed; if every try lacks a word, let the opening name it."""
         for seed in seeds:
             tries = [
-                self._job(start, (seed + number * _STRIDE) % (1 << 64), words)
+                self._job(start, (seed + number * SEED_STRIDE) % (1 << 64), words)
                 for number in range(CANDIDATES)
             ]
             for job in run_jobs(self.model, tries, max_batch):
@@ -309,18 +323,18 @@ class StoryTeller(Closing):
 def _story(job: Job, start: _Start, seed: int) -> Story:
     whole = (start.text + job.text).strip()
     text = whole_sentences(whole, start.max_words, start.text)
-    # The guide stops a text only when it has more words than it may: it is cut, then.
+    # If the guide stopped the text, it has too many words, and the cut makes it shorter.
     ended = job.finish_reason == "stop" and text == whole
     return Story(text, start.title or _title(text), seed, ended)
 
 
 def _title(text: str) -> str:
-    """Whom a story names first."""
-    for pattern in _NAMED:
+    """Return a title with the first name in a story."""
+    for pattern in _HERO:
         if named := pattern.search(text):
             return f"The story of {named[1]}"
     return "A story"
 
 
 def _seed(seed: int | None) -> int:
-    return random_seed() if seed is None else Coin.checked(seed)
+    return random_seed() if seed is None else whole_number("seed", seed, 0, 2**64 - 1)

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from ..checkpoint.directory import OF_HUGGINGFACE, first_there
+from ..checkpoint.open import HUGGINGFACE_TOKENIZERS, first_file
 from ..errors import CheckpointError, TokenizerError
 from ..formats.atomic_write import replacing
 from ..hub import find_model
@@ -49,9 +49,9 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
     if os.path.isdir(source):  # False for a name that no file can have
-        found = first_there(source, OF_HUGGINGFACE)
+        found = first_file(source, HUGGINGFACE_TOKENIZERS)
         if found is None:
-            expected = " or ".join(OF_HUGGINGFACE)
+            expected = " or ".join(HUGGINGFACE_TOKENIZERS)
             raise TokenizerError(f"{source}: the directory has no tokenizer, expected {expected}")
         source = found
     if output.suffix not in (".bin", ".json", ".model"):

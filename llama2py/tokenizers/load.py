@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ _ANY = "a tokenizer.bin, .model, .json or GGUF"
 
 
 def load_tokenizer(
-    path: str | Path, vocab_size: int | None = None, padded: bool = False
+    path: str | Path,
+    vocab_size: int | None = None,
+    padded: bool = False,
+    gguf_pairs: Mapping[str, Any] | None = None,
 ) -> Tokenizer:
     """Read a tokenizer.bin, .model or .json, or the vocabulary in a GGUF file.
 
@@ -30,6 +34,8 @@ def load_tokenizer(
         Whether the model may have a few more ids than the tokenizer. Pass True for a tokenizer that
         belongs to the model, whose embedding may be filled up to a round number of rows: see
         `Tokenizer.padded`.
+    gguf_pairs : mapping of str to value, optional
+        The metadata of a GGUF file that is open already; the file is then not parsed again.
 
     Raises
     ------
@@ -37,7 +43,7 @@ def load_tokenizer(
         If the file is missing or malformed, or its size does not fit the model.
     """
     path = Path(path)
-    tokenizer = _read(path)
+    tokenizer = _read(path) if gguf_pairs is None else _from_pairs(path, gguf_pairs)
     if vocab_size is None or len(tokenizer) == vocab_size:
         return tokenizer
     if padded and 0 < vocab_size - len(tokenizer) <= vocab_size // _MAX_PADDING:
@@ -57,10 +63,8 @@ def _read(path: Path) -> Tokenizer:
         file.close()
     if kind == sniff.GGUF:
         from ..formats.gguf_metadata import read_gguf_metadata
-        from .gguf import tokenizer_of_pairs
 
-        pairs = read_gguf_metadata(path, TokenizerError).pairs
-        return _named(path, tokenizer_of_pairs, pairs)
+        return _from_pairs(path, read_gguf_metadata(path, TokenizerError).pairs)
     if kind == sniff.SENTENCEPIECE:
         from . import sentencepiece
 
@@ -85,6 +89,12 @@ def _read(path: Path) -> Tokenizer:
         if kind is None or kind == sniff.TOKENIZER_BIN:
             raise
         raise TokenizerError(f"{path}: this is {kind}, expected {_ANY}") from None
+
+
+def _from_pairs(path: Path, pairs: Mapping[str, Any]) -> Tokenizer:
+    from .gguf import tokenizer_of_pairs
+
+    return _named(path, tokenizer_of_pairs, pairs)
 
 
 def _named(path: Path, parse: Any, found: Any) -> Tokenizer:

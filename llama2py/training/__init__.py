@@ -1,6 +1,6 @@
-"""Training: a corpus of stories in, a checkpoint out. Needs the extra ``llama2py[train]``.
+"""Train a model: a corpus of stories in, a checkpoint out. Needs the extra ``llama2py[train]``.
 
-The configuration alone needs nothing; PyTorch is imported when training starts.
+Importing this package needs no extra: `train` imports PyTorch.
 """
 
 from __future__ import annotations
@@ -9,31 +9,28 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from ..errors import ParameterError
 from ..formats.corpus import read_stories
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.tokenizer import Tokenizer
 from .config import TrainConfig, config_from
+from .dataset import split_stories
+from .output import Output
+from .progress import Record
 
-if TYPE_CHECKING:
-    from .output import Output
-    from .state import Record
-
-__all__ = ["TrainConfig", "TrainResult", "config_from", "train"]
+__all__ = ["Output", "Record", "TrainConfig", "TrainResult", "config_from", "train"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What became of a run.
+    """The outcome of a call of `train`.
 
     Attributes
     ----------
     finished : bool
-        False if it was stopped; the same call goes on.
+        Whether ``max_iters`` was reached. If not, the same call continues the run.
     step : int
-        Steps done.
+        Optimizer steps done.
     history : list of Record
         The measurements.
     output : Output
@@ -48,84 +45,87 @@ class TrainResult:
 
 def train(
     corpus: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    output: str | os.PathLike[str] | Output,
     config: TrainConfig | None = None,
     *,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
-    version: Literal[0, 2] = 0,
-    group_size: int | None = None,
     fresh: bool = False,
     report: Callable[[str], None] = lambda line: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Train a model; go on where an earlier call with the same output was stopped.
+    """Train a model, or continue an earlier call with the same output that was stopped.
 
     Parameters
     ----------
     corpus : str or path-like
-        Stories, parted by lines of ``<|endoftext|>``.
-    out : str or path-like
-        The checkpoint to write, such as ``story.bin``: the best yet. Beside it come its vocabulary
-        ``story.tokenizer.bin``, and the folder ``story.train`` with all else.
+        A text file of stories, separated by lines of ``<|endoftext|>``.
+    output : str, path-like or Output
+        The checkpoint to write, such as ``story.bin``. See `Output` for the other files, and for
+        int8.
     config : TrainConfig, optional
         The hyperparameters.
     tokenizer : str, path-like or Tokenizer, optional
-        A ``tokenizer.bin``. By default a vocabulary of ``config.vocab_size`` ids is trained first,
-        on the stories that are not held out.
-    version : {0, 2}
-        llama2.c's format: 0 for float32, 2 for int8.
-    group_size : int, optional
-        Weights that share a scale, for version 2.
+        A vocabulary, such as a ``tokenizer.bin``. By default one of ``config.vocab_size`` tokens is
+        trained first, on the stories that are not held out.
     fresh : bool
-        Forget an earlier run of this output.
+        Start again even if the output holds an earlier run. Files of that run are deleted, others
+        in its folder stay.
     report : callable
-        Gets a line of text whenever there is news.
+        Called with one line of text per event.
     stop : callable
-        Asked after each step; True ends the run there, to go on another time.
+        Called between batches. Once it returns True the run saves its state and ends. The first
+        call comes after the first batch.
 
     Returns
     -------
     TrainResult
-        What became of it.
+        The outcome.
 
     Raises
     ------
     ModuleNotFoundError
         If the extra ``llama2py[train]`` is not installed.
     CorpusError
-        If the corpus is missing, or too small.
+        If the corpus is missing, malformed or too small.
     TokenizerError
         If the tokenizer is missing or malformed.
     TrainingError
-        If the earlier run was another one, the device is not to be had, or the loss is not finite.
+        If the output belongs to another run or cannot be written, the device is not available,
+        memory runs out, or the loss is not finite.
     ConfigError, ParameterError
-        If numbers contradict each other.
+        If hyperparameters contradict each other or do not suit the corpus.
     CheckpointError
         If the model cannot be written.
     """
-    from .dataset import held_out
-    from .output import Output
-    from .trainer import Trainer
-
     config = config or TrainConfig()
-    if version not in (0, 2):
-        raise ParameterError(f"version is {version}, expected 0 (float32) or 2 (int8)")
-    output = Output(Path(out), version, group_size)
-    learned, kept = held_out(read_stories(corpus), config.valid_share, config.seed)
+    output = output if isinstance(output, Output) else Output(output)
+    say = report if os.environ.get("RANK", "0") == "0" else lambda line: None  # of torchrun's
+    output.check_input(corpus)
+    continues = output.has_state() and not fresh
+    train_stories, held_out_stories = split_stories(
+        read_stories(corpus), config.valid_share, config.seed
+    )
+    say(f"{len(train_stories):,} stories to train on, {len(held_out_stories):,} held out")
     if isinstance(tokenizer, Tokenizer):
         vocabulary = tokenizer
     elif tokenizer is not None:
+        output.check_input(tokenizer)
         vocabulary = load_tokenizer(Path(tokenizer))
-    elif output.state.exists() and not fresh:
+    elif continues:
         vocabulary = load_tokenizer(output.tokenizer)
     else:
         from .vocabulary import train_vocabulary
 
-        report(f"training a vocabulary of {config.vocab_size} tokens")
-        vocabulary = train_vocabulary(learned, config.vocab_size)
-    output.begin(vocabulary, kept, fresh)
-    trainer = Trainer(config, vocabulary, learned, kept, output, report, stop)
+        say(f"training a vocabulary of {config.vocab_size:,} tokens")
+        vocabulary = train_vocabulary(train_stories, config.vocab_size)
+    say("loading PyTorch and encoding the stories")
+    import matplotlib.figure  # noqa: F401 (if it is missing, fail now, not at a measurement)
+
+    from .trainer import Trainer
+
+    trainer = Trainer(config, vocabulary, train_stories, held_out_stories, output, report, stop)
     try:
+        trainer.start(fresh)
         finished = trainer.run()
     finally:
         trainer.close()

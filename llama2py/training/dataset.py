@@ -1,4 +1,4 @@
-"""Stories as batches of tokens: each story from its BOS to the BOS that ends it."""
+"""Turn stories into batches of tokens. A story's tokens run from its BOS to a closing BOS."""
 
 from __future__ import annotations
 
@@ -15,8 +15,23 @@ IGNORED = -1  # a target that does not count
 Tokens = NDArray[np.int64]
 
 
-def held_out(stories: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Part the stories at random: those to train on, and those to measure on (at least one)."""
+def split_stories(stories: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split stories at random into those to train on and those held out.
+
+    Parameters
+    ----------
+    stories : sequence of str
+        At least one.
+    share : float
+        Share of the stories to hold out: at least one story, unless it is 0 or there is only one.
+    seed : int
+        Decides which stories are held out.
+
+    Returns
+    -------
+    train_stories, held_out_stories : list of str
+        Each in the order of ``stories``.
+    """
     order = np.random.default_rng(seed).permutation(len(stories))
     n = min(len(stories) - 1, max(1, round(len(stories) * share))) if share else 0
     return [stories[i] for i in sorted(order[n:])], [stories[i] for i in sorted(order[:n])]
@@ -24,29 +39,39 @@ def held_out(stories: Sequence[str], share: float, seed: int) -> tuple[list[str]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of tokens and, for each, the token behind it.
+    """Rows of tokens, and the next token of each.
 
     Attributes
     ----------
-    tokens, targets : ndarray, int64, shape (rows, time)
-        Padded behind each story's end; the targets there are `IGNORED`.
+    tokens, targets : ndarray, int64, shape (rows, length)
+        Rows are padded at the end; the targets of padding are `IGNORED`.
+    n_bytes : int
+        Bytes of the text that the targets stand for.
     """
 
     tokens: Tokens
     targets: Tokens
+    n_bytes: int
 
     @property
     def n_tokens(self) -> int:
-        """How many targets count."""
+        """Number of targets that count."""
         return int(np.count_nonzero(self.targets != IGNORED))
 
 
-class Dataset:
-    """Encoded stories, sorted into buckets of like length, so that rows need little padding.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Up to ``max_seq_len`` targets of one story, and the token before them."""
 
-    A story is a row of its own and begins at position 0, as it does when it is told: no earlier
-    story is in its context, and no attention is spent on one. Only a handful of row lengths occur,
-    so compiled code fits them all.
+    tokens: Tokens
+    n_bytes: int
+
+
+class Dataset:
+    """Encoded stories in buckets of similar length, so that batches need little padding.
+
+    Each story is a row of its own and starts at position 0, as in generation: no other story is in
+    its context. Only a few row lengths occur, so that compiled code serves all of them.
 
     Parameters
     ----------
@@ -55,9 +80,14 @@ class Dataset:
     tokenizer : Tokenizer
         Encodes them.
     max_seq_len : int
-        Longest row; what is longer goes on in a row of its own, without a BOS.
+        Tokens of the longest row. A longer story continues in further rows, without a BOS.
     batch_tokens : int
-        Tokens of a batch, padding included: ``batch_tokens // length`` rows.
+        Tokens per batch, padding included: a batch has ``batch_tokens // length`` rows.
+
+    Attributes
+    ----------
+    n_tokens : int
+        Targets of one pass.
 
     Raises
     ------
@@ -69,33 +99,34 @@ class Dataset:
         self, stories: Sequence[str], tokenizer: Tokenizer, max_seq_len: int, batch_tokens: int
     ) -> None:
         if not stories:
-            raise CorpusError("there is no story left to train on, expected at least two")
+            raise CorpusError("no story is left to train on; the corpus needs at least two")
         self.batch_tokens = batch_tokens
         self.n_tokens = 0
-        self._buckets: dict[int, list[Tokens]] = {length: [] for length in _lengths(max_seq_len)}
+        self._buckets: dict[int, list[_Row]] = {length: [] for length in _lengths(max_seq_len)}
         for story in stories:
-            tokens = [*tokenizer.encode(story, bos=True), tokenizer.bos_id]
-            for start in range(0, len(tokens) - 1, max_seq_len):
-                row = np.array(tokens[start : start + max_seq_len + 1], dtype=np.int64)
-                length = next(length for length in self._buckets if length >= len(row) - 1)
+            for row in _rows(story, tokenizer, max_seq_len):
+                n_targets = len(row.tokens) - 1
+                length = next(length for length in self._buckets if length >= n_targets)
                 self._buckets[length].append(row)
-                self.n_tokens += len(row) - 1
+                self.n_tokens += n_targets
 
     @property
     def n_batches(self) -> int:
-        """Batches of a pass."""
-        return sum(-(-len(rows) // self._rows(length)) for length, rows in self._buckets.items())
+        """Batches per pass."""
+        return sum(
+            -(-len(rows) // self._batch_rows(length)) for length, rows in self._buckets.items()
+        )
 
-    def _rows(self, length: int) -> int:
-        """Rows of that length in a batch."""
+    def _batch_rows(self, length: int) -> int:
+        """Return the number of rows in a batch of rows of ``length`` tokens."""
         return max(1, self.batch_tokens // length)
 
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """All rows once, in an order that seed and epoch give."""
+        """Yield every row once, in an order that depends on ``seed`` and ``epoch`` only."""
         rng = np.random.default_rng([seed, epoch])
         order = []
         for length, rows in self._buckets.items():
-            n = self._rows(length)
+            n = self._batch_rows(length)
             shuffled = rng.permutation(len(rows))
             order += [(length, shuffled[i : i + n], n) for i in range(0, len(rows), n)]
         for index in rng.permutation(len(order)):
@@ -104,8 +135,22 @@ class Dataset:
             yield _pad([rows[i] for i in chosen], length, n)
 
 
+def _rows(story: str, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[_Row]:
+    """Yield the rows of one story."""
+    tokens = [*tokenizer.encode(story, bos=True), tokenizer.bos_id]
+    n_targets = len(tokens) - 1
+    decoder = tokenizer.decoder(previous=tokens[0])
+    for start in range(0, n_targets, max_seq_len):
+        row = tokens[start : start + max_seq_len + 1]
+        if n_targets <= max_seq_len:
+            n_bytes = len(story.encode())  # no need to decode: the row is the whole story
+        else:
+            n_bytes = sum(len(decoder.feed(token).encode()) for token in row[1:])
+        yield _Row(np.array(row, dtype=np.int64), n_bytes)
+
+
 def _lengths(max_seq_len: int) -> list[int]:
-    """Row lengths: steps of a quarter to a third, so that padding stays near a tenth."""
+    """Return the row lengths: steps of a quarter to a third keep padding near a tenth."""
     lengths, length = [], 128
     while length < max_seq_len:
         lengths.append(length)
@@ -113,11 +158,12 @@ def _lengths(max_seq_len: int) -> list[int]:
     return [*lengths, max_seq_len]
 
 
-def _pad(rows: Sequence[Tokens], length: int, n: int) -> Batch:
-    """Rows (with one token more than their length) as a batch of n rows; the last may be empty."""
+def _pad(rows: Sequence[_Row], length: int, n: int) -> Batch:
+    """Make a batch of ``n`` rows; rows beyond those given are all padding."""
     tokens = np.zeros((n, length), np.int64)
     targets = np.full((n, length), IGNORED, np.int64)
     for i, row in enumerate(rows):
-        tokens[i, : len(row) - 1] = row[:-1]
-        targets[i, : len(row) - 1] = row[1:]
-    return Batch(tokens, targets)
+        n_targets = len(row.tokens) - 1
+        tokens[i, :n_targets] = row.tokens[:-1]
+        targets[i, :n_targets] = row.tokens[1:]
+    return Batch(tokens, targets, sum(row.n_bytes for row in rows))

@@ -1,6 +1,6 @@
-"""The transformer in PyTorch: the engine's architecture, to be trained.
+"""The transformer in PyTorch, for training: the same architecture as the engine's.
 
-Parameters are named as in llama2.c's ``model.py``, so its training checkpoints' names are ours.
+Parameters are named as in llama2.c's ``model.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..checkpoint import Tensor as StoredTensor
 from ..config import ModelConfig
 from .dataset import IGNORED
 
-# llama2.c's names of the tensors of a file, and the PyTorch parameters they are.
+# The tensors of a checkpoint by llama2.c's names, and the PyTorch parameters that hold them.
 _LAYER_NAMES = {
     "rms_att_weight": "attention_norm",
     "wq": "attention.wq",
@@ -32,7 +32,7 @@ _LAYER_NAMES = {
 
 
 class RMSNorm(nn.Module):
-    """Scale each row to a root mean square of 1, then by a weight."""
+    """Scale each row to a root mean square of 1, then multiply it by a weight."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -44,17 +44,20 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on interleaved pairs: x (batch, time, heads, head_dim), cos and sin (time, 1, pairs)."""
+    """Apply RoPE to interleaved pairs.
+
+    Shapes: x (batch, time, heads, head_dim); cos and sin (time, 1, head_dim / 2).
+    """
     even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)  # (batch, time, heads, pairs)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of each head: all are (batch, heads, time, head_dim)."""
+    """Causal attention per head. All shapes: (batch, heads, time, head_dim)."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    # Spelled out, the products of a short story run 1.4 to 1.9 times as fast on a CPU as the fused
-    # kernel, whose blocks are made for long texts and wide heads.
+    # On a CPU, plain matrix products are 1.4 to 1.9 times as fast for short stories as the fused
+    # kernel, whose blocks suit long texts and wide heads.
     time = q.shape[-2]
     future = torch.ones(time, time, dtype=torch.bool, device=q.device).triu(1)
     scores = (q @ k.mT) / math.sqrt(q.shape[-1])
@@ -62,7 +65,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; ``n_heads / n_kv_heads`` query heads share a key and value head."""
+    """Causal self-attention; ``n_heads / n_kv_heads`` query heads share one key/value head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,7 +90,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -116,16 +119,16 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The model: tokens in, logits or the loss out.
+    """The whole model: tokens in, logits or the loss out.
 
     Parameters
     ----------
     config : ModelConfig
-        The shape; the classifier is the token embedding.
+        The shape. The classifier is the token embedding.
     dropout : float
-        Share of the activations that is dropped while training: of the embeddings, and of what each
-        attention and feed-forward adds. Attention's weights, which llama2.c drops, too, are kept:
-        random numbers for all of them take a CPU more time than the rest of the step.
+        Share of activations dropped in training: of the embeddings, and of the output of each
+        attention and feed-forward layer. llama2.c also drops attention weights. Here they are kept,
+        because drawing random numbers for all of them takes a CPU longer than the rest of the step.
     """
 
     cos: Tensor
@@ -148,7 +151,7 @@ class Transformer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """As llama2.c: normal with 0.02, less for what adds to the residual stream."""
+        """Draw weights as llama2.c does: std 0.02, less for layers that add to the residual."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 last = name.endswith(("wo.weight", "w2.weight"))
@@ -156,14 +159,19 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (batch, time, vocab_size), or with targets the mean loss in nats per token.
+        """Return logits, or with ``targets`` the mean loss in nats per token.
 
         Parameters
         ----------
         tokens : Tensor, int64, shape (batch, time)
-            Each row a text from its BOS on; padding at the end harms nothing before it.
+            One text per row. Padding at the end does not affect the tokens before it.
         targets : Tensor, int64, shape (batch, time), optional
-            The token behind each; `IGNORED` ones do not count.
+            The next token of each; `IGNORED` ones do not count.
+
+        Returns
+        -------
+        Tensor, shape (batch, time, vocab_size) or ()
+            The logits, or the loss.
         """
         time = tokens.shape[1]
         x = self.drop(self.tok_embeddings(tokens))
@@ -180,7 +188,7 @@ class Transformer(nn.Module):
         )
 
     def tensors(self) -> dict[str, tuple[StoredTensor, ...]]:
-        """The weights by llama2.c's names, float32, for `write_checkpoint`."""
+        """Return the weights as float32 by llama2.c's names, for `write_checkpoint`."""
         state = self.state_dict()
 
         def stored(name: str) -> StoredTensor:

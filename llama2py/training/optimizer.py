@@ -1,4 +1,4 @@
-"""The optimizers: Muon for the matrices inside the blocks, AdamW for the rest; or AdamW for all."""
+"""The optimizers: Muon for the matrices inside the blocks and AdamW for the rest, or only AdamW."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ MUON_MOMENTUM = 0.95
 
 
 def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """One or two optimizers that together own every parameter of the model.
+    """Return one or two optimizers that together own every parameter of the model.
 
     Notes
     -----
-    Muon steps along the nearest (semi-)orthogonal matrix to its momentum. With
-    ``match_rms_adamw`` the step has the root mean square that AdamW's would have, so one learning
-    rate serves both. Sources: Jordan et al., "Muon: an optimizer for hidden layers in neural
+    Muon steps along the (semi-)orthogonal matrix nearest to its momentum. With
+    ``match_rms_adamw`` the step has the root mean square of AdamW's step, so one learning rate
+    suits both. Sources: Jordan et al., "Muon: an optimizer for hidden layers in neural
     networks" (2024); Liu et al., "Muon is scalable for LLM training" (2025).
     """
-    hidden, tables, norms = _sorted(model)
+    hidden, tables, norms = _group_parameters(model)
     adamw_groups: list[dict[str, Any]] = [{"params": norms, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         adamw_groups.insert(0, {"params": tables + hidden, "weight_decay": config.weight_decay})
     else:
-        # The embedding of a rare token is hardly ever pulled back up: less decay for the table.
+        # The embedding of a rare token gets few gradients: decay would shrink it, so use less.
         adamw_groups.insert(0, {"params": tables, "weight_decay": 0.1 * config.weight_decay})
     betas = (config.beta1, config.beta2)
     optimizers: list[torch.optim.Optimizer] = [
@@ -47,10 +47,10 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
     return optimizers
 
 
-def _sorted(
+def _group_parameters(
     model: Transformer,
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices inside the blocks, the embedding, the norms."""
+    """Return the matrices inside the blocks, the embedding, and the norms."""
     hidden, tables, norms = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:

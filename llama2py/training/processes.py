@@ -1,4 +1,4 @@
-"""One process, or the several that torchrun starts: which of them this is, and what they share."""
+"""The processes of a run: one, or several that torchrun starts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Processes:
     Parameters
     ----------
     device : str
-        Asked for; of several processes on ``cuda`` each takes the device of its local rank.
-
-    Raises
-    ------
-    TrainingError
-        If the device is not to be had.
+        A PyTorch device. With several processes, ``cuda`` means the device of the local rank.
 
     Attributes
     ----------
     rank, count : int
-        This process's number, and how many there are.
+        This process's number, and the number of processes.
     device : torch.device
-        Where this process computes.
+        The device of this process.
+
+    Raises
+    ------
+    TrainingError
+        If the device is not available.
     """
 
     def __init__(self, device: str) -> None:
@@ -42,19 +42,21 @@ class Processes:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
         try:
             self.device = torch.device(device)
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch's own ways to say no
+            torch.zeros(1, device=self.device).item()
+        except (
+            RuntimeError,
+            AssertionError,
+            NotImplementedError,
+        ) as error:  # torch's ways to say no
             reason = " ".join(str(error).split())[:200]
-            raise TrainingError(
-                f"device {device!r} is not to be had ({reason}), expected one that is, such as cpu"
-            ) from None
+            raise TrainingError(f"device {device!r} is not available ({reason})") from None
         if self.count > 1 and not dist.is_initialized():
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        # Flags have a group of their own: a gloo worker may still hold the last tensor it was given
-        # when the interpreter ends, and then aborts the process. Destroying a group joins its
-        # workers, but not those of a group that DistributedDataParallel has ever seen.
+        # Flags have a group of their own: a gloo worker may still hold its last tensor when the
+        # interpreter ends, which aborts the process. Destroying a group joins its workers, but not
+        # those of a group that DistributedDataParallel has ever used.
         self._flags = dist.new_group(backend="gloo") if self.count > 1 else None
 
     @property
@@ -63,12 +65,12 @@ class Processes:
         return self.rank == 0
 
     def share(self, steps: int) -> int:
-        """This process's part of the gradient accumulation steps.
+        """Return this process's share of the gradient accumulation steps.
 
         Raises
         ------
         ParameterError
-            If they cannot be shared evenly.
+            If the steps cannot be shared evenly.
         """
         if steps % self.count:
             raise ParameterError(
@@ -78,17 +80,17 @@ class Processes:
         return steps // self.count
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, with gradients averaged over the processes."""
+        """Return the model with gradients averaged over the processes."""
         return DistributedDataParallel(model) if self.count > 1 else model
 
     def without_sync(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Gradients stay here for now."""
+        """Return a context in which gradients are not averaged yet."""
         if isinstance(model, DistributedDataParallel):
             return model.no_sync()
         return contextlib.nullcontext()
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process: all of them stop, or none."""
+        """Return whether the flag is true in any process; wait for all of them."""
         if self._flags is None:
             return flag
         flags = torch.tensor(float(flag))
@@ -96,7 +98,7 @@ class Processes:
         return bool(flags.item())
 
     def close(self) -> None:
-        """Part from the others."""
+        """Leave the groups of processes."""
         if self._flags is not None:
             dist.destroy_process_group(self._flags)
             self._flags = None  # the last reference: its workers end here

@@ -1,18 +1,22 @@
-"""Training a vocabulary: byte-pair encoding by sentencepiece, stored as tokenizer.bin."""
+"""Train a vocabulary: byte-pair encoding by sentencepiece, with llama2.c's settings."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 import sentencepiece
 
+from ..config import MAX_VOCAB
 from ..errors import ParameterError, TokenizerError
 from ..tokenizers.bpe import FIRST_PIECE
 from ..tokenizers.sentencepiece import tokenizer_of_pieces
 from ..tokenizers.tokenizer import Tokenizer
 
-UNKNOWN = " \u2047 "  # how sentencepiece prints the unknown token, in Llama's vocabulary too
+UNKNOWN = " \u2047 "  # what sentencepiece prints for the unknown token, as in Llama's vocabulary
+MAX_LINE = 1 << 20  # bytes; sentencepiece skips longer lines without a word
+RESERVED = "\u2585"  # sentencepiece also skips lines that hold its own mark for unknown characters
 
 
 def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
@@ -21,9 +25,9 @@ def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
     Parameters
     ----------
     stories : sequence of str
-        What to learn from.
+        The texts to learn from.
     vocab_size : int
-        Number of ids, the 259 of unknown, BOS, EOS and the bytes included.
+        Number of token ids, including 259 for unknown, BOS, EOS and the bytes.
 
     Returns
     -------
@@ -33,24 +37,27 @@ def train_vocabulary(stories: Sequence[str], vocab_size: int) -> Tokenizer:
     Raises
     ------
     ParameterError
-        If the size is too small for the bytes, or too large for the texts.
+        If the size is too small for the bytes and characters, or too large for the texts.
     """
     return read_sentencepiece(train_sentencepiece(stories, vocab_size))
 
 
 def train_sentencepiece(stories: Sequence[str], vocab_size: int) -> bytes:
-    """The same as a sentencepiece model.
+    """Train as `train_vocabulary` does, and return a sentencepiece model.
 
     Notes
     -----
     Source of the settings: karpathy/llama2.c, ``tinystories.py``.
     """
-    if vocab_size <= FIRST_PIECE:
-        raise ParameterError(f"vocab_size is {vocab_size}, expected more than {FIRST_PIECE}")
+    if not FIRST_PIECE < vocab_size <= MAX_VOCAB:
+        raise ParameterError(
+            f"vocab_size is {vocab_size}, expected {FIRST_PIECE + 1} to {MAX_VOCAB}"
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(stories),
+            # A list, not a generator: sentencepiece would take Ctrl-C in a generator for an error.
+            sentence_iterator=iter(list(_lines(stories))),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -61,30 +68,62 @@ def train_sentencepiece(stories: Sequence[str], vocab_size: int) -> bytes:
             byte_fallback=True,
             unk_surface=UNKNOWN,
             normalization_rule_name="identity",
-            remove_extra_whitespaces=False,  # llama2.c leaves it out; but its run.c keeps them
-            max_sentence_length=1 << 20,
+            remove_extra_whitespaces=False,  # llama2.c's trainer removes them, its run.c does not
+            max_sentence_length=MAX_LINE,
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise ParameterError(
-            f"no vocabulary of {vocab_size} ids can be made of these texts ({reason}),"
-            " expected a size that fits them"
-        ) from None
+        raise ParameterError(_explain(str(error), vocab_size)) from None
     return model.getvalue()
 
 
+def _explain(message: str, vocab_size: int) -> str:
+    """Turn sentencepiece's message, which names options of its own, into advice."""
+    if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"vocab_size {vocab_size} is too small: the text has"
+            f" {int(match[1]) - FIRST_PIECE} different characters; use at least {match[1]}"
+        )
+    if match := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message):
+        return f"vocab_size {vocab_size} is too large for this text; use at most {match[1]}"
+    if "!sentences_.empty()" in message:
+        return "the text holds no characters to learn from"
+    return f"sentencepiece cannot train a vocabulary ({' '.join(message.split())[-200:]})"
+
+
 def read_sentencepiece(model: bytes) -> Tokenizer:
-    """The vocabulary of a sentencepiece model, as llama2.c's ``tokenizer.py`` takes it over."""
+    """Return the vocabulary of a sentencepiece model, as llama2.c's ``tokenizer.py`` exports it."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     if not processor.is_byte(3):
-        raise TokenizerError("this sentencepiece model has no byte fallback, expected one with it")
+        raise TokenizerError("the sentencepiece model has no byte fallback")
     ids = range(processor.vocab_size())
     pieces = [processor.id_to_piece(token).encode() for token in ids]
     return tokenizer_of_pieces(pieces, [processor.get_score(token) for token in ids])
 
 
 def _lines(stories: Sequence[str]) -> Iterator[str]:
-    """sentencepiece learns from lines; a newline itself is encoded as its byte."""
+    """Yield lines that sentencepiece accepts. A newline needs no piece: it is encoded as a byte."""
     for story in stories:
-        yield from filter(None, story.split("\n"))
+        for line in story.replace(RESERVED, "\n").split("\n"):
+            yield from filter(None, _split_long(line))
+
+
+def _split_long(line: str) -> Iterator[str]:
+    """Split a line of over `MAX_LINE` bytes, at spaces where there are any.
+
+    A piece never crosses a space, and a line gets one in front, so the pieces learned are the same.
+    """
+    longest = MAX_LINE // 4  # characters: UTF-8 needs at most 4 bytes for one
+    if len(line) <= longest or len(line.encode()) <= MAX_LINE:
+        yield line
+        return
+    start = 0
+    while len(line) - start > longest:
+        space = line.rfind(" ", start + 1, start + longest)
+        if space < 0:
+            yield line[start : start + longest]
+            start += longest
+        else:
+            yield line[start:space]
+            start = space + 1
+    yield line[start:]

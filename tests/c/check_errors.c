@@ -124,6 +124,100 @@ static void check_batches(Run *run, l2p_session *foreign) {
 }
 #undef REFUSED
 
+static l2p_model *new_model(const l2p_config *config) {
+    l2p_model *model = NULL;
+    CHECK(l2p_model_new(config, best_isa(), &model) == L2P_OK && model);
+    return model;
+}
+
+static void check_configs(int n_isas) {
+    now("l2p_model_new's arguments");
+    l2p_model *model = (l2p_model *)&model; /* not NULL */
+    const l2p_config good = with_weights(SHAPES[1], 4);
+#define REFUSED(config, isa, error)                                     \
+    do {                                                                \
+        CHECK(l2p_model_new(config, isa, &model) == (error) && !model); \
+        model = (l2p_model *)&model;                                    \
+    } while (0)
+    REFUSED(&good, -1, L2P_BAD_ARGUMENT);
+    REFUSED(&good, n_isas, L2P_BAD_ARGUMENT);
+    REFUSED(NULL, best_isa(), L2P_BAD_ARGUMENT);
+    CHECK(l2p_model_new(&good, best_isa(), NULL) == L2P_BAD_ARGUMENT);
+    for (int isa = 0; isa < n_isas; isa++)
+        if (!l2p_isa_supported(isa)) REFUSED(&good, isa, L2P_UNSUPPORTED);
+    CHECK(l2p_packed_bytes(&good) > 0 && l2p_packed_bytes(NULL) == -1);
+    static const int32_t bad_sizes[] = {0, -1, INT32_MIN, INT32_MAX};
+    for (size_t size = 0; size < 8; size++) /* dim to seq_len */
+        for (size_t i = 0; i < sizeof bad_sizes / sizeof bad_sizes[0]; i++) {
+            l2p_config bad = good;
+            (&bad.dim)[size] = bad_sizes[i];
+            now("number %zu of a config is %d", size, bad_sizes[i]);
+            CHECK(l2p_packed_bytes(&bad) == -1);
+            REFUSED(&bad, best_isa(), L2P_BAD_ARGUMENT);
+        }
+    l2p_config bad[10];
+    for (int i = 0; i < 10; i++) bad[i] = good;
+    bad[0].n_kv_heads = 4; /* of 6 heads */
+    bad[1].head_dim = 5;
+    bad[2].weight_type = -1;
+    bad[3].weight_type = L2P_FLOAT16;
+    bad[4].cache_type = L2P_INT8;
+    bad[5].group_size = 0;
+    bad[6].group_size = -1, bad[6].weight_type = L2P_FLOAT32;
+    bad[7].n_heads = bad[7].n_kv_heads = 1 << 27, bad[7].head_dim = 32;       /* 2^32 rows */
+    bad[8].dim = bad[8].hidden_dim = bad[8].n_layers = 1 << 28;               /* 2^86 bytes of weights */
+    bad[9].seq_len = bad[9].n_layers = 1 << 28, bad[9].n_heads = bad[9].n_kv_heads = 64; /* or of keys */
+    for (int i = 0; i < 10; i++) {
+        now("config %d that is no model's", i);
+        CHECK(l2p_packed_bytes(&bad[i]) == -1);
+        REFUSED(&bad[i], best_isa(), L2P_BAD_ARGUMENT);
+    }
+    now("a model that no memory could hold");
+    l2p_config huge = with_weights(SHAPES[1], 0);
+    huge.dim = huge.hidden_dim = 1 << 24;
+    CHECK(l2p_packed_bytes(&huge) > (1LL << 50));
+    REFUSED(&huge, best_isa(), L2P_NO_MEMORY);
+#undef REFUSED
+}
+
+static void check_sessions(Run *run, l2p_session *foreign) {
+    now("the sessions' arguments");
+    const l2p_config *c = &run->s->config;
+    l2p_session *const own = run->sessions[0];
+    l2p_session *other = l2p_session_new(run->model);
+    const size_t all = (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->seq_len * (size_t)c->head_dim;
+    Guarded keys = guarded_floats(all), values = guarded_floats(all), more = guarded_floats(all);
+    CHECK(other && l2p_session_new(NULL) == NULL);
+    static const int bad_counts[] = {-1, INT32_MIN, INT32_MAX};
+    for (int i = 0; i <= 3; i++) {
+        const int n = i < 3 ? bad_counts[i] : c->seq_len + 1;
+        CHECK(l2p_session_copy(other, own, n) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_session_read(own, n, floats(keys), floats(values)) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_session_write(other, n, floats(keys), floats(values)) == L2P_BAD_ARGUMENT);
+    }
+    CHECK(l2p_session_copy(NULL, own, 1) == L2P_BAD_ARGUMENT && l2p_session_copy(other, NULL, 1) == L2P_BAD_ARGUMENT);
+    CHECK(l2p_session_copy(own, own, 1) == L2P_BAD_ARGUMENT && l2p_session_copy(foreign, own, 1) == L2P_BAD_ARGUMENT);
+    CHECK(l2p_session_read(NULL, 1, floats(keys), floats(values)) == L2P_BAD_ARGUMENT);
+    CHECK(l2p_session_read(own, 1, NULL, floats(values)) == L2P_BAD_ARGUMENT);
+    CHECK(l2p_session_read(own, 1, floats(keys), NULL) == L2P_BAD_ARGUMENT);
+    CHECK(l2p_session_write(NULL, 1, floats(keys), floats(values)) == L2P_BAD_ARGUMENT);
+    CHECK(l2p_session_write(other, 1, NULL, floats(values)) == L2P_BAD_ARGUMENT);
+    CHECK(l2p_session_write(other, 1, floats(keys), NULL) == L2P_BAD_ARGUMENT);
+    CHECK(is_canary(keys.array, keys.bytes) && is_canary(values.array, values.bytes));
+
+    now("all of a session's positions"); /* the bound itself is fine */
+    CHECK(l2p_session_copy(other, own, 0) == L2P_OK && l2p_session_copy(other, own, c->seq_len) == L2P_OK);
+    CHECK(l2p_session_read(own, c->seq_len, floats(keys), floats(values)) == L2P_OK);
+    CHECK(l2p_session_read(other, c->seq_len, floats(more), floats(values)) == L2P_OK);
+    CHECK(memcmp(keys.array, more.array, keys.bytes) == 0);
+    for (size_t i = 0; i < all; i++) floats(more)[i] = (float)i;
+    CHECK(l2p_session_write(other, c->seq_len, floats(more), floats(more)) == L2P_OK);
+    CHECK(l2p_session_read(other, c->seq_len, floats(keys), floats(values)) == L2P_OK);
+    CHECK(memcmp(keys.array, more.array, keys.bytes) == 0 && memcmp(values.array, more.array, keys.bytes) == 0);
+    unguard(keys), unguard(values), unguard(more);
+    l2p_session_free(other);
+}
+
 void check_errors(void) {
     now("the list of instruction sets");
     int count = 0;
@@ -131,7 +225,7 @@ void check_errors(void) {
     CHECK(count >= 1 && strcmp(l2p_isa_name(count - 1), "portable") == 0 && l2p_isa_supported(count - 1));
     CHECK(l2p_isa_name(-1) == NULL && l2p_isa_name(count + 5) == NULL);
     CHECK(!l2p_isa_supported(-1) && !l2p_isa_supported(count));
-    CHECK(l2p_model_new(&SHAPES[1], -1) == NULL && l2p_model_new(&SHAPES[1], count) == NULL);
+    check_configs(count);
 
     for (int group = 0; group <= 4; group += 4) {
         const Synthetic s = synthesize(with_weights(SHAPES[1], group));
@@ -141,7 +235,6 @@ void check_errors(void) {
         const int type = group ? L2P_INT8 : L2P_FLOAT32;
         const float values[301 * 36] = {[1] = NAN, [5] = INFINITY, [7] = -INFINITY};
         int64_t bad = 10;
-        CHECK(l2p_model_bytes(other.model) > 0);
         CHECK(l2p_model_set(other.model, L2P_WQ, -1, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         CHECK(l2p_model_set(other.model, L2P_WQ, c->n_layers, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         CHECK(l2p_model_set(other.model, -1, 0, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
@@ -152,8 +245,8 @@ void check_errors(void) {
         CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_INT8, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
         l2p_config narrow = *c;
         narrow.weight_type = L2P_INT4;
-        l2p_model *int4 = l2p_model_new(&narrow, best_isa());
-        CHECK(int4 && l2p_model_set(int4, L2P_WQ, 0, L2P_INT4, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
+        l2p_model *int4 = new_model(&narrow);
+        CHECK(l2p_model_set(int4, L2P_WQ, 0, L2P_INT4, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
         l2p_model_free(int4);
         CHECK(bad == 10);
         CHECK(l2p_model_set(other.model, L2P_RMS_FINAL_WEIGHT, 0, L2P_FLOAT32, values, NULL, 1, &bad) == L2P_OK && bad == 13);
@@ -162,11 +255,12 @@ void check_errors(void) {
         CHECK(bad == 16);
         l2p_config shared = *c;
         shared.shared_classifier = 1;
-        l2p_model *small = l2p_model_new(&shared, best_isa());
-        CHECK(small && l2p_model_set(small, L2P_WCLS, 0, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        l2p_model *small = new_model(&shared);
+        CHECK(l2p_model_set(small, L2P_WCLS, 0, type, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         l2p_model_free(small);
 
         check_batches(&run, other.sessions[0]);
+        check_sessions(&run, other.sessions[0]);
         static const int odd_threads[] = {0, -1, INT32_MIN, 300, INT32_MAX};
         for (size_t i = 0; i < sizeof odd_threads / sizeof odd_threads[0]; i++) {
             now("l2p_forward with n_threads = %d", odd_threads[i]);

@@ -318,8 +318,8 @@ void check_packing_int4(void) {
         l2p_config c = SHAPES[shape];
         c.weight_type = L2P_INT4;
         now("packing int4 of dim %d", c.dim);
-        l2p_model *model = l2p_model_new(&c, best_isa());
-        CHECK(model != NULL);
+        l2p_model *model;
+        CHECK(l2p_model_new(&c, best_isa(), &model) == L2P_OK);
         TestMatrix t = test_matrix(L2P_INT4, c.vocab_size, c.dim, 0, 0);
         const Matrix *want = &t.m, *got = &model->embedding;
         const size_t n_scales = (size_t)c.vocab_size * (size_t)want->groups;

@@ -213,13 +213,13 @@ static void work_well(void *context, int thread, int n_threads) {
 
 /* A run of 20 ms that is all waiting, and the pause behind it: microseconds */
 static int64_t pause_behind(int64_t *run) {
-    CHECK(threads_that_help(2) == 2);
+    CHECK(scheduling_before_run(2) == 2);
     const int64_t start = microseconds();
     threads_run(2, wait_for_the_second, NULL);
     const int64_t end = microseconds();
     *run = end - start;
-    CHECK(threads_that_help(2) == 1 && threads_that_help(1) == 1);
-    for (int waited = 0; threads_that_help(2) == 1; waited++) {
+    CHECK(scheduling_before_run(2) == 1 && scheduling_before_run(1) == 1);
+    for (int waited = 0; scheduling_before_run(2) == 1; waited++) {
         CHECK(waited < 1000);
         pause_us(5000);
     }
@@ -238,18 +238,18 @@ static void check_pauses(void) {
     }
     for (int64_t well = 0; well < pause + 20000; well += 10000) { /* as long as the last pause was */
         atomic_int second_has_begun = 0;
-        threads_that_help(2);
+        scheduling_before_run(2);
         threads_run(2, work_well, &second_has_begun);
     }
     pause = pause_behind(&run);
     CHECK(pause < 12 * run); /* from the start: 2 times, and as long as this thread took to see it */
-    CHECK(threads_that_help(2) == 2);
+    CHECK(scheduling_before_run(2) == 2);
     threads_run(2, wait_for_the_second, NULL);
     threads_end_turn();
     l2p_release(); /* which forgets it */
     threads_take_turn();
     threads_run(2, wait_for_the_second, NULL); /* nobody asked whether two would help: no pause */
-    CHECK(threads_that_help(2) == 2);
+    CHECK(scheduling_before_run(2) == 2);
     threads_end_turn();
 }
 

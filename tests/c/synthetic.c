@@ -91,8 +91,9 @@ void free_synthetic(Synthetic s) {
 }
 
 l2p_model *pack(const Synthetic *s, int isa, int n_threads) {
-    l2p_model *model = l2p_model_new(&s->config, isa);
-    if (!model) fail("no memory for a model");
+    l2p_model *model;
+    if (l2p_model_new(&s->config, isa, &model) != L2P_OK) fail("no model for the check");
+    CHECK(model->packed_bytes == (size_t)l2p_packed_bytes(&s->config));
     for (int tensor = 0; tensor < N_TENSORS; tensor++) {
         int rows, cols;
         shape_of(&s->config, tensor, &rows, &cols);

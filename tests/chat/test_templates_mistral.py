@@ -1,4 +1,4 @@
-"""Mistral's chat templates: the tokens that mistral-common makes of a dialogue, written by hand."""
+"""Mistral's chat templates, compared with mistral-common's tokens, which are written by hand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.support.scripted_dialogues import TURNS, ids, talk, vocabulary
 
 
 @pytest.mark.parametrize("control", [True, False])
-def test_mistrals_markers_are_tokens_where_the_vocabulary_has_them(control: bool) -> None:
-    """Of a vocabulary by bytes (Nemo's) there are no spaces then."""
+def test_mistral_markers_are_tokens_if_the_vocabulary_has_them(control: bool) -> None:
+    """A byte-level vocabulary (Nemo's) then adds no spaces."""
     tokenizer = vocabulary("nemo", control)
     run = talk(tokenizer, "mistral", TURNS, "Be kind.")
     assert run == ids(
@@ -29,11 +29,11 @@ def test_mistrals_markers_are_tokens_where_the_vocabulary_has_them(control: bool
 
 @pytest.mark.parametrize("prefix", ["scores", "each", "first"])
 @pytest.mark.parametrize("markers", [(), ("[INST]", "[/INST]")])
-def test_mistrals_spaces(markers: tuple[str, ...], prefix: str) -> None:
-    """As mistral-common encodes: every text begins with one space, however a vocabulary adds it.
+def test_mistral_texts_begin_with_one_space(markers: tuple[str, ...], prefix: str) -> None:
+    """As in mistral-common, whatever the vocabulary does with a first space.
 
     v1: ``<s>▁[INST]▁Hi▁[/INST]▁Yo</s>▁[INST]▁Bye▁[/INST]``.
-    v3: ``<s>[INST]▁Hi[/INST]▁Yo</s>[INST]▁Bye[/INST]``, where the brackets are tokens.
+    v3: ``<s>[INST]▁Hi[/INST]▁Yo</s>[INST]▁Bye[/INST]``, if the brackets are tokens.
     """
     letters = " \n./[]" + ascii_letters
     first = FIRST_PIECE + len(letters)
@@ -70,7 +70,7 @@ def test_mistrals_spaces(markers: tuple[str, ...], prefix: str) -> None:
     assert backend.runs == list(enumerate(expected))
 
 
-# What tells the programs of these models apart from others, in their words.
+# The parts of these models' programs that identify them.
 _TURN = (
     "{%% for m in messages %%}{%% if m.role == 'user' %%}{{ %s }}{%% else %%}{{ %s }}{%% endif %%}"
 )
@@ -88,7 +88,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("jinja", KNOWN.values(), ids=KNOWN)
-def test_their_programs_are_known(jinja: str) -> None:
+def test_mistral_programs_are_recognised(jinja: str) -> None:
     found = recognise(jinja)
     assert found is not None
     assert found.name == "mistral"
@@ -104,6 +104,6 @@ def test_their_programs_are_known(jinja: str) -> None:
         ("{{ '[INST]' + m }}", None),
     ],
 )
-def test_their_neighbours_are_not_taken_for_them(jinja: str, name: str | None) -> None:
+def test_similar_programs_are_not_recognised_as_mistral(jinja: str, name: str | None) -> None:
     found = recognise(jinja)
     assert (found and found.name) == name

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from llama2py.checkpoint import open_checkpoint
 from llama2py.errors import CheckpointError
-from llama2py.formats.gguf_metadata import MAX_PAIRS, MAX_TENSORS, _Cursor, read_gguf_metadata
+from llama2py.formats.gguf_metadata import Allowance, _Cursor, read_gguf_metadata
 from tests.support import gguf_files as made
 
+MAX_PAIRS, MAX_TENSORS = Allowance().pairs, Allowance().tensors
 GOOD = made.float_file()
 LLAMA = made.metadata()
 
@@ -41,8 +42,8 @@ def reshaped(name: str, *shape: int) -> dict[str, tuple[int, tuple[int, ...], by
 
 U64 = 2**64 - 1
 HOSTILE = {
-    "no tensors": (made.gguf_file(LLAMA), "it has no tensor 'token_embd.weight', expected it"),
-    "nothing": (made.gguf_file({}), "general.architecture is None, expected b'llama'"),
+    "no tensors": (made.gguf_file(LLAMA), "it has no tensor 'token_embd.weight'"),
+    "nothing": (made.gguf_file({}), "the metadata lacks general.architecture"),
     "only one": (one(info()), "'blk.0.attn_norm.weight', 'blk.1.attn_norm.weight',"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "GGUF version 50331648, expected"),
     "version 1": (made.gguf_file({}, version=1), "GGUF version 1, expected 2 or 3"),
@@ -65,7 +66,7 @@ HOSTILE = {
     "a long name": (one(info("x" * 65)), "the entry of tensor 0 has 65 bytes, expected at most 64"),
     "a name past the end": (
         one(struct.pack("<Q", U64) + info()),
-        f"the entry of tensor 0 needs {U64} bytes at offset",
+        f"the file is cut short: the entry of tensor 0 needs {U64} bytes at offset",
     ),
     "no dimensions": (
         one(made.string(b"x") + struct.pack("<IIQ", 0, 0, 0)),
@@ -100,7 +101,7 @@ HOSTILE = {
     "one byte short": (one(info(), data=767), "tensor 'token_embd.weight' needs 768 bytes at"),
     "twice the same": (
         made.gguf_file(LLAMA, [info(), info()], bytes(768)),
-        "tensor 'token_embd.weight' is in the list twice, expected once",
+        "tensor 'token_embd.weight' is in the list twice",
     ),
     "overlapping": (
         made.gguf_file(LLAMA, [info(), info("x", 0, 736)], bytes(2000)),
@@ -170,21 +171,19 @@ def test_hostile_files(tmp_path: Path, data: bytes, message: str) -> None:
     refusal = opens_or_refuses(path)
     assert refusal is not None
     assert refusal.startswith(message)
-    assert "expected" in refusal
 
 
 def borders(path: Path) -> Iterator[int]:
     """Every offset at which a number or a string of the file's head begins or ends."""
     found = []
-    take = _Cursor.take
+    skip = _Cursor.skip
 
-    def noting(cursor: _Cursor, size: int, what: str) -> int:
-        start = take(cursor, size, what)
-        found.extend([start, start + size])
-        return start
+    def noting(cursor: _Cursor, size: int, what: str) -> None:
+        found.extend([cursor.offset, cursor.offset + size])
+        skip(cursor, size, what)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Cursor, "take", noting)
+        patch.setattr(_Cursor, "skip", noting)
         open_checkpoint(path).close()
     yield from sorted({offset + by for offset in found for by in (-1, 0, 1)})
 

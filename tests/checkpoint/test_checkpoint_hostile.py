@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# The first two are loaded on first use, which is no part of a refusal's cost.
-from llama2py.checkpoint import directory, open_checkpoint  # noqa: F401
-from llama2py.checkpoint.gguf import reader  # noqa: F401
+# Readers are imported on first use, which must not count as the cost of an error.
+import llama2py.checkpoint.gguf.reader
+import llama2py.checkpoint.huggingface.reader
+import llama2py.checkpoint.meta  # noqa: F401
+from llama2py.checkpoint import open_checkpoint
 from llama2py.errors import CheckpointError
 from tests.support.foreign_files import huggingface
 from tests.support.tiny_checkpoints import GROUPED, MAGIC, SHAPES, make_file
@@ -55,7 +57,6 @@ def refusal(path: Path) -> str:
     assert message.startswith(f"{path}: ")
     message = message.removeprefix(f"{path}: ")
     assert "\n" not in message
-    assert "expected" in message or "does not divide" in message
     return message
 
 
@@ -116,11 +117,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "big-endian v0": (struct.pack(">7i", *GOOD) + bytes(4184), WILD + "dim is 134217728"),
     "big-endian v1": (struct.pack(">Ii7iB", MAGIC, 1, *GOOD, 0), "in big-endian byte order"),
     # Something else.
-    "gguf": (b"GGUF\x03\0\0\0" + bytes(64), "general.architecture is None, expected b'llama'"),
+    "gguf": (b"GGUF\x03\0\0\0" + bytes(64), "the metadata lacks general.architecture"),
     "ggjt": (b"tjgg\x03\0\0\0" + bytes(64), "this is an old llama.cpp model (GGJT)"),
     "safetensors": (
         struct.pack("<Q", 64) + b'{"a":{"dtype":"F32"',
-        "it does not hold the model's numbers, expected one of config.json",
+        "the file lacks the model's numbers, expected a config.json",
     ),
     "zip": (b"PK\x03\x04\0\0\x08\x08" + bytes(64), "the archive has no directory at its end"),
     "old pickle": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "this is an old PyTorch file"),
@@ -199,7 +200,7 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_directory(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         "this is a directory without a model,"
-        " expected one of config.json (Hugging Face) and params.json (Meta) in it"
+        " expected a config.json (Hugging Face) or a params.json (Meta) in it"
     )
 
 
@@ -211,14 +212,14 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    assert refusal(path) == "no permission to read it, expected a readable checkpoint"
+    assert refusal(path) == "no permission to read it"
 
 
 def test_pipes_sockets_and_devices_do_not_hang(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero"), Path("/dev/null")):
-        assert refusal(path) == "this is a device, pipe or socket, expected a checkpoint file"
+        assert refusal(path) == "this is a device, pipe or socket, expected a checkpoint"
     with socket.socket(socket.AF_UNIX) as listener:
         folder = os.open(tmp_path, os.O_RDONLY)  # a socket's path may be too long for bind
         try:

@@ -102,17 +102,20 @@ def test_where_it_stands(files: Any, expected: Conventions, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tokenizer_config__json": "{"}, "tokenizer_config.json: this is no JSON"),
-        ({"tokenizer_config__json": {"chat_template": 3}}, "chat_template is 3, expected a text"),
+        ({"tokenizer_config__json": "{"}, "tokenizer_config.json: this is not JSON"),
+        ({"tokenizer_config__json": {"chat_template": 3}}, "chat_template is 3, expected a string"),
         ({"tokenizer_config__json": {"add_bos_token": "no"}}, "expected true or false"),
-        ({"generation_config__json": {"eos_token_id": "2"}}, "expected the ids of tokens"),
-        ({"generation_config__json": {"eos_token_id": [1, True]}}, "expected the ids of tokens"),
-        ({"generation_config__json": {"eos_token_id": [0] * 2000}}, "expected the ids of tokens"),
+        ({"generation_config__json": {"eos_token_id": "2"}}, "expected token ids"),
+        ({"generation_config__json": {"eos_token_id": [1, True]}}, "expected token ids"),
+        ({"generation_config__json": {"eos_token_id": [0] * 2000}}, "expected token ids"),
         (
             {"generation_config__json": {"eos_token_id": 5}},
-            "token 5 shall end a text, expected one",
+            "end token 5 is outside the vocabulary",
         ),
-        ({"generation_config__json": {"eos_token_id": -1}}, "token -1 shall end a text"),
+        (
+            {"generation_config__json": {"eos_token_id": -1}},
+            "end token -1 is outside the vocabulary",
+        ),
         ({"chat_template__jinja": "x" * ((1 << 20) + 1)}, "expected a chat template"),
     ],
 )
@@ -125,7 +128,7 @@ def test_a_directory_that_says_it_wrong(files: Any, message: str, tmp_path: Path
 def test_a_template_that_is_no_text(tmp_path: Path) -> None:
     directory(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match="expected UTF-8 text"):
+    with pytest.raises(CheckpointError, match="expected UTF-8"):
         open_checkpoint(tmp_path)
 
 
@@ -144,10 +147,10 @@ def test_gguf(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"chat_template": 3}, "tokenizer.chat_template is 3, expected a text"),
+        ({"chat_template": 3}, "tokenizer.chat_template is 3, expected a string"),
         ({"ggml__add_bos_token": 1}, "add_bos_token is 1, expected true or false"),
-        ({"ggml__eos_token_id": b"2"}, "eos_token_id is b'2', expected the id of a token"),
-        ({"ggml__eot_token_id": 6}, "token 6 shall end a text, expected one of 6 tokens"),
+        ({"ggml__eos_token_id": b"2"}, "eos_token_id is b'2', expected a whole number"),
+        ({"ggml__eot_token_id": 6}, "end token 6 is outside the vocabulary (6 tokens)"),
     ],
 )
 def test_gguf_that_says_it_wrong(changes: Any, message: str, tmp_path: Path) -> None:
@@ -222,7 +225,7 @@ def test_a_chat_with_a_directory(tmp_path: Path) -> None:
 
 
 def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for jinja, name in ((CHATML, "chatml"), ("{{ x }}", "another one"), (None, "none of its own")):
+    for jinja, name in ((CHATML, "chatml"), ("{{ x }}", "unknown"), (None, "none")):
         directory(tmp_path, tokenizer_config__json={"chat_template": jinja})
         assert main(["info", str(tmp_path)]) == 0
         assert f"\ntemplate     {name}\n" in capsys.readouterr().out

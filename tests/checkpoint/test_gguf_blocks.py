@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llama2py.checkpoint.gguf.blocks import FORMATS, type_name
 from llama2py.checkpoint.gguf.tensors import _BAND, BlockTensor, Q8Tensor
-from llama2py.checkpoint.stored import stored
+from llama2py.checkpoint.state_dict import to_tensor
 from llama2py.checkpoint.tensors import Tensor
 
 gguf = pytest.importorskip("gguf")
@@ -29,7 +29,7 @@ def reference(kind: int, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
 def tensor(kind: int, rows: NDArray[np.uint8]) -> Tensor:
     format = FORMATS[kind]
     if format.decode is None:
-        return stored(rows.view(format.record))
+        return to_tensor(rows.view(format.record))
     blocks = rows.reshape(-1).view(format.record)
     return BlockTensor(blocks, format, (len(rows), blocks.size // len(rows) * format.size))
 

@@ -149,7 +149,7 @@ ODD_CONFIGS = {
     ),
     "no head count": (
         made.metadata(attention__head_count=None),
-        "the metadata lacks llama.attention.head_count, expected it",
+        "the metadata lacks llama.attention.head_count",
     ),
     "a width of text": (
         made.metadata(embedding_length=b"32"),
@@ -184,7 +184,7 @@ ODD_CONFIGS = {
         made.metadata(rope__dimension_count=4),
         "llama.rope.dimension_count is 4, expected the head size 8",
     ),
-    "experts": (made.metadata(expert_count=8), "llama.expert_count is not 0, expected"),
+    "experts": (made.metadata(expert_count=8), "llama.expert_count is 8, expected 0"),
     "negative scaling": (
         made.metadata(rope__scaling__factor=-2.0),
         "RoPE scaling's factor is -2.0, expected 1e-30 to 1e30",

@@ -59,7 +59,7 @@ BEST = isa_names()[0]
 
 def logits(backend: Backend, n: int = 30) -> Logits:
     tokens = [i * 7 % backend.config.vocab_size for i in range(n)]
-    return backend.forward(tokens, [backend.new_cache()] * n, range(n), range(n))
+    return backend.run(tokens, [backend.new_cache()] * n, range(n), range(n))
 
 
 def engine(checkpoint: Checkpoint, dtype: Dtype | None = None, isa: str = BEST) -> Engine:
@@ -252,7 +252,7 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "format       GGUF (Q4_0)" in lines
-    assert "weights      int4, a scale for every 32 values" in lines
+    assert "weights      int4, one scale per 32 values" in lines
     assert "notes        none" in lines
     told = next(line for line in lines if line.startswith("load "))
     assert " as int4 and " in told

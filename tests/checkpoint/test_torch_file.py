@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,19 @@ import numpy as np
 import pytest
 
 from llama2py.checkpoint import open_checkpoint
-from llama2py.checkpoint.stored import stored
+from llama2py.checkpoint.state_dict import Weight, to_tensor
 from llama2py.checkpoint.torch.file import read_torch_file
-from llama2py.checkpoint.weights import Weight
 from llama2py.errors import CheckpointError
-from llama2py.formats.mapped_file import MappedFile
+from llama2py.formats.input_file import InputFile
 from tests.support.foreign_files import CONFIG, tiny_tensors
 
 torch = pytest.importorskip("torch")
 
 
 def saved(value: Any, path: Path) -> Any:
-    """What our reader makes of it."""
+    """Save a value with torch, and read it with our reader."""
     torch.save(value, path)
-    with contextlib.closing(MappedFile(path)) as file:
-        return read_torch_file(file)
+    return read_torch_file(InputFile(path))  # open for as long as a tensor is in use
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -46,7 +43,7 @@ def test_windows_of_one_storage(tmp_path: Path, dtype: str) -> None:
     for name, tensor in tensors.items():
         assert found[name].dtype == dtype
         np.testing.assert_array_equal(
-            stored(found[name].array).dequantize(), tensor.to(torch.float32).numpy(), name
+            to_tensor(found[name].array).dequantize(), tensor.to(torch.float32).numpy(), name
         )
     storages = {weight.window[0] for weight in found.values()}
     assert len(storages) == 1
@@ -67,7 +64,7 @@ def test_what_stands_around_tensors(tmp_path: Path) -> None:
     for name in ("parameter", "integers", "none"):
         value.pop(name)
     assert found == value
-    np.testing.assert_array_equal(parameter.array, [1, 1, 1])
+    np.testing.assert_array_equal(parameter.array.read(), [1, 1, 1])
     assert integers.dtype == "int64"
     assert none.array.shape == (0, 4)
 
@@ -78,7 +75,7 @@ def test_a_modules_state_dict(tmp_path: Path) -> None:
     found = saved(module.state_dict(), tmp_path / "module.pt")
     for name, tensor in module.state_dict().items():
         assert isinstance(found[name], Weight)
-        np.testing.assert_array_equal(found[name].array, tensor.numpy())
+        np.testing.assert_array_equal(found[name].array.read(), tensor.numpy())
 
 
 def test_a_whole_module_is_refused_by_name(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from llama2py.checkpoint import DenseTensor, QuantizedTensor
-from llama2py.checkpoint.write_numbers import encode, encode_q8_0
+from llama2py.checkpoint.export import encode, encode_q8_0
 from llama2py.errors import CheckpointError
 
 
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_an_error_with_the_tensors_name(
     assert np.isfinite(np.float32(beyond))
     whole(encode(floats([largest, -largest]), dtype, "wq"))
     for value in (beyond, -beyond):
-        with pytest.raises(CheckpointError, match=rf"^blk\.0 holds \S+, .* large for {dtype}, exp"):
+        with pytest.raises(CheckpointError, match=rf"^blk\.0 holds \S+, .* large for {dtype}: use"):
             whole(encode(floats([1, value]), dtype, "blk.0"))
 
 

@@ -53,7 +53,7 @@ matrices = hnp.arrays(np.float32, sizes, elements=numbers)
 
 def logits(backend: Backend, n: int = 40) -> Logits:
     tokens = [i * 7 % backend.config.vocab_size for i in range(n)]
-    return backend.forward(tokens, [backend.new_cache()] * n, range(n), range(n))
+    return backend.run(tokens, [backend.new_cache()] * n, range(n), range(n))
 
 
 def engine(checkpoint: Checkpoint, dtype: Dtype, isa: str, threads: int = 1) -> Engine:
@@ -97,7 +97,7 @@ def test_cache_dtype_is_an_option_everywhere(capsys: pytest.CaptureFixture[str])
         story = model.generate("Once", temperature=0, max_tokens=20)
         assert model.backend.cache_dtype == slow.backend.cache_dtype == "bfloat16"
         assert slow.generate("Once", temperature=0, max_tokens=20).tokens == story.tokens
-    with pytest.raises(ParameterError, match="cache_dtype is 'float16', expected one of"):
+    with pytest.raises(ParameterError, match="cache_dtype is 'float16', expected 'float32' or"):
         load(cache_dtype="float16")  # type: ignore[arg-type]
     call = ["run", "-i", "Once", "-t", "0", "-n", "22", "--cache-dtype", "bfloat16"]
     assert main(call) == 0
@@ -141,7 +141,7 @@ def test_batches_blocks_and_threads_change_no_bit(dtype: Dtype, isa: str) -> Non
     want, tokens = logits(alone, 20), [i * 7 % config.vocab_size for i in range(20)]
     caches = [together.new_cache(), together.new_cache()]
     for i in range(0, 20, 4):  # two sessions side by side, four tokens of each a call
-        got = together.forward(
+        got = together.run(
             tokens[i : i + 4] * 2,
             [caches[0]] * 4 + [caches[1]] * 4,
             [*range(i, i + 4)] * 2,
@@ -159,15 +159,15 @@ def test_half_precision_files_pack_as_what_they_widen_to(dtype: Dtype, stored_as
 
     def stored(values: NDArray[np.float32]) -> StoredTensor:
         if stored_as is np.uint16:
-            return StoredTensor((values.view(np.uint32) >> 16).astype(np.uint16), values.shape)
-        return StoredTensor(values.astype(stored_as), values.shape)
+            return StoredTensor((values.view(np.uint32) >> 16).astype(np.uint16))
+        return StoredTensor(values.astype(stored_as))
 
-    halves: dict[str, tuple[Tensor, ...]] = {}
+    halves: dict[str, tuple[StoredTensor, ...]] = {}
     for name, layers in checkpoint.tensors.items():
         halves[name] = tuple(stored(layer.dequantize()) for layer in layers)
     first, *others = halves["w1"]
-    turned = np.ascontiguousarray(first.arrays[0].T).T  # the same numbers, column by column
-    halves["w1"] = (StoredTensor(turned, first.shape), *others)
+    turned = np.ascontiguousarray(first.stored.T).T  # the same numbers, column by column
+    halves["w1"] = (StoredTensor(turned), *others)
     wide: dict[str, tuple[Tensor, ...]] = {
         name: tuple(DenseTensor(layer.dequantize()) for layer in layers)
         for name, layers in halves.items()

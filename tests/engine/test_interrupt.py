@@ -1,4 +1,4 @@
-"""Ctrl-C while the engine is at work: it is heard within a layer, and the session stays of use."""
+"""Ctrl-C during a forward pass: the pass ends within a layer, and the session stays usable."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama2py.engine.session_many import forward_many, next_tokens_many
 
 from llama2py import Model, ModelConfig
 from llama2py.engine import native as engine
 from llama2py.engine._engine import lib
-from llama2py.engine.backend import Draw
 from llama2py.engine.native import Engine
+from llama2py.engine.session import run_sessions
 from tests.conftest import random_checkpoint, tiny_tokenizer
-from tests.support.drawing import next_token
+from tests.support.drawing import HOT, draw_tokens
 
 # A forward pass of 120 tokens takes some tenths of a second with one thread.
 SLOW = ModelConfig(384, 1024, 16, 6, 6, 300, 256)
 TOKENS = [(7 * i) % 300 for i in range(120)]
-DRAW = Draw(1.0, 0.9, 0.5, 300)
+DRAW = HOT[:1]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def model() -> Model:
 
 
 class Watched:
-    """The engine's library; a forward pass gets a Ctrl-C once it runs, and how it ends is kept."""
+    """The engine's library: Ctrl-C comes during a forward pass; ``ends`` lists the results."""
 
     def __init__(self) -> None:
         self.ends: list[int] = []
@@ -51,7 +50,7 @@ class Watched:
 
 @pytest.fixture(autouse=True)
 def ctrl_c_interrupts() -> Iterator[None]:
-    """Also where whoever started the tests ignores it, as a shell does for what runs behind."""
+    """Even if the parent process ignores SIGINT, as a shell does for a background job."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -59,7 +58,7 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("drawing", [False, True])
-def test_a_long_pass_hears_ctrl_c(
+def test_ctrl_c_ends_a_long_pass(
     model: Model, together: bool, drawing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert SLOW.n_params * len(TOKENS) > engine.LONG_WORK
@@ -69,8 +68,9 @@ def test_a_long_pass_hears_ctrl_c(
             sessions = [one, other] if together else [one]
             blocks = [TOKENS] * len(sessions)
             if drawing:
-                return next_tokens_many(sessions, blocks, [DRAW] * len(sessions))
-            return forward_many(sessions, blocks).tobytes()
+                texts = run_sessions(sessions, blocks, [DRAW] * len(sessions))
+                return [list(text) for text in texts]
+            return run_sessions(sessions, blocks).tobytes()
 
         expected = work()
         one.rewind(0)
@@ -85,20 +85,18 @@ def test_a_long_pass_hears_ctrl_c(
         assert work() == expected  # as if nothing had been
 
 
-def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_pass_leaves_no_trace(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "LONG_WORK", 1)
     with model.session() as one, model.session() as other:
-        expected = [next_token(other, [token], DRAW) for token in TOKENS[:4]]
-        assert next_token(one, TOKENS[:1], DRAW) == expected[0]
+        expected = [draw_tokens(other, [token], DRAW) for token in TOKENS[:4]]
+        assert draw_tokens(one, TOKENS[:1], DRAW) == expected[0]
         signals: list[int] = []
 
         class Stuck(Watched):
             def l2p_forward(self, *arguments: Any) -> int:
                 time.sleep(0.05)  # until the main thread waits
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                while not arguments[-1][0]:  # until it is told to end
+                while not arguments[-1][0]:  # until it is cancelled
                     time.sleep(0.001)
                 signals.append(lib.l2p_forward(*arguments))
                 return signals[-1]
@@ -106,16 +104,16 @@ def test_a_step_that_hears_ctrl_c_leaves_nothing_behind(
         with monkeypatch.context() as patch:
             patch.setattr(engine, "lib", Stuck())
             with pytest.raises(KeyboardInterrupt):
-                next_token(one, TOKENS[1:2], DRAW)
+                draw_tokens(one, TOKENS[1:2], DRAW)
         assert signals == [lib.L2P_CANCELLED]
         assert one.tokens == TOKENS[:1]
-        assert [next_token(one, [token], DRAW) for token in TOKENS[1:4]] == expected[1:]
+        assert [draw_tokens(one, [token], DRAW) for token in TOKENS[1:4]] == expected[1:]
 
 
 def test_a_thread_of_its_own_changes_no_bit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with model.session() as one, model.session() as other:
         aside = one.forward(TOKENS, all_logits=True).tobytes()
-        drawn = next_token(one, [1], DRAW)
+        drawn = draw_tokens(one, [1], DRAW)
         monkeypatch.setattr(engine, "LONG_WORK", 1 << 60)
         assert other.forward(TOKENS, all_logits=True).tobytes() == aside
-        assert next_token(other, [1], DRAW) == drawn
+        assert draw_tokens(other, [1], DRAW) == drawn

@@ -227,11 +227,11 @@ def test_what_fits_exactly_is_loaded(
     [
         (
             10**7,
-            "fits into the 10.2 GB that are free: 107.2 kB as float32 and 12.3 kB a full session",
+            "fits into the 10.2 GB of free memory: needs 107.2 kB as float32, and 12.3 kB per full",
         ),
-        (110, "fits into the 112.6 kB that are free, but for a full session: "),
-        (60, "does not fit into the 61.4 kB that are free: .*; --dtype bfloat16 does"),
-        (1, "does not fit into the 1.0 kB that are free: .*; nor as any other dtype"),
+        (110, "fits into the 112.6 kB of free memory without a full session: "),
+        (60, "does not fit into the 61.4 kB of free memory: .*; --dtype bfloat16 fits"),
+        (1, "does not fit into the 1.0 kB of free memory: .*; no other dtype fits either"),
     ],
 )
 def test_info_says_what_load_would_do(
@@ -255,7 +255,7 @@ def test_info_finds_zeros_and_another_vocabulary(
     path.write_bytes(data[:-tail] + bytes(tail))
     assert main(["info", "--json", str(path)]) == 0
     first, second = json.loads(capsys.readouterr().out)["problems"]
-    assert first == "wcls: 1 of 1 tensors hold nothing but zeros"
+    assert first == "wcls: 1 of 1 tensors contain only zeros"
     assert second.startswith("no tokenizer of its own, and ")
     assert "32000 tokens, the model has 300" in second
 

@@ -146,7 +146,7 @@ def test_a_batch_of_sessions_equals_each_alone(name: str, isa: str, n_sessions: 
     for story, cache in zip(stories, caches, strict=True):
         if story[:-1]:
             run(backend, story[:-1], cache)
-    batch = backend.forward(
+    batch = backend.run(
         [story[-1] for story in stories],
         caches,
         [len(story) - 1 for story in stories],
@@ -173,7 +173,7 @@ def test_a_mixed_batch_equals_each_alone(name: str, isa: str) -> None:
         for i in order:
             entries.append((i, done[i]))
             done[i] += 1
-        got = backend.forward(
+        got = backend.run(
             [stories[i][position] for i, position in entries],
             [caches[i] for i, _ in entries],
             [position for _, position in entries],
@@ -209,7 +209,7 @@ def test_logits_of_some_rows(name: str) -> None:
     n = len(tokens)
     everything = run(backend, tokens)
     for rows in ([n - 1], [], [3, 3, 3], list(range(n))[::-1], [0, 11, 5, 0] * 9):
-        got = backend.forward(tokens, [backend.new_cache()] * n, range(n), rows)
+        got = backend.run(tokens, [backend.new_cache()] * n, range(n), rows)
         assert got.shape == (len(rows), checkpoint.config.vocab_size)
         assert same(got, everything[rows])
 

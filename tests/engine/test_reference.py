@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from llama2py.checkpoint import Checkpoint, QuantizedTensor, Tensor, quantize
 from llama2py.config import ModelConfig
-from llama2py.engine.reference import Reference
-from llama2py.engine.reference_linear import linear, quantize_activations
+from llama2py.engine.reference import Reference, linear, quantize_activations
 from llama2py.errors import ClosedError
 from tests.conftest import random_checkpoint
 
@@ -130,8 +129,9 @@ def forward(checkpoint: Checkpoint, tokens: Sequence[int], at_once: bool) -> NDA
     reference = Reference(checkpoint)
     cache, n = reference.new_cache(), len(tokens)
     if at_once:
-        return reference.forward(tokens, [cache] * n, range(n), range(n))
-    rows = [reference.forward([t], [cache], [i], [0]) for i, t in enumerate(tokens)]
+        logits: NDArray[np.float32] = reference.run(tokens, [cache] * n, range(n), range(n))
+        return logits
+    rows = [reference.run([t], [cache], [i], [0]) for i, t in enumerate(tokens)]
     return np.concatenate(rows)
 
 
@@ -215,4 +215,4 @@ def test_closed() -> None:
     reference.close()
     reference.close()
     with pytest.raises(ClosedError):
-        reference.forward([1], [cache], [0], [0])
+        reference.run([1], [cache], [0], [0])

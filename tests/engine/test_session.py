@@ -109,7 +109,9 @@ def test_rewinding_forgets(model: Model, position: int) -> None:
 def test_rewinding_elsewhere_is_an_error(model: Model, position: int) -> None:
     with model.session() as session:
         session.forward(TOKENS)
-        with pytest.raises(PromptError, match=f"position {position}, expected 0 to 8"):
+        with pytest.raises(
+            PromptError, match=f"position is {position}, expected a whole .* 0 to 8"
+        ):
             session.rewind(position)
         assert session.position == 8
 
@@ -120,11 +122,11 @@ def test_rewinding_elsewhere_is_an_error(model: Model, position: int) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([], "no token to run"),
+        ([], "there are no tokens to run"),
         ([1, 300], "token 300 is out of the vocabulary, expected 0 to 299"),
         ([1, -1, 2], "token -1 is out"),
         ([2**40], f"token {2**40} is out"),
-        ([1] * 57, "57 tokens at position 8 do not fit: the model's context holds 64"),
+        ([1] * 57, "no room for 57 tokens at position 8: the model's context holds 64"),
     ],
 )
 def test_errors_change_nothing(model: Model, tokens: list[int], message: str) -> None:
@@ -141,7 +143,7 @@ def test_errors_change_nothing(model: Model, tokens: list[int], message: str) ->
 def test_tokens_are_whole_numbers(model: Model, tokens: Any) -> None:
     """Digits and fractions are a caller's mistake, not tokens."""
     with model.session() as session:
-        with pytest.raises(TypeError):
+        with pytest.raises(PromptError, match=r"tokens (is|holds) .*, expected"):
             session.forward(tokens)
         assert session.position == 0
 
@@ -149,7 +151,7 @@ def test_tokens_are_whole_numbers(model: Model, tokens: Any) -> None:
 def test_a_full_context_takes_no_more(model: Model) -> None:
     with model.session() as session:
         session.forward([3] * 64)
-        with pytest.raises(PromptError, match="do not fit"):
+        with pytest.raises(PromptError, match="no room for 1 token at position 64"):
             session.forward([3])
 
 

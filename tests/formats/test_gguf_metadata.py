@@ -31,8 +31,11 @@ def test_every_type_of_value_is_read(tmp_path: Path) -> None:
 
 HOSTILE = {
     "empty": (b"", "the file is empty, expected a GGUF file"),
-    "another file": (TOKENIZER_BIN, "this is no GGUF file: it starts with b'"),
-    "header cut": (b"GGUF\3\0\0\0\0", "the header needs 8 bytes at offset 8, the file ends at 9"),
+    "another file": (TOKENIZER_BIN, "this is not a GGUF file: it starts with b'"),
+    "header cut": (
+        b"GGUF\3\0\0\0\0",
+        "the file is cut short: the header needs 8 bytes at offset 8, the file ends at 9",
+    ),
     "version 1": (gguf_pairs_file(0, b"", version=1), "GGUF version 1, expected 2 or 3"),
     "big-endian": (
         gguf_pairs_file(0, b"", version=3 << 24),
@@ -44,7 +47,7 @@ HOSTILE = {
     ),
     "key past the end": (
         gguf_pairs_file(1, struct.pack("<Q", 2**63) + bytes(9)),
-        "the key of metadata pair 0 needs 9223372036854775808 bytes at offset 32",
+        "the file is cut short: the key of metadata pair 0 needs 9223372036854775808",
     ),
     "long key": (
         gguf_pairs_file(1, pair("\0" * 65537, 0, b"\0")),
@@ -52,7 +55,7 @@ HOSTILE = {
     ),
     "same key twice": (
         gguf_pairs_file(2, pair("k", 0, b"\0") * 2),
-        "the metadata key 'k' stands there twice, expected once",
+        "the metadata has the key 'k' twice",
     ),
     "unknown type": (
         gguf_pairs_file(1, pair("k", 13, b"\0")),
@@ -60,7 +63,7 @@ HOSTILE = {
     ),
     "value past the end": (
         gguf_pairs_file(1, pair("k", STRING, struct.pack("<Q", 2**64 - 1))),
-        "the metadata value 'k' needs 18446744073709551615 bytes at offset 45",
+        "the file is cut short: the metadata value 'k' needs 18446744073709551615",
     ),
     "huge array": (
         gguf_pairs_file(1, pair("k", ARRAY, struct.pack("<IQ", U32, 2**64 - 1))),
@@ -68,11 +71,11 @@ HOSTILE = {
     ),
     "array past the end": (
         gguf_pairs_file(1, pair("k", ARRAY, struct.pack("<IQ", U32, 2**24))),
-        "the metadata value 'k' needs 67108864 bytes at offset 49, the file ends at 49",
+        "the file is cut short: the metadata value 'k' needs 67108864",
     ),
     "strings past the end": (
         gguf_pairs_file(1, pair("k", ARRAY, struct.pack("<IQ", STRING, 2**21) + bytes(80))),
-        "the metadata value 'k' needs 8 bytes at offset 129, the file ends at 129",
+        "the file is cut short: the metadata value 'k' needs 8 bytes at offset 129",
     ),
     "array of arrays": (
         gguf_pairs_file(1, pair("k", ARRAY, array(ARRAY, [b"\0"]))),

@@ -264,7 +264,7 @@ def session(folder: Path) -> Made:
     backend, path = Reference(random_checkpoint(TINY)), folder / "s.session"
     cache = backend.new_cache()
     tokens = [1, 5, 9]
-    backend.forward(tokens, [cache] * 3, range(3), [2])
+    backend.run(tokens, [cache] * 3, range(3), [2])
     write_session(path, backend, cache, tokens)
     whole, mark = path.read_bytes(), fingerprint(backend)
 

@@ -57,6 +57,6 @@ def test_a_text_at_the_end_of_the_context_ends_the_batch() -> None:
     prompts = [[BOS], [BOS] * (TINY.seq_len - 2)]
     with tiny_model() as model:
         options: Any = {"max_tokens": 9, "stop_tokens": (), "seed": 1}
-        with pytest.raises(ContextError, match="do not fit"):
+        with pytest.raises(ContextError, match="no room"):
             model.generate(prompts, overflow="error", **options)
         assert [len(text.tokens) for text in model.generate(prompts, **options)] == [9, 3]

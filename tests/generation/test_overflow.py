@@ -40,7 +40,7 @@ def test_half_of_the_tokens_behind_bos_go() -> None:
         assert session.tokens == [BOS, 7, 8, 10]
         session.shift(21)
         assert session.tokens == [BOS, 7, 8]
-        with pytest.raises(ContextError, match="22 tokens behind the 3 that stay"):
+        with pytest.raises(ContextError, match="no room for 22 tokens after the 3 that stay"):
             session.shift(22)
 
 
@@ -67,7 +67,7 @@ def test_a_session_that_shifts_takes_any_number_of_tokens(n: int) -> None:
 def test_more_than_the_context_is_an_error_all_the_same() -> None:
     with small() as model, model.session(overflow="shift") as session:
         session.forward([BOS, 5, 6])
-        with pytest.raises(ContextError, match="24 tokens behind the 1 that stay do not fit"):
+        with pytest.raises(ContextError, match="no room for 24 tokens after the 1 that stay"):
             session.forward([7] * 24)
         assert session.tokens == [BOS, 5, 6]
         with pytest.raises(PromptError, match="out of the vocabulary"):
@@ -78,7 +78,7 @@ def test_more_than_the_context_is_an_error_all_the_same() -> None:
 def test_an_error_is_the_default() -> None:
     with small() as model, model.session() as session:
         session.forward([3] * 24)
-        with pytest.raises(ContextError, match="1 tokens at position 24 do not fit"):
+        with pytest.raises(ContextError, match="no room for 1 token at position 24"):
             session.forward([3])
         with pytest.raises(ParameterError, match="expected 'error' or 'shift'"):
             model.session("stop")  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_or_is_an_error() -> None:
     with small() as model:
         options: Any = {"stop_tokens": (), "seed": 1, "overflow": "error"}
         stream = model.stream([BOS] * 20, **options)
-        with pytest.raises(ContextError, match="at position 24 do not fit"):
+        with pytest.raises(ContextError, match="no room for 1 token at position 24"):
             for _ in stream:
                 pass
         assert len(stream.tokens) == 5

@@ -1,4 +1,4 @@
-"""Openings that read as English, of things, names, quotations and half sentences."""
+"""Openings in correct English from nouns, names, quotations and half sentences."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llama2py.stories.english import has_word
 from llama2py.stories.opening import opening_about, opening_with
-from llama2py.stories.words import has_word
 
 # ---- opening_about ----
 
@@ -67,12 +67,12 @@ ONCE = "Once upon a time, there "
         ("a dog\u00a0that is small", "was a dog that was small."),
     ],
 )
-def test_a_thing_gets_a_sentence_in_the_past(about: str, rest: str) -> None:
+def test_a_noun_becomes_a_sentence_in_the_past(about: str, rest: str) -> None:
     assert opening_about(about) == ONCE + rest
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_an_opening(about: str) -> None:
+def test_any_text_gives_an_opening(about: str) -> None:
     opening = opening_about(about)
     assert has_word(opening_with(opening, ["owl"]), "owl")
     assert opening == " ".join(opening.split())
@@ -132,7 +132,7 @@ def test_a_or_an_goes_by_the_sound(about: str, rest: str) -> None:
         ("dogs at the park", "were dogs at the park."),
     ],
 )
-def test_plurals_of_all_kinds(about: str, rest: str) -> None:
+def test_plurals_get_a_plural_verb(about: str, rest: str) -> None:
     assert opening_about(about) == ONCE + rest
 
 
@@ -145,20 +145,20 @@ def test_plurals_of_all_kinds(about: str, rest: str) -> None:
         ("omen", "was an omen."),
     ],
 )
-def test_not_every_some_and_s_is_a_plural(about: str, rest: str) -> None:
+def test_a_singular_may_have_some_or_a_final_s(about: str, rest: str) -> None:
     assert opening_about(about) == ONCE + rest
 
 
 @pytest.mark.parametrize("word", ["this", "every", "each", "our", "your", "its", "My", "no"])
-def test_one_article_is_enough(word: str) -> None:
+def test_a_noun_with_a_determiner_gets_no_article(word: str) -> None:
     assert opening_about(f"{word} dog") == f"This is a story about {word.lower()} dog."
 
 
 @pytest.mark.parametrize(
     "about",
     [
-        "a dragon that barks",  # no verb that it knows: not half in the past
-        "a fish who isles",  # begins as "is" does
+        "a dragon that barks",  # an unknown verb, which would stay in the present
+        "a fish who isles",  # begins with "is"
         "kittens who feed birds",
         "a boy who never eats",
         "a boy whose dog is lost",
@@ -177,7 +177,7 @@ def test_one_article_is_enough(word: str) -> None:
         "cats lost in space",
     ],
 )
-def test_what_it_is_not_sure_of_it_leaves_as_it_is(about: str) -> None:
+def test_an_uncertain_subject_is_repeated_as_it_is(about: str) -> None:
     assert opening_about(about) == f"This is a story about {about}."
 
 
@@ -196,7 +196,7 @@ def test_what_it_is_not_sure_of_it_leaves_as_it_is(about: str) -> None:
         (" - ", ""),
     ],
 )
-def test_half_a_sentence_goes_on(about: str, opening: str) -> None:
+def test_half_a_sentence_is_left_open(about: str, opening: str) -> None:
     assert opening_about(about) == opening
 
 
@@ -209,24 +209,24 @@ def test_half_a_sentence_goes_on(about: str, opening: str) -> None:
         ("dragons who do not fly", "were dragons who did not fly."),
     ],
 )
-def test_every_denial_is_in_the_past(about: str, rest: str) -> None:
+def test_every_negation_is_put_into_the_past(about: str, rest: str) -> None:
     assert opening_about(about) == ONCE + rest
 
 
 @pytest.mark.parametrize("mark", [",", ";", ":", " -", "…"])
-def test_no_full_stop_behind_another_mark(mark: str) -> None:
+def test_no_full_stop_follows_another_mark(mark: str) -> None:
     opening = opening_about(f"a dragon{mark}")
     assert re.fullmatch(r".* a dragon[.…]", opening)
 
 
 @pytest.mark.parametrize("about", ['"Hello," said Tom', "“Hello”", "“Hello,” said Tom"])
-def test_what_is_said_is_no_thing(about: str) -> None:
+def test_a_quotation_is_not_a_noun(about: str) -> None:
     assert "a “" not in opening_about(about)
     assert about in opening_about(about)
     assert "there was" not in opening_about(about)
 
 
-def test_a_thing_may_end_in_a_quotation() -> None:
+def test_a_noun_may_end_with_a_quotation() -> None:
     assert opening_about('a dog called "Spot"') == ONCE + 'was a dog called "Spot".'
 
 
@@ -249,7 +249,7 @@ def test_a_thing_may_end_in_a_quotation() -> None:
         ('A cat called "Spot"', ["owl"], 'A cat called "Spot". It is a story about owl.'),
     ],
 )
-def test_what_is_missing_is_named(start: str, words: list[str], opening: str) -> None:
+def test_the_opening_names_missing_words(start: str, words: list[str], opening: str) -> None:
     assert opening_with(start, words) == opening
 
 
@@ -259,7 +259,7 @@ def test_an_opening_with_words_holds_them_all(start: str, words: list[str]) -> N
     assert all(has_word(opening, word) for word in words)
     assert opening.strip().startswith(
         start.lstrip().rstrip(" '")
-    )  # a quotation that opens there is left
+    )  # an opening quotation mark at the end is dropped
 
 
 @pytest.mark.parametrize("words", [["cat", "cat"], ["cat", "Cat"]])

@@ -1,10 +1,7 @@
-"""Stories of the built-in model; what a call refuses, how many it tells, titles, closed models."""
+"""StoryTeller: the built-in model, wrong arguments, the number of stories, titles, closing."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,21 +13,21 @@ import pytest
 from llama2py import ClosedError, Model, ParameterError, PromptError, Session, Story, StoryTeller
 from llama2py._data import builtin_model
 from llama2py.engine.native import Engine
-from llama2py.stories.words import has_word
+from llama2py.stories.english import has_word
 from llama2py.tokenizers.tokenizer import BOS
 from tests.conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
-from tests.support.scripted_stories import is_whole, scripted, told
+from tests.support.scripted_stories import is_whole, scripted, story_of
 
 
 @pytest.fixture(scope="module")
 def builtin() -> StoryTeller:
-    """The built-in model's."""
+    """A teller with the built-in model."""
     return StoryTeller()
 
 
 @pytest.fixture(scope="module")
 def tell() -> Iterator[StoryTeller]:
-    """Random weights, and a context that openings fit in."""
+    """A teller with random weights and a context that fits the openings."""
     with Model(Engine(random_checkpoint(replace(TINY, seq_len=128))), tiny_tokenizer()) as model:
         yield StoryTeller(model)
 
@@ -38,7 +35,7 @@ def tell() -> Iterator[StoryTeller]:
 # ---- the built-in model ----
 
 
-def test_a_story_is_about_what_was_asked(builtin: StoryTeller) -> None:
+def test_a_story_is_about_its_subject(builtin: StoryTeller) -> None:
     story = builtin("a dragon who is afraid of fire", seed=7)
     assert str(story) == story.text
     assert story.text.startswith("Once upon a time, there was a dragon who was afraid of fire.")
@@ -50,67 +47,62 @@ def test_a_story_is_about_what_was_asked(builtin: StoryTeller) -> None:
 
 
 @pytest.mark.parametrize("max_batch", [1, 7])
-def test_many_are_what_single_calls_tell(builtin: StoryTeller, max_batch: int) -> None:
+def test_many_gives_the_same_stories_as_single_calls(builtin: StoryTeller, max_batch: int) -> None:
     many = list(builtin.many(9, seed=3, max_words=60, max_batch=max_batch))
     assert many == [builtin(seed=3 + i, max_words=60) for i in range(9)]
     assert [story.seed for story in many] == list(range(3, 12))
 
 
-def test_stories_keep_within_their_words_and_are_whole(builtin: StoryTeller) -> None:
+def test_stories_end_within_their_words_after_a_sentence(builtin: StoryTeller) -> None:
     for max_words in (10, 25, 80):
         for story in builtin.many(12, seed=1, max_words=max_words):
             assert 0 < story.words <= max_words
             assert is_whole(story.text)
 
 
-def test_long_stories_end_by_themselves(builtin: StoryTeller) -> None:
+def test_most_stories_are_ended_by_the_model(builtin: StoryTeller) -> None:
     stories = list(builtin.many(12, seed=1))
     assert sum(story.ended for story in stories) >= 6
     assert all(story.text[0].isupper() or story.text[0] == '"' for story in stories)
 
 
-def test_words_appear_whatever_it_takes(builtin: StoryTeller) -> None:
+def test_words_appear_in_every_story(builtin: StoryTeller) -> None:
     words = ["dragon", "umbrella"]
     for story in builtin.many(3, seed=5, words=words):
         assert all(has_word(story.text, word) for word in words)
     assert builtin(seed=5, words=words) == next(builtin.many(1, seed=5, words=words))
-    with tiny_model() as model:  # random weights: only the opening can name them
+    with tiny_model() as model:  # with random weights only the opening can name the words
         story = StoryTeller(model)(words=["ab", "cd"], seed=1, max_words=20)
         assert has_word(story.text, "ab")
         assert has_word(story.text, "cd")
 
 
-def test_an_opening_is_taken_as_it_is(builtin: StoryTeller) -> None:
+def test_an_opening_is_used_as_it_is(builtin: StoryTeller) -> None:
     story = builtin(opening="The cat and the queen", seed=2)
     assert story.text.startswith("The cat and the queen")
     assert is_whole(story.text)
 
 
-def test_the_command() -> None:
-    def run(*more: str) -> str:
-        call = [sys.executable, "-m", "llama2py", "story", *more]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout
-
-    text = run("a small bear", "-s", "4")
-    assert text.startswith("Once upon a time, there was a small bear.")
-    assert max(map(len, text.splitlines())) <= 80
-    lines = run("-s", "4", "-n", "3", "--jsonl", "--max-words", "40").splitlines()
-    assert [json.loads(line)["seed"] for line in lines] == [4, 5, 6]
-
-
-# ---- what is refused ----
+# ---- wrong arguments ----
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"about": "a dog", "opening": "A dog"}, "both about and opening"),
-    ({"max_words": 9}, "max_words is 9, expected 10 to 10000"),
+    ({"about": "a dog", "opening": "A dog"}, "about and opening are both given"),
+    ({"max_words": 9}, "max_words is 9, expected a whole number from 10 to 10000"),
     ({"max_words": 10_001}, "max_words is 10001"),
     ({"max_words": -1}, "max_words is -1"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": 2**64}, f"seed is {2**64}"),
-    ({"words": ["owl", " \n"]}, "word that must appear is empty"),
-    ({"words": ""}, "word that must appear is empty"),
+    ({"words": ["owl", " \n"]}, "words has an empty word"),
+    ({"words": ""}, "words has an empty word"),
     ({"opening": "a " * 11, "max_words": 10}, "opening has 11 words"),
     ({"words": list("abcdefgh"), "max_words": 10}, "opening has 14 words"),
+    ({"max_words": 20.5}, "max_words is 20.5, expected a whole number"),
+    ({"max_words": None}, "max_words is None, expected a whole number"),
+    ({"seed": 1.0}, "seed is 1.0, expected a whole number"),
+    ({"words": 5}, "words is 5, expected a sequence of str"),
+    ({"words": ["owl", None]}, "words is .*, expected a sequence of str"),
+    ({"about": 5}, "about is 5, expected a str"),
+    ({"opening": b"A"}, "opening is b'A', expected a str"),
 ]
 
 
@@ -121,7 +113,7 @@ def test_wrong_arguments_are_errors_of_the_call(
     with pytest.raises(ParameterError, match=message):
         tell(**wrong)
     with pytest.raises(ParameterError, match=message):
-        tell.many(3, **wrong)  # not first when it is read
+        tell.many(3, **wrong)  # and not only when the iterator is read
     with pytest.raises(ParameterError, match=message):
         tell.many(0, **wrong)
 
@@ -138,22 +130,18 @@ def test_an_opening_that_cannot_be_run_is_an_error_of_the_call(
         tell.many(3, **wrong)
 
 
-@pytest.mark.parametrize(("count", "max_batch"), [(-1, 1), (1, 0), (1, -3)])
+@pytest.mark.parametrize(
+    ("count", "max_batch"), [(-1, 1), (1, 0), (1, -3), (2.0, 1), ("3", 1), (1, 2.0)]
+)
 def test_counts_out_of_range_are_errors_of_the_call(
-    tell: StoryTeller, count: int, max_batch: int
+    tell: StoryTeller, count: Any, max_batch: Any
 ) -> None:
     with pytest.raises(ParameterError, match=r"count is|max_batch is"):
         tell.many(count, max_batch=max_batch)
 
 
-@pytest.mark.parametrize("wrong", [{"max_words": 20.5}, {"seed": 1.0}, {"max_batch": 2.0}])
-def test_numbers_are_whole(tell: StoryTeller, wrong: dict[str, Any]) -> None:
-    with pytest.raises(TypeError):
-        tell.many(1, **wrong)
-
-
-def test_an_opening_of_just_max_words_is_a_story() -> None:
-    assert told("", opening="a b c d e f g h i j.", max_words=10).text == "a b c d e f g h i j."
+def test_an_opening_of_exactly_max_words_is_a_story() -> None:
+    assert story_of("", opening="a b c d e f g h i j.", max_words=10).text == "a b c d e f g h i j."
 
 
 @pytest.mark.parametrize(
@@ -164,21 +152,21 @@ def test_bad_sampling_is_an_error_before_anything_is_loaded(wrong: dict[str, Any
         StoryTeller("no such file", **wrong)
 
 
-# ---- how many ----
+# ---- the number of stories ----
 
 
-def test_none_is_without_end(tell: StoryTeller) -> None:
+def test_a_count_of_none_gives_endless_stories(tell: StoryTeller) -> None:
     stories = tell.many(None, seed=7, max_words=10, max_batch=3)
     assert [story.seed for story in islice(stories, 10)] == list(range(7, 17))
 
 
-def test_no_story_asked_for_none_told(tell: StoryTeller) -> None:
+def test_a_count_of_0_gives_no_story(tell: StoryTeller) -> None:
     assert list(tell.many(0)) == []
     assert list(tell.many(0, words=["owl"])) == []
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_a_bar_changes_no_story(
+def test_a_progress_bar_does_not_change_the_stories(
     tell: StoryTeller, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = list(tell.many(count, seed=1))
@@ -188,7 +176,7 @@ def test_a_bar_changes_no_story(
     assert f"{count}/{count}" in err or not count
 
 
-def test_nothing_runs_before_the_first_story_is_asked_for() -> None:
+def test_nothing_runs_before_the_first_story_is_taken() -> None:
     teller, backend = scripted("a.", [BOS] * 99)
     stories = teller.many(3, seed=1)
     assert backend.runs == []
@@ -198,11 +186,11 @@ def test_nothing_runs_before_the_first_story_is_asked_for() -> None:
 
 @pytest.fixture
 def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoryTeller], Callable[[], int]]:
-    """Watches a teller's model: the most sessions that were open at once."""
+    """Watch a teller's model: the largest number of sessions open at a time."""
 
     def watch(teller: StoryTeller) -> Callable[[], int]:
         now = most = 0
-        teller.model.reuse_prefixes(0)  # or some would be kept for later prompts
+        teller.model.reuse_prefixes(0)  # the cache would keep some sessions open
         make = teller.model.session
 
         def session() -> Session:
@@ -230,23 +218,23 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoryTeller], Callab
 @pytest.mark.parametrize(
     ("way", "most"), [({}, 2), ({"words": ["owl"]}, 2)], ids=["plain", "words"]
 )
-def test_so_many_at_a_time(
+def test_max_batch_bounds_the_open_sessions(
     tell: StoryTeller,
     most_open: Callable[[StoryTeller], Callable[[], int]],
     way: dict[str, Any],
     most: int,
 ) -> None:
-    """With words the tries of one story are what runs together. None stays open."""
+    """With words, it bounds the tries of one story. No session stays open."""
     at_once = most_open(tell)
     assert len(list(tell.many(5, seed=1, max_batch=2, **way))) == 5
     assert at_once() == most
 
 
 @pytest.mark.parametrize(("way", "most"), [({}, 1), ({"words": ["owl"]}, 2)])
-def test_an_opening_is_encoded_once(
+def test_an_opening_is_encoded_only_once(
     tell: StoryTeller, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any], most: int
 ) -> None:
-    """Not for every story and try; the one that names the words is another."""
+    """Not for each story and try; the opening that names the words is a second one."""
     encoded: list[str | Sequence[int]] = []
     encode = tell.model.prompt_tokens
 
@@ -259,7 +247,7 @@ def test_an_opening_is_encoded_once(
     assert len(encoded) == most
 
 
-def test_one_call_is_one_session(
+def test_one_call_uses_one_session(
     tell: StoryTeller, most_open: Callable[[StoryTeller], Callable[[], int]]
 ) -> None:
     at_once = most_open(tell)
@@ -284,11 +272,11 @@ def test_one_call_is_one_session(
         ("One day, she met Mr. Fox.", "The story of Mr. Fox"),
     ],
 )
-def test_a_title_tells_the_hero(opening: str, title: str) -> None:
-    assert told("", opening=opening).title == title
+def test_a_title_names_the_hero(opening: str, title: str) -> None:
+    assert story_of("", opening=opening).title == title
 
 
-def test_about_is_the_title(tell: StoryTeller) -> None:
+def test_the_subject_is_the_title(tell: StoryTeller) -> None:
     assert tell("two OWLS", seed=1).title == "Two OWLS"
     assert tell("Lily", seed=1).title == "Lily"
 
@@ -296,23 +284,31 @@ def test_about_is_the_title(tell: StoryTeller) -> None:
 @pytest.mark.parametrize(
     ("about", "title"), [("  a  dog\n", "A dog"), ("a\nb", "A b"), (" ", "A story")]
 )
-def test_white_space_makes_no_title(about: str, title: str) -> None:
-    assert told(" it ran.", about=about).title == title
+def test_white_space_is_left_out_of_a_title(about: str, title: str) -> None:
+    assert story_of(" it ran.", about=about).title == title
 
 
-def test_a_page_is_escaped_and_has_a_paragraph_for_each_line() -> None:
+def test_a_page_is_escaped_and_has_a_paragraph_per_line() -> None:
     page = Story('<b> & "c"\n\n \nd <script>', "<i>&", 7, True)._repr_html_()
     assert page.count("<p>") == 2
     assert "<p>&lt;b&gt; &amp; &quot;c&quot;</p>" in page
     assert "<h3>&lt;i&gt;&amp;</h3>" in page
     assert "<script>" not in page
     assert "5 words, seed 7" in page
+    assert "1 word, seed 7" in Story("Hm.", "A story", 7, True)._repr_html_()
+
+
+def test_a_story_teller_has_a_useful_repr() -> None:
+    with tiny_model() as model:
+        teller = StoryTeller(model, temperature=0.5)
+        assert repr(teller) == f"<StoryTeller temperature=0.5, top_p=0.9, {model!r}>"
+    assert repr(teller) == "<StoryTeller temperature=0.5, top_p=0.9, <Model (closed)>>"
 
 
 # ---- models ----
 
 
-def test_a_model_handed_in_stays_open() -> None:
+def test_a_model_of_the_caller_stays_open() -> None:
     with tiny_model() as model:
         with StoryTeller(model) as teller:
             assert teller.model is model
@@ -321,7 +317,7 @@ def test_a_model_handed_in_stays_open() -> None:
 
 
 @pytest.mark.parametrize("path", [None, builtin_model()], ids=["default", "path"])
-def test_a_model_of_its_own_is_closed(path: Path | None) -> None:
+def test_a_model_that_the_teller_loaded_is_closed(path: Path | None) -> None:
     with StoryTeller(path, threads=1) as teller:
         story = teller("a dog", seed=1, max_words=20)
         assert story.text.startswith("Once upon a time, there was a dog.")
@@ -339,6 +335,9 @@ def test_a_closed_model_is_an_error_of_the_call() -> None:
 
 
 @pytest.mark.parametrize("how", [{"tokenizer": "a.bin"}, {"threads": 1}])
-def test_what_a_loaded_model_has_already_is_refused(how: dict[str, Any]) -> None:
-    with tiny_model() as model, pytest.raises(ParameterError, match="with a loaded model"):
+def test_settings_of_load_are_refused_for_a_loaded_model(how: dict[str, Any]) -> None:
+    with (
+        tiny_model() as model,
+        pytest.raises(ParameterError, match="cannot be set for a loaded model"),
+    ):
         StoryTeller(model, **how)

@@ -1,4 +1,4 @@
-"""What stories say, by random weights and by scripts: reproducible, in bounds, whole."""
+"""The text of stories, with random and scripted models: reproducible, within bounds, whole."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 
 from llama2py import Model, Story, StoryTeller
 from llama2py.engine.native import Engine
-from llama2py.stories.teller import _STRIDE, CANDIDATES
-from llama2py.stories.words import has_word
+from llama2py.stories.english import has_word
+from llama2py.stories.teller import CANDIDATES, SEED_STRIDE
 from llama2py.tokenizers.tokenizer import BOS
 from tests.conftest import TINY, random_checkpoint, tiny_model
 from tests.support.scripted import ScriptedBackend
-from tests.support.scripted_stories import TOKENIZER, is_whole, raw, scripted, told
+from tests.support.scripted_stories import TOKENIZER, is_whole, raw, scripted, story_of
 
 LAST_SEED = 2**64 - 1
 
 
 @pytest.fixture(scope="module")
 def tell() -> Iterator[StoryTeller]:
-    """Random weights, and a context that openings fit in."""
+    """A teller with random weights and a context that fits the openings."""
     with Model(Engine(random_checkpoint(replace(TINY, seq_len=128))), TOKENIZER) as model:
         yield StoryTeller(model)
 
@@ -41,31 +41,33 @@ WAYS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_seed_tells_the_same_story(tell: StoryTeller, way: dict[str, Any]) -> None:
+def test_the_same_seed_gives_the_same_story(tell: StoryTeller, way: dict[str, Any]) -> None:
     stories = [tell(seed=seed, **way) for seed in (0, 0, 3, 3, LAST_SEED)]
     assert stories[0] == stories[1]
     assert stories[2] == stories[3]
     assert [story.seed for story in stories] == [0, 0, 3, 3, LAST_SEED]
 
 
-def test_other_seeds_tell_other_stories(tell: StoryTeller) -> None:
+def test_different_seeds_give_different_stories(tell: StoryTeller) -> None:
     assert len({story.text for story in tell.many(8, seed=1)}) == 8
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("max_batch", [1, 3])
-def test_many_are_what_calls_tell(tell: StoryTeller, way: dict[str, Any], max_batch: int) -> None:
+def test_many_gives_the_same_stories_as_calls(
+    tell: StoryTeller, way: dict[str, Any], max_batch: int
+) -> None:
     expected = [tell(seed=5 + i, **way) for i in range(5)]
     assert list(tell.many(5, seed=5, max_batch=max_batch, **way)) == expected
 
 
 @pytest.mark.parametrize("way", [{}, {"words": ["owl"]}])
-def test_behind_the_last_seed_comes_the_first(tell: StoryTeller, way: dict[str, Any]) -> None:
+def test_after_the_last_seed_comes_the_first(tell: StoryTeller, way: dict[str, Any]) -> None:
     stories = list(tell.many(3, seed=LAST_SEED - 1, **way))
     assert stories == [tell(seed=seed, **way) for seed in (LAST_SEED - 1, LAST_SEED, 0)]
 
 
-def test_a_fresh_seed_is_told(tell: StoryTeller) -> None:
+def test_a_story_has_the_random_seed_that_repeats_it(tell: StoryTeller) -> None:
     first, second = tell(), tell()
     assert first.seed != second.seed
     assert tell(seed=first.seed) == first
@@ -73,7 +75,7 @@ def test_a_fresh_seed_is_told(tell: StoryTeller) -> None:
     assert [story.seed - many[0].seed for story in many] == [0, 1, 2]
 
 
-def test_temperature_and_top_p_are_heard() -> None:
+def test_temperature_and_top_p_change_the_story() -> None:
     with tiny_model() as model:
         cold, wild = StoryTeller(model, temperature=0), StoryTeller(model, temperature=1.5)
         assert cold(seed=1).text == cold(seed=2).text
@@ -83,15 +85,15 @@ def test_temperature_and_top_p_are_heard() -> None:
         )
 
 
-@pytest.mark.parametrize("seed", [0, *(-n * _STRIDE % 2**64 for n in range(1, CANDIDATES))])
-def test_each_try_has_coins_of_its_own(seed: int) -> None:
-    """Two alike would be one try less."""
+@pytest.mark.parametrize("seed", [0, *(-n * SEED_STRIDE % 2**64 for n in range(1, CANDIDATES))])
+def test_each_try_has_its_own_random_numbers(seed: int) -> None:
+    """Two equal tries would be a wasted one."""
     backend = ScriptedBackend([BOS] * 100, 300)
     StoryTeller(Model(backend, TOKENIZER))(words=["owl"], seed=seed)
     assert len(set(backend.coins[:CANDIDATES])) == CANDIDATES
 
 
-def test_each_try_has_coins_unlike_other_stories() -> None:
+def test_no_try_shares_its_random_numbers_with_another_story() -> None:
     coins: Counter[float] = Counter()
     for seed in range(1, 6):
         backend = ScriptedBackend([BOS] * 100, 300)
@@ -104,83 +106,82 @@ def test_each_try_has_coins_unlike_other_stories() -> None:
 # ---- the text ----
 
 
-def test_a_story_is_its_opening_and_what_the_model_says() -> None:
-    story = told(" sat. it ran!", opening="The cat")
+def test_a_story_is_its_opening_and_the_text_of_the_model() -> None:
+    story = story_of(" sat. it ran!", opening="The cat")
     assert story == Story("The cat sat. it ran!", "A story", 1, True)
     assert (str(story), story.words) == (story.text, 5)
 
 
-def test_about_becomes_an_opening_and_a_title() -> None:
-    story = told(" it ran.", about="a cat who is sad")
+def test_the_subject_becomes_an_opening_and_a_title() -> None:
+    story = story_of(" it ran.", about="a cat who is sad")
     assert story.text == "Once upon a time, there was a cat who was sad. it ran."
     assert story.title == "A cat who is sad"
 
 
-def test_without_an_opening_the_model_begins() -> None:
-    assert told("a cat sat. it ran").text == "a cat sat."
+def test_the_model_begins_a_story_without_an_opening() -> None:
+    assert story_of("a cat sat. it ran").text == "a cat sat."
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_story_ends_amid_a_sentence(tell: StoryTeller, way: dict[str, Any]) -> None:
+def test_every_story_ends_with_a_sentence(tell: StoryTeller, way: dict[str, Any]) -> None:
     for story in tell.many(10, seed=1, **way):
         assert is_whole(story.text)
         assert story.words <= way.get("max_words", 300)
 
 
 @pytest.mark.parametrize("max_words", [10, 11, 25])
-def test_no_story_has_more_words_than_asked_for(tell: StoryTeller, max_words: int) -> None:
+def test_no_story_has_more_than_max_words(tell: StoryTeller, max_words: int) -> None:
     for way in ({}, {"opening": "One two."}, {"words": ["owl"]}):
         for story in tell.many(10, seed=1, max_words=max_words, **way):
             assert story.words <= max_words
 
 
-def test_a_story_may_have_as_many_words_as_asked_for() -> None:
-    story = told(" b c d. e f g h i j. k", opening="A", max_words=10)
+def test_a_story_may_have_exactly_max_words() -> None:
+    story = story_of(" b c d. e f g h i j. k", opening="A", max_words=10)
     assert story.text == "A b c d. e f g h i j."
 
 
-def test_a_story_stops_soon_behind_its_words() -> None:
-    """A model that never ends is not run to the end of the context."""
+def test_a_story_stops_soon_after_max_words() -> None:
+    """A model that never ends a story is not run to the end of the context."""
     teller, backend = scripted(" a" * 100, [])
     teller(opening="One.", seed=1, max_words=10)
     prompt = len(TOKENIZER.encode("One."))
     assert len(backend.runs) <= prompt + 2 * 11
 
 
-def test_cut_by_the_context_it_ends_behind_a_sentence() -> None:
+def test_a_story_cut_by_the_context_ends_with_a_sentence() -> None:
     teller, _ = scripted("a b. c d" * 20, [], seq_len=30)
     story = teller(seed=1)
     assert (is_whole(story.text), story.ended) == (True, False)
 
 
-def test_a_story_that_the_model_leaves_open_has_not_ended() -> None:
-    assert not told(" sat. it", opening="The cat").ended
-    assert told(" sat.\n", opening="The cat").ended  # white space is no sentence
+def test_a_story_has_not_ended_if_its_last_sentence_is_open() -> None:
+    assert not story_of(" sat. it", opening="The cat").ended
+    assert story_of(" sat.\n", opening="The cat").ended  # white space is not a sentence
 
 
-def test_a_story_that_its_length_ended_has_not_ended() -> None:
-    """Ten words, a full stop, and a space: the guide stops it there, the model went on."""
-    story = told(" b c d e f g h i j. k l m.", opening="A", max_words=10)
+def test_a_story_cut_by_max_words_has_not_ended() -> None:
+    """The guide stops it after ten words, a full stop and a space; the model wanted more."""
+    story = story_of(" b c d e f g h i j. k l m.", opening="A", max_words=10)
     assert story.text == "A b c d e f g h i j."
     assert not story.ended
 
 
-def test_paragraphs_are_no_words() -> None:
-    story = told(" b.\n\nc d.\n\ne f.\n\ng h.\n\ni j.", opening="A", max_words=10)
+def test_line_breaks_do_not_count_as_words() -> None:
+    story = story_of(" b.\n\nc d.\n\ne f.\n\ng h.\n\ni j.", opening="A", max_words=10)
     assert story.words == 10
     assert story.ended
 
 
-def test_characters_are_whole() -> None:
-    assert told(" a🐶.", opening="A").text == "A a🐶."
+def test_a_story_never_has_part_of_a_character() -> None:
+    assert story_of(" a🐶.", opening="A").text == "A a🐶."
     teller, _ = scripted("a" * 20 + ". " + "🐶" * 20, seq_len=24)
     assert teller(seed=1).text == "a" * 20 + "."
 
 
-def test_an_opening_is_kept_whole() -> None:
-    """`Story.text`: whole sentences, the opening included."""
+def test_an_opening_is_never_cut() -> None:
     opening = 'Tom said, "Hi." Sam said, "Go'
-    assert told(" on. we will. and", opening=opening).text.startswith(opening)
+    assert story_of(" on. we will. and", opening=opening).text.startswith(opening)
 
 
 # ---- words ----
@@ -188,13 +189,13 @@ def test_an_opening_is_kept_whole() -> None:
 
 @pytest.mark.parametrize("words", [["owl"], "owl", ["ice  cream", "Zoë"], ["C++", "a", "b", "c"]])
 def test_words_appear_whatever_the_model_says(tell: StoryTeller, words: Any) -> None:
-    asked = [words] if isinstance(words, str) else words
+    required = [words] if isinstance(words, str) else words
     for story in tell.many(8, seed=1, about="a dog", words=words):
-        assert all(has_word(story.text, " ".join(word.split())) for word in asked)
+        assert all(has_word(story.text, " ".join(word.split())) for word in required)
 
 
 @pytest.mark.parametrize("more", ['"', '" he said. ', "x", ")x "])
-def test_the_sentence_that_names_the_words_stays(more: str) -> None:
+def test_the_sentence_that_names_the_words_is_never_cut(more: str) -> None:
     script = [token for token in [*raw(" x."), BOS] for _ in range(CANDIDATES)]
     backend = ScriptedBackend([*script, *raw(more), BOS], 300)
     story = StoryTeller(Model(backend, TOKENIZER), temperature=0)(
@@ -207,14 +208,14 @@ def test_the_sentence_that_names_the_words_stays(more: str) -> None:
     ("opening", "words"),
     [('Tom said, "Hi." Sam said, "Go', ["owl"]), ("A cat sat.", ['"owl'])],
 )
-def test_words_appear_behind_an_open_quotation(opening: str, words: list[str]) -> None:
+def test_words_appear_after_an_open_quotation(opening: str, words: list[str]) -> None:
     backend = ScriptedBackend([BOS] * 100, 300)
     story = StoryTeller(Model(backend, TOKENIZER))(opening=opening, words=words, seed=1)
     assert all(has_word(story.text, word) for word in words)
 
 
-def test_the_first_try_with_all_words_is_told() -> None:
-    """Eight tries take turns: the third and the fifth say it, the third is told."""
+def test_the_first_try_with_all_words_is_the_story() -> None:
+    """Eight tries run together; the third and the fifth have the word, the third is returned."""
     tries = [" cat." if number not in (2, 4) else " owl." for number in range(CANDIDATES)]
     tries[4] = " owls"
     letters = [
@@ -234,8 +235,7 @@ def test_a_word_in_the_opening_needs_no_second_try() -> None:
     assert len({position for position, _ in backend.runs}) == len(TOKENIZER.encode("The owls sat."))
 
 
-def test_a_word_that_is_cut_off_does_not_count() -> None:
-    """Said in the sentence that is left away."""
+def test_a_word_in_the_sentence_that_is_cut_does_not_count() -> None:
     script = [token for token in [*raw(" owl x"), BOS] for _ in range(CANDIDATES)]
     backend = ScriptedBackend([*script, BOS], 300)
     story = StoryTeller(Model(backend, TOKENIZER), temperature=0)(

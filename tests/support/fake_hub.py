@@ -6,6 +6,7 @@ redirected to another address, and its etag is its SHA-256.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -31,6 +32,8 @@ class FakeHub:
         Paths that are sent with one byte changed.
     cut : dict of str to int
         Paths whose next transfer breaks off, and after how many bytes.
+    held : dict of str to int
+        Paths whose transfers stop after that many bytes, until ``resumed`` is set.
     gated : set of str
         Repositories that need a token.
     requests : list of (str, str, str)
@@ -40,6 +43,8 @@ class FakeHub:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     cut: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    resumed: threading.Event = field(default_factory=threading.Event)
     gated: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
@@ -67,6 +72,7 @@ def serve(hub: FakeHub) -> Iterator[str]:
     try:
         yield hub.url
     finally:
+        hub.resumed.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -156,6 +162,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         end = self.served.cut.pop(file, None) if file is not None else None
-        self.wfile.write(content[:end])
+        held = self.served.held.get(file or "")
+        if held is not None:
+            begin = int(headers.get("Content-Range", "bytes 0-").split()[1].split("-")[0])
+            first, content = content[: max(0, held - begin)], content[max(0, held - begin) :]
+            self.wfile.write(first)
+            self.wfile.flush()
+            self.served.resumed.wait(60)
+        with contextlib.suppress(OSError):  # the client may have gone away
+            self.wfile.write(content[:end])
         if end is not None:
             self.close_connection = True

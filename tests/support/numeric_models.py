@@ -78,7 +78,7 @@ def some_tokens(config: ModelConfig, n: int = 40, seed: int = 0) -> list[int]:
 def run(backend: Backend, tokens: Sequence[int], cache: Cache | None = None, at: int = 0) -> Logits:
     """All logits of one sequence, run in one call."""
     n = len(tokens)
-    return backend.forward(tokens, [cache or backend.new_cache()] * n, range(at, at + n), range(n))
+    return backend.run(tokens, [cache or backend.new_cache()] * n, range(at, at + n), range(n))
 
 
 def one_by_one(backend: Backend, tokens: Sequence[int]) -> Logits:

@@ -1,4 +1,4 @@
-"""A backend that says what a test tells it to, so that tests choose the tokens a model samples."""
+"""A backend that follows a script, so that tests choose the tokens a model generates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from llama2py.config import CacheDtype, Dtype, ModelConfig
-from llama2py.engine.backend import Backend, Logits
+from llama2py.engine.backend import Backend, Draw, Logits, draw_rows
 
 
 class ScriptedCache:
-    """Remembers which token was run at which position."""
+    """Records which token was run at which position."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, int] = {}
@@ -33,7 +33,7 @@ class ScriptedCache:
 
 
 class ScriptedBackend(Backend):
-    """Every forward pass ranks the script's next token first; ``runs`` holds what was run."""
+    """Each row of logits ranks the script's next token first. ``runs`` lists what was run."""
 
     def __init__(self, script: Iterable[int], vocab_size: int, seq_len: int = 256) -> None:
         self.config = ModelConfig(
@@ -58,15 +58,19 @@ class ScriptedBackend(Backend):
     def new_cache(self) -> ScriptedCache:
         return ScriptedCache()
 
-    def forward(
+    def run(
         self,
         tokens: Sequence[int],
         caches: Sequence[Any],
         positions: Sequence[int],
-        logits_rows: Sequence[int],
-    ) -> Logits:
+        rows: Sequence[int],
+        draws: Sequence[Sequence[Draw]] | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> Any:
+        if draws is not None:
+            return draw_rows(self, tokens, caches, positions, rows, draws, stop_tokens)
         self.runs += zip(positions, tokens, strict=True)
-        logits = np.zeros((len(logits_rows), self.config.vocab_size), np.float32)
+        logits = np.zeros((len(rows), self.config.vocab_size), np.float32)
         for row in logits:
             row[next(self._script)] = 1
         return logits

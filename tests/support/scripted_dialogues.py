@@ -1,6 +1,6 @@
-"""Dialogues with a model whose answers are given, in tokens that are bytes or special.
+"""Dialogues with a model whose answers are scripted, in bytes and special tokens.
 
-A dialogue is written with its special tokens in ⟨⟩; all else is its UTF-8 bytes.
+A dialogue is written with its special tokens in ⟨⟩; everything else is its UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TURNS = [("Hi", "Hello."), ("How are you?", "Fine"), ("Bye", "")]
 
 
 def vocabulary(name: str, control: bool = True) -> MergeTokenizer:
-    """The bytes, by the letters that stand for them, and a template's special tokens."""
+    """Make a byte-level vocabulary with a template's special tokens."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = iter(range(0x100, 0x200))
     letters = [chr(byte if byte in shown else next(hidden)) for byte in range(256)]
@@ -43,7 +43,7 @@ def vocabulary(name: str, control: bool = True) -> MergeTokenizer:
 
 
 def ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a dialogue as it is written here."""
+    """Encode a dialogue that is written with ⟨⟩."""
     special = {**tokenizer.specials.control, **tokenizer.specials.added}
     tokens: list[int] = []
     for i, part in enumerate(re.split("⟨(.*?)⟩", text)):
@@ -58,7 +58,7 @@ def talk(
     system: str | None = None,
     conventions: Conventions | None = None,
 ) -> list[int]:
-    """Everything that was run, the answers being given."""
+    """Hold a dialogue and return the tokens that were run, in the order of their positions."""
     end = ids(tokenizer, f"⟨{ENDS.get(name, VOCABULARIES[name][1])}⟩")
     script: list[int] = []
     for _, answer in turns:
@@ -68,15 +68,15 @@ def talk(
     for user, answer in turns:
         result = chat.say(user).finish()
         assert (result.text, result.finish_reason) == (answer, "stop")
-    told = [{"role": "system", "content": system}] if system else []
+    expected = [{"role": "system", "content": system}] if system else []
     for user, answer in turns:
-        told += [
+        expected += [
             {"role": "user", "content": user},
             {"role": "assistant", "content": answer.strip()},
         ]
-    assert chat.messages == told
-    if name != "plain":  # nothing is run twice
+    assert chat.messages == expected
+    if name != "plain":  # no position is run twice
         assert [position for position, _ in backend.runs] == list(range(len(backend.runs)))
-    # Every position as it was run last: what a text's stop had run beyond is run over.
+    # The last token of each position: tokens run beyond a stop text are replaced.
     run = dict(backend.runs)
     return [run[position] for position in sorted(run)]

@@ -1,4 +1,4 @@
-"""Stories by a model that says what a test tells it to."""
+"""Stories of a model with scripted tokens."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ TOKENIZER = tiny_tokenizer()
 
 
 def raw(text: str) -> list[int]:
-    """A token for each byte, so that a script says exactly this."""
+    """Encode a text as one token per byte."""
     return [3 + byte for byte in text.encode()]
 
 
 def scripted(
     text: str, more: list[int] | None = None, seq_len: int = 256
 ) -> tuple[StoryTeller, ScriptedBackend]:
-    """Tells this, byte by byte, and then these tokens; without more, it ends there."""
+    """Make a teller whose model writes ``text``, then the tokens ``more`` or the end of a text."""
     backend = ScriptedBackend(raw(text) + ([BOS] if more is None else more), 300, seq_len)
     return StoryTeller(Model(backend, TOKENIZER), temperature=0), backend
 
 
-def told(text: str, more: list[int] | None = None, **how: Any) -> Story:
-    """The story of a model that says this."""
+def story_of(text: str, more: list[int] | None = None, **how: Any) -> Story:
+    """Return the story of a model that writes ``text``, then the tokens ``more``."""
     return scripted(text, more)[0](seed=1, **how)
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text ends where a sentence does."""
+    """Return whether a text ends with the end of a sentence."""
     return text == text.strip() and text.rstrip("\"')")[-1:] in {".", "!", "?"}

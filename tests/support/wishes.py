@@ -1,4 +1,4 @@
-"""Texts to generate, each with or without somebody who has to see its logits."""
+"""Texts to generate, each with or without a need for its logits in Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ A, B = 260, 261  # "a" and "b" of conftest's tokenizer
 
 
 class AfterTokens(threading.Event):
-    """Is set when a text has so many tokens, however often it is asked."""
+    """An event that is set once a text has ``n`` tokens."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -41,7 +41,8 @@ class Wish:
     max_time: float | None = None
     overflow: Overflow = "stop"
 
-    def job(self, model: Model, plain: bool) -> Job:
+    def job(self, model: Model, logits: bool = False) -> Job:
+        """The job; with ``logits`` its tokens are drawn in Python."""
         cancel = None if self.cancelled_after is None else AfterTokens(self.cancelled_after)
         job = Job(
             list(self.prompt),
@@ -52,14 +53,14 @@ class Wish:
             cancel=cancel,
             max_time=self.max_time,
             overflow=self.overflow,
-            top_logprobs=None if plain else 0,
+            top_logprobs=0 if logits else None,
         )
         if cancel is not None:
             cancel.job = job
         return job
 
-    def pieces(self, model: Model, plain: bool) -> tuple[list[str], Job]:
-        """Told alone."""
-        job = self.job(model, plain)
+    def pieces(self, model: Model, logits: bool = False) -> tuple[list[str], Job]:
+        """The pieces of the text, generated alone."""
+        job = self.job(model, logits)
         with Stream(model.session(), model.tokenizer, job) as stream:
             return list(stream), job

@@ -1,13 +1,13 @@
-"""How GGUF stores weights: blocks of a few numbers with scales of their own, and back to float32.
+"""The block formats in which GGUF stores weights, decoded to float32.
 
-Each format is a NumPy record of one block and a function that turns n blocks into ``(n, size)``
-weights; float32 and the half precisions have neither blocks nor such a function. Weights are always
-a small integer q times a scale, some less or plus a minimum; what differs is how the bits of q and
-of the scales are packed. The arithmetic is in float32, in the order ggml's own reference does it,
-so the weights are the same to the last bit.
+A block is a few weights with their own scales. Each format is a NumPy record of one block and a
+function that turns n blocks into ``(n, size)`` weights; float32 and the half precisions have
+neither blocks nor such a function. A weight is always a small integer q times a scale, in some
+formats plus or minus a minimum. The formats differ in how they pack the bits of q and of the
+scales. The arithmetic is in float32, in the order of ggml's own reference, so the weights are the
+same to the last bit.
 
-Source: the structs of ``ggml-common.h`` and what ``gguf-py``'s quants.py says of them,
-github.com/ggml-org/ggml.
+Source: the structs of ``ggml-common.h`` and ``gguf-py``'s quants.py, github.com/ggml-org/ggml.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class BlockFormat(NamedTuple):
     """One way to store weights."""
 
     name: str
-    """As ggml calls it: ``'Q4_K'``."""
+    """ggml's name: ``'Q4_K'``."""
     size: int
     """Weights in a block."""
     record: np.dtype[Any]
     """The bytes of a block."""
     decode: Callable[[Blocks], Floats] | None
-    """n blocks, (n,) -> float32, (n, size). None: plain numbers, for `stored` to widen."""
+    """n blocks, (n,) -> float32, (n, size). None: the format has plain numbers, not blocks."""
 
 
 def _float(values: NDArray[Any]) -> Floats:
@@ -43,7 +43,7 @@ def _float(values: NDArray[Any]) -> Floats:
 
 
 def _column(values: NDArray[Any]) -> Floats:
-    """One number a block, to go with its weights: (n,) -> (n, 1)."""
+    """One number per block as a column, to broadcast over its weights: (n,) -> (n, 1)."""
     return _float(values)[:, np.newaxis]
 
 
@@ -62,7 +62,7 @@ def _nibbles(blocks: Blocks) -> NDArray[np.int16]:
 
 
 def _fifths(blocks: Blocks) -> NDArray[np.int16]:
-    """As `_nibbles`, each with a fifth bit out of ``high``: (n, 32)."""
+    """As `_nibbles`, each with a fifth bit from ``high``: (n, 32)."""
     high = np.unpackbits(blocks["high"], axis=1, bitorder="little")  # (n, 32)
     return _nibbles(blocks) + (high.astype(np.int16) << 4)
 
@@ -94,11 +94,11 @@ def _q8_0(blocks: Blocks) -> Floats:
     return _float(blocks["q"]) * _column(blocks["d"])
 
 
-# ---- blocks of 256, the K-quants: groups of 16 or 32 weights with small integer scales ----
+# ---- the K-quants: blocks of 256, in groups of 16 or 32 weights with small integer scales ----
 
 
 def _scaled(q: NDArray[Any], scales: Floats) -> Floats:
-    """Every group's numbers times its scale: (n, 256), (n, groups) -> (n, groups, size)."""
+    """Multiply every group by its scale: (n, 256), (n, groups) -> (n, groups, size)."""
     return scales[..., np.newaxis] * _float(q).reshape(*scales.shape, -1)
 
 
@@ -124,13 +124,13 @@ def _q3_k(blocks: Blocks) -> Floats:
     low = _crumbs(blocks["scales"][:, :8], 4).reshape(-1, 16)
     high = _crumbs(blocks["scales"][:, 8:], 2).reshape(-1, 16)
     scales = _column(blocks["d"]) * _float((low | high << 4).astype(np.int16) - 32)
-    # The third bit takes 4 away where it is not set.
+    # A third bit that is not set subtracts 4.
     q = _quarters(blocks).astype(np.int16) + 4 * _bit_planes(blocks["high"]).astype(np.int16) - 4
     return _scaled(q, scales).reshape(-1, SUPER)
 
 
 def _six_bits(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """8 scales and 8 minima of six bits out of 12 bytes: (n, 12) -> two of (n, 8).
+    """Unpack 8 scales and 8 minima of six bits from 12 bytes: (n, 12) -> two of (n, 8).
 
     Bytes 0 to 3 hold scales 0 to 3, bytes 4 to 7 minima 0 to 3. Their two high bits belong to
     numbers 4 to 7, whose low nibbles are in bytes 8 to 11: the scale's, then the minimum's.
@@ -202,7 +202,7 @@ FORMATS = {
     ),
 }  # fmt: skip
 
-# The others, for messages.
+# ggml's other types, for messages.
 _UNREAD = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
     21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
@@ -211,7 +211,7 @@ _UNREAD = {
 
 
 def type_name(kind: int) -> str:
-    """What ggml calls its type of this number, or the number."""
+    """ggml's name of a type, or its number if the name is unknown."""
     if kind in FORMATS:
         return FORMATS[kind].name
     return _UNREAD.get(kind, f"number {kind}")

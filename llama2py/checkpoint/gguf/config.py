@@ -1,4 +1,4 @@
-"""A GGUF file's metadata as a ModelConfig, and what of it cannot be run."""
+"""A GGUF file's metadata as a ModelConfig, and what in it cannot be run."""
 
 from __future__ import annotations
 
@@ -9,64 +9,26 @@ import numpy as np
 
 from ...config import ModelConfig, RopeScaling
 from ...errors import ConfigError
-from ..weights import cut_to_window
+from ...formats.gguf_metadata import GGUFFields
+from ..state_dict import cut_to_window
 
-# Per-model metadata is prefixed with the architecture's name.
+# The keys of a model's own metadata begin with the name of its architecture.
 ARCHITECTURE = "llama"
+_PREFIX = f"{ARCHITECTURE}."
 _HEAD_SIZE = "attention.key_length"
-_REQUIRED = object()
-
-
-class _Numbers:
-    """Looks numbers up in the metadata."""
-
-    def __init__(self, pairs: Mapping[str, Any]) -> None:
-        self.pairs = pairs
-
-    def has(self, name: str) -> bool:
-        return f"{ARCHITECTURE}.{name}" in self.pairs
-
-    def integer(self, name: str, default: Any = _REQUIRED) -> int:
-        value = self._get(name, default)
-        # bool is an int to Python, not to GGUF.
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"{ARCHITECTURE}.{name} is {_show(value)}, expected a whole number")
-        return value
-
-    def real(self, name: str, default: Any = _REQUIRED) -> float:
-        value = self._get(name, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise ConfigError(f"{ARCHITECTURE}.{name} is {_show(value)}, expected a number")
-        # Stored as float32. The shortest decimal that is the same float32 is what was meant: 1e-05,
-        # not 9.999999747378752e-06.
-        with np.errstate(over="ignore"):
-            return float(str(np.float32(value)))
-
-    def _get(self, name: str, default: Any) -> Any:
-        value = self.pairs.get(f"{ARCHITECTURE}.{name}", default)
-        if value is _REQUIRED:
-            raise ConfigError(f"the metadata lacks {ARCHITECTURE}.{name}, expected it")
-        return value
-
-
-def _show(value: Any) -> str:
-    """A value for a message, cut short."""
-    return repr(value)[:80]
 
 
 def check_architecture(pairs: Mapping[str, Any]) -> None:
-    """Make sure that the metadata is of a llama.
+    """Refuse the metadata of another architecture.
 
     Raises
     ------
     ConfigError
         Without the file's name.
     """
-    architecture = pairs.get("general.architecture")
-    if architecture != ARCHITECTURE.encode():
-        raise ConfigError(
-            f"general.architecture is {_show(architecture)}, expected {ARCHITECTURE.encode()!r}"
-        )
+    fields = GGUFFields(pairs, ConfigError)
+    if fields.text("general.architecture") != ARCHITECTURE.encode():
+        raise fields.wrong("general.architecture", repr(ARCHITECTURE.encode()))
 
 
 def read_config(
@@ -86,7 +48,7 @@ def read_config(
     shared_classifier : bool
         Whether there is no output matrix.
     rope_factors : sequence of float
-        What the file divides each rotary frequency by; none: nothing.
+        The divisor of each rotary frequency, from the file; empty for none.
 
     Returns
     -------
@@ -98,47 +60,52 @@ def read_config(
     Raises
     ------
     ConfigError
-        Without the file's name: a number is missing, senseless, or of a model that the engine
-        does not run.
+        Without the file's name: a number is missing or impossible, or the model is one that the
+        engine does not run.
     """
     check_architecture(pairs)
-    get = _Numbers(pairs)
-    n_heads = get.integer("attention.head_count")
-    told = get.integer("vocab_size", vocab_size)
-    if told != vocab_size:
-        raise ConfigError(
-            f"{ARCHITECTURE}.vocab_size is {told}, expected the {vocab_size} rows of token_embd"
-        )
+    fields = GGUFFields(pairs, ConfigError, _PREFIX)
+    n_heads = fields.integer("attention.head_count")
+    if fields.integer("vocab_size", vocab_size) != vocab_size:
+        raise fields.wrong("vocab_size", f"the {vocab_size} rows of token_embd")
     seq_len, notes = cut_to_window(
-        get.integer("context_length"), get.integer("attention.sliding_window", 0)
+        fields.integer("context_length"), fields.integer("attention.sliding_window", 0)
     )
     config = ModelConfig(
-        dim=get.integer("embedding_length"),
-        hidden_dim=get.integer("feed_forward_length"),
-        n_layers=get.integer("block_count"),
+        dim=fields.integer("embedding_length"),
+        hidden_dim=fields.integer("feed_forward_length"),
+        n_layers=fields.integer("block_count"),
         n_heads=n_heads,
-        n_kv_heads=get.integer("attention.head_count_kv", n_heads),
+        n_kv_heads=fields.integer("attention.head_count_kv", n_heads),
         vocab_size=vocab_size,
         seq_len=seq_len,
         shared_classifier=shared_classifier,
-        norm_eps=get.real("attention.layer_norm_rms_epsilon"),
-        rope_theta=get.real("rope.freq_base", 10000.0),
-        head_size=get.integer(_HEAD_SIZE) if get.has(_HEAD_SIZE) else None,
-        rope_scaling=_rope_scaling(get, rope_factors),
+        norm_eps=_decimal(fields.number("attention.layer_norm_rms_epsilon")),
+        rope_theta=_decimal(fields.number("rope.freq_base", 10000.0)),
+        head_size=fields.integer(_HEAD_SIZE, None),
+        rope_scaling=_rope_scaling(fields, rope_factors),
     )
-    _refuse_unknown(get, config)
+    _refuse_unknown(fields, config)
     return config, notes
 
 
-def _rope_scaling(get: _Numbers, factors: Sequence[float]) -> RopeScaling | None:
-    """What divides the frequencies: one number all of them, the factors each, or both."""
-    # llama.cpp means linear where no type is told, and no scaling by a factor of 0.
-    kind = get.pairs.get(f"{ARCHITECTURE}.rope.scaling.type", b"linear")
+def _decimal(value: float) -> float:
+    """The shortest decimal that is the same float32: 1e-05, not 9.999999747378752e-06.
+
+    GGUF stores float32 numbers, which were decimals in the model's config.
+    """
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
+
+
+def _rope_scaling(fields: GGUFFields, factors: Sequence[float]) -> RopeScaling | None:
+    """One divisor for all frequencies, one for each, or both."""
+    # As in llama.cpp, a missing type means linear, and a factor of 0 means no scaling.
+    kind = fields.text("rope.scaling.type", b"linear")
     if kind not in (b"none", b"linear"):
-        raise ConfigError(
-            f"{ARCHITECTURE}.rope.scaling.type is {_show(kind)}, expected b'none' or b'linear'"
-        )
-    factor = get.real("rope.scaling.factor", get.real("rope.scale_linear", 1.0)) or 1.0
+        raise fields.wrong("rope.scaling.type", "b'none' or b'linear'")
+    old_name = fields.number("rope.scale_linear", 1.0)
+    factor = _decimal(fields.number("rope.scaling.factor", old_name)) or 1.0
     if kind == b"none":
         factor = 1.0
     if any(each != 1 for each in factors):
@@ -146,13 +113,10 @@ def _rope_scaling(get: _Numbers, factors: Sequence[float]) -> RopeScaling | None
     return None if factor == 1 else RopeScaling("linear", factor)
 
 
-def _refuse_unknown(get: _Numbers, config: ModelConfig) -> None:
-    """Say no to what `ModelConfig` has no word for: it would run, and talk nonsense."""
+def _refuse_unknown(fields: GGUFFields, config: ModelConfig) -> None:
+    """Refuse what `ModelConfig` cannot say: such a model would run, and write nonsense."""
     for name in ("attention.value_length", "rope.dimension_count"):
-        length = get.integer(name, config.head_dim)
-        if length != config.head_dim:
-            raise ConfigError(
-                f"{ARCHITECTURE}.{name} is {length}, expected the head size {config.head_dim}"
-            )
-    if get.integer("expert_count", 0):
-        raise ConfigError(f"{ARCHITECTURE}.expert_count is not 0, expected a model without experts")
+        if fields.integer(name, config.head_dim) != config.head_dim:
+            raise fields.wrong(name, f"the head size {config.head_dim}")
+    if fields.integer("expert_count", 0):
+        raise fields.wrong("expert_count", "0: a mixture of experts is not supported")

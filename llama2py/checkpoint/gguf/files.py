@@ -1,4 +1,4 @@
-"""Where the tensors of a GGUF model lie: in one file, or in the parts that it was split into."""
+"""Where the tensors of a GGUF model lie: in one file, or in several parts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import CheckpointError
-from ...formats.gguf_metadata import GGUFMetadata, parse_gguf_metadata, parse_gguf_tensors
-from ...formats.mapped_file import MappedFile
-from ..stored import stored
+from ...formats.gguf_metadata import (
+    Allowance,
+    GGUFFields,
+    GGUFMetadata,
+    parse_gguf_metadata,
+    parse_gguf_tensors,
+)
+from ...formats.input_file import InputFile, named
+from ..state_dict import to_tensor
 from ..tensors import Tensor
 from .blocks import FORMATS, BlockFormat, type_name
 from .tensors import BlockTensor, Q4Tensor, Q8Tensor
@@ -18,26 +24,26 @@ from .tensors import BlockTensor, Q4Tensor, Q8Tensor
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 16
-MAX_PARTS = 1000
+MAX_PARTS = 512
 
 
 class Place(NamedTuple):
-    """A tensor that lies wholly inside a file, and overlaps no other."""
+    """A tensor that lies inside a file and overlaps no other."""
 
-    file: MappedFile
+    file: InputFile
     offset: int
-    """Of its first byte in the file."""
+    """Of the first byte, in the file."""
     format: BlockFormat
     dims: tuple[int, ...]
     """The fastest running dimension first: (columns, rows)."""
 
     def tensor(self) -> Tensor:
-        """A view of it; a matrix in Q8_0 or Q4_0 as whole numbers and scales."""
+        """Make the tensor; a matrix in Q8_0 or Q4_0 has whole numbers and scales."""
         format, shape = self.format, self.dims[::-1]
         if format.decode is None:
-            return stored(self.file.view(self.offset, format.record, shape))
+            return to_tensor(self.file.array(self.offset, format.record, shape))
         count = self.nbytes // format.record.itemsize
-        blocks = self.file.view(self.offset, format.record, (count,))
+        blocks = self.file.array(self.offset, format.record, (count,))
         if len(shape) == 2 and format is FORMATS[8]:
             return Q8Tensor(blocks, shape)
         if len(shape) == 2 and format is FORMATS[2]:
@@ -46,17 +52,17 @@ class Place(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file."""
         return _size(self.dims, self.format)
 
 
 class GGUFModel(NamedTuple):
-    """A model's metadata, and where each of its tensors is."""
+    """A model's metadata, and the place of each of its tensors."""
 
     pairs: Mapping[str, Any]
     places: Mapping[str, Place]
-    files: list[MappedFile]
-    """The first of them has the metadata."""
+    files: list[InputFile]
+    """The first one has the metadata."""
 
 
 def _size(dims: tuple[int, ...], format: BlockFormat) -> int:
@@ -66,53 +72,54 @@ def _size(dims: tuple[int, ...], format: BlockFormat) -> int:
     return size // format.size
 
 
-def open_model(file: MappedFile) -> GGUFModel:
-    """Read the tensor list of a file, and of the other parts if it is one of several.
+def open_model(file: InputFile) -> GGUFModel:
+    """Read the list of tensors of a file, and of the other parts if it is one of several.
 
     Parameters
     ----------
-    file : MappedFile
-        The one file, or any part. It stays the caller's to close where this fails.
+    file : InputFile
+        The whole model, or any part of it. If this fails, the caller closes it.
 
     Raises
     ------
     CheckpointError
         If the file is malformed or cut short, or another part is missing or does not fit.
     """
-    metadata = _metadata(file)
-    count = metadata.pairs.get("split.count", 0)
+    allowance = Allowance()
+    metadata = parse_gguf_metadata(file, CheckpointError, allowance)
+    try:
+        count = GGUFFields(metadata.pairs, CheckpointError).integer("split.count", 0)
+    except CheckpointError as error:
+        raise named(file.path, error) from None
     if count in (0, 1):
-        return GGUFModel(metadata.pairs, _places(file, metadata), [file])
-    return _open_parts(file, metadata, count)
+        return GGUFModel(metadata.pairs, _places(file, metadata, allowance), [file])
+    return _open_parts(file, metadata, count, allowance)
 
 
-def _metadata(file: MappedFile) -> GGUFMetadata:
-    return parse_gguf_metadata(_bytes_of(file), file.path, CheckpointError)
-
-
-def _bytes_of(file: MappedFile) -> memoryview:
-    return file.view(0, "u1", (file.size,)).data
-
-
-def _open_parts(file: MappedFile, metadata: GGUFMetadata, count: Any) -> GGUFModel:
+def _open_parts(
+    file: InputFile, metadata: GGUFMetadata, count: int, allowance: Allowance
+) -> GGUFModel:
     path = file.path
     name = _PART.fullmatch(path.name)
-    if not isinstance(count, int) or not 1 < count <= MAX_PARTS:
-        raise CheckpointError(f"{path}: split.count is {count!r:.80}, expected 1 to {MAX_PARTS}")
+    if not 1 < count <= MAX_PARTS:
+        raise CheckpointError(f"{path}: split.count is {count}, expected 1 to {MAX_PARTS}")
     number = metadata.pairs.get("split.no")
     if name is None or int(name[3]) != count or number != int(name[2]) - 1:
         raise CheckpointError(
             f"{path}: this is part {number!r:.80}, counted from 0, of a model in {count} files,"
             f" expected a name that ends in -00001-of-{count:05}.gguf for part 0 and so on"
         )
-    files: list[MappedFile] = []
+    own = metadata
+    files: list[InputFile] = []
     places: dict[str, Place] = {}
     pairs: Mapping[str, Any] = {}
     try:
         for part in range(count):
             other = path.with_name(f"{name[1]}-{part + 1:05}-of-{count:05}.gguf")
             files.append(file if part == number else _open_part(other, path))
-            metadata = _metadata(files[-1])
+            metadata = own
+            if part != number:
+                metadata = parse_gguf_metadata(files[-1], CheckpointError, allowance)
             found = (metadata.pairs.get("split.no"), metadata.pairs.get("split.count"))
             if found != (part, count):
                 raise CheckpointError(
@@ -120,11 +127,10 @@ def _open_parts(file: MappedFile, metadata: GGUFMetadata, count: Any) -> GGUFMod
                     f" expected {(part, count)} as in its name"
                 )
             pairs = pairs or metadata.pairs
-            for key, place in _places(files[-1], metadata).items():
+            for key, place in _places(files[-1], metadata, allowance).items():
                 if key in places:
                     raise CheckpointError(
-                        f"{other}: tensor {key!r} is in {places[key].file.path.name}, too,"
-                        " expected it in one part"
+                        f"{other}: tensor {key!r} is also in {places[key].file.path.name}"
                     )
                 places[key] = place
         total = pairs.get("split.tensors.count", len(places))
@@ -141,16 +147,16 @@ def _open_parts(file: MappedFile, metadata: GGUFMetadata, count: Any) -> GGUFMod
     return GGUFModel(pairs, places, files)
 
 
-def _open_part(other: Path, path: Path) -> MappedFile:
+def _open_part(other: Path, path: Path) -> InputFile:
     try:
-        return MappedFile(other)
+        return InputFile(other)
     except CheckpointError as error:
         raise CheckpointError(f"{error} ({path.name} is a part of the same model)") from None
 
 
-def _places(file: MappedFile, metadata: GGUFMetadata) -> dict[str, Place]:
-    """Check every entry of the tensor list against the file, in Python's own integers."""
-    infos, end = parse_gguf_tensors(_bytes_of(file), metadata, file.path, CheckpointError)
+def _places(file: InputFile, metadata: GGUFMetadata, allowance: Allowance) -> dict[str, Place]:
+    """Check every entry of the list of tensors against the file, in Python's integers."""
+    infos, end = parse_gguf_tensors(file, metadata, CheckpointError, allowance)
     alignment = metadata.pairs.get("general.alignment", _DEFAULT_ALIGNMENT)
     # A power of two has one bit.
     if not (
@@ -167,7 +173,7 @@ def _places(file: MappedFile, metadata: GGUFMetadata) -> dict[str, Place]:
     for info in infos:
         what = f"{file.path}: tensor {info.name!r}"
         if info.name in places:
-            raise CheckpointError(f"{what} is in the list twice, expected once")
+            raise CheckpointError(f"{what} is in the list twice")
         format = FORMATS.get(info.kind)
         if format is None:
             names = ", ".join(known.name for known in FORMATS.values())
@@ -187,15 +193,15 @@ def _places(file: MappedFile, metadata: GGUFMetadata) -> dict[str, Place]:
         if place.offset + place.nbytes > file.size:
             raise CheckpointError(
                 f"{what} needs {place.nbytes} bytes at offset {place.offset},"
-                f" the file ends at {file.size}, expected a whole file"
+                f" the file ends at {file.size}: it may be cut short"
             )
         places[info.name] = place
     before = start
     for name, place in sorted(places.items(), key=lambda item: item[1].offset):
         if place.offset < before:
             raise CheckpointError(
-                f"{file.path}: tensor {name!r} begins at offset {place.offset}, inside the one"
-                f" before it, expected {before} or more"
+                f"{file.path}: tensor {name!r} begins at offset {place.offset}, inside the tensor"
+                f" before it, which ends at {before}"
             )
         before = place.offset + place.nbytes
     return places

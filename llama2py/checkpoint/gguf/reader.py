@@ -1,8 +1,8 @@
-"""Reads GGUF files, version 2 and 3, of models of the architecture llama.
+"""The reader of GGUF files, version 2 and 3, of the architecture llama.
 
-Such a file has Meta's tensors under its own names. Its converter takes Hugging Face's rotary
-permutation of wq and wk back, so both turn neighbouring pairs, as llama2.c's RoPE does, and no
-weight has to move: a reader that permuted them would not give the recorded tokens.
+Such a file has Meta's tensors under its own names. Its converter undoes Hugging Face's rotary
+permutation of wq and wk, so their rows rotate in neighbouring pairs, as llama2.c's RoPE does, and
+this reader moves no weight.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...errors import CheckpointError, ConfigError
-from ...formats.mapped_file import MappedFile
-from ..base import Checkpoint
+from ...formats.input_file import InputFile, named
+from ..checkpoint import Checkpoint
 from ..conventions import gguf_conventions
-from ..stored import DTYPES
-from ..weights import check_shape, collect
+from ..state_dict import check_shape, collect
+from ..tensors import DTYPES, Tensor
 from .config import check_architecture, read_config
 from .files import GGUFModel, Place, open_model
 
 _EMBEDDING, _CLASSIFIER = "token_embd.weight", "output.weight"
 ROPE_FACTORS = "rope_freqs.weight"
-# llama2.c's name -> GGUF's; {} is the layer.
+# llama2.c's name -> GGUF's; {} stands for the layer.
 NAMES = {
     "token_embedding_table": _EMBEDDING,
     "rms_att_weight": "blk.{}.attn_norm.weight",
@@ -37,44 +37,45 @@ NAMES = {
     "rms_final_weight": "output_norm.weight",
     "wcls": _CLASSIFIER,
 }
-# Groups of whole numbers with one scale, and the dtypes of the engine that hold them as they are.
+# Formats whose numbers and scales the engine keeps, and the dtypes that keep them.
 _KEPT = {"Q4_0": "int4 or int8", "Q8_0": "int8"}
-_GROUP = 32  # of both
-MAX_FACTORS = 1 << 12  # a head's pairs; real heads have 32 to 128
+_GROUP = 32  # values per scale of both
+MAX_FACTORS = 1 << 12  # pairs of a head; real heads have 32 to 128
 
 
-def read_gguf(file: MappedFile) -> Checkpoint:
+def read_gguf(file: InputFile) -> Checkpoint:
     """Read a GGUF file.
 
     Parameters
     ----------
-    file : MappedFile
+    file : InputFile
         A whole model, or any part of a split one. The checkpoint closes it.
 
     Returns
     -------
     Checkpoint
-        Of int4 where all matrices are Q4_0, and of int8 where each is Q8_0 or Q4_0, with a scale
-        for every 32 values. Of other files ``dtype`` is what the largest matrix is stored in, or
-        float32 where that is in blocks, which are widened on use; but who asks for int4 gets its
-        matrices in Q4_0 as they are, and who asks for int8 those in Q8_0 and Q4_0: ``notes`` say
-        how many. ``tokenizer_path`` is the file itself if it has a vocabulary.
+        int4 if all matrices are Q4_0, int8 if each is Q8_0 or Q4_0, with a scale for every 32
+        values. Otherwise ``dtype`` is that of the largest matrix, or float32 if that is in blocks,
+        which are widened when they are used. In such a mixed file, loading as int4 keeps the
+        matrices in Q4_0 as they are, and loading as int8 those in Q8_0 and Q4_0; ``notes`` say how
+        many. ``tokenizer_path`` is the file itself if it has a vocabulary, whose metadata is in
+        ``gguf_pairs``.
 
     Raises
     ------
     CheckpointError
-        If a file is malformed or cut short, its tensors are not those of the model, or it is of a
-        model that the engine does not run.
+        If a file is malformed or cut short, its tensors are not those of the model, or the engine
+        does not run such a model.
     """
     model = open_model(file)
     try:
         return _read(model)
     except BaseException as error:
         for part in model.files:
-            if part is not file:  # that one is the caller's
+            if part is not file:  # the caller closes that one
                 part.close()
         if isinstance(error, ConfigError):
-            raise CheckpointError(f"{model.files[0].path}: {error}") from None
+            raise named(model.files[0].path, CheckpointError(str(error))) from None
         raise
 
 
@@ -83,23 +84,27 @@ def _read(model: GGUFModel) -> Checkpoint:
     places = model.places
     embedding = places.get(_EMBEDDING)
     if embedding is None:
-        check_architecture(model.pairs)  # tells more, if it is no llama
-        raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}, expected it")
+        check_architecture(model.pairs)  # says more if it is not a llama
+        raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}")
     factors = _rope_factors(places.get(ROPE_FACTORS), first.path)
     config, notes = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places, factors)
+
+    def make(_: str, name: str, place: Place, shape: tuple[int, ...]) -> Tensor:
+        check_shape(first.path, name, place.dims[::-1], shape)
+        return place.tensor()
+
     matrices = [place for place in places.values() if len(place.dims) == 2]
     tensors = collect(
         first.path,
         places,
         config,
         NAMES,
-        _check_place,
-        lambda _, place: place.tensor(),
+        make,
         ROPE_FACTORS.__eq__,
     )
     counts = Counter(place.format.name for place in matrices)
     dtype = _dtype(matrices)
-    # An int8 model's groups are all of one size, and whole ones fill a matrix: dim is a side of it.
+    # All groups of an int8 model have one size. Whole groups fill a matrix if they divide dim.
     grouped = not counts.keys().isdisjoint(_KEPT) and config.dim % _GROUP == 0
     if grouped and dtype not in ("int4", "int8"):
         notes += _what_is_kept(counts)
@@ -114,11 +119,12 @@ def _read(model: GGUFModel) -> Checkpoint:
         dtype=dtype,
         notes=notes,
         conventions=gguf_conventions(model.pairs, config.vocab_size, first.path),
+        gguf_pairs=model.pairs,
     )
 
 
 def _dtype(matrices: Sequence[Place]) -> str:
-    """What all matrices can be kept as, or else the largest one's type."""
+    """The dtype that keeps all matrices as they are, or else that of the largest."""
     names = {place.format.name for place in matrices}
     if names == {"Q4_0"}:
         return "int4"
@@ -129,7 +135,7 @@ def _dtype(matrices: Sequence[Place]) -> str:
 
 
 def _what_is_kept(counts: Mapping[str, int]) -> list[str]:
-    """Notes on a mixed file, from how many matrices it has of each format."""
+    """Notes on a mixed file, from the number of its matrices of each format."""
     return [
         f"{counts[name]} of {sum(counts.values())} matrices are {name},"
         f" which dtype {dtypes} keeps as they are"
@@ -138,12 +144,8 @@ def _what_is_kept(counts: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _check_place(path: Path, name: str, place: Place, shape: tuple[int, ...]) -> None:
-    check_shape(path, name, place.dims[::-1], shape)
-
-
 def _rope_factors(place: Place | None, path: Path) -> list[float]:
-    """What each rotary frequency is divided by: Llama 3.1 and later stretch the slow ones so."""
+    """The divisor of each rotary frequency: how Llama 3.1 and later stretch the slow ones."""
     if place is None:
         return []
     if len(place.dims) != 1 or place.dims[0] > MAX_FACTORS:

@@ -1,6 +1,6 @@
-"""Writes GGUF, version 3, of models of the architecture llama.
+"""The writer of GGUF files, version 3, of the architecture llama.
 
-The layout is `gguf_metadata`'s. Rows of wq and wk stay as llama2.c has them: see `gguf`.
+The layout is that of `gguf_metadata`. Rows of wq and wk stay as llama2.c has them: see `reader`.
 
 Source: the GGUF specification, github.com/ggml-org/ggml, ``docs/gguf.md``.
 """
@@ -18,16 +18,16 @@ from ...config import ModelConfig
 from ...errors import CheckpointError
 from ...formats.atomic_write import replacing
 from ...formats.gguf_metadata import ARRAY, MAX_NAME, NUMBERS, STRING
-from ..base import Checkpoint
-from ..write_numbers import Q8_0
-from ..write_tensors import Item, items, write_item
+from ..checkpoint import Checkpoint
+from ..export import Item, items, write_item
+from .blocks import FORMATS
 from .config import ARCHITECTURE
 from .reader import NAMES, ROPE_FACTORS
 
 ALIGNMENT = 32
 VERSION = 3
 _KINDS = {"float32": 0, "float16": 1, "bfloat16": 30, "int8": 8}
-# general.file_type: what most of the tensors are.
+# general.file_type: the type of most tensors.
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "int8": 7}
 _INTEGER, _REAL, _BOOL, _SIGNED = 4, 6, 7, 5  # uint32, float32, bool, int32
 
@@ -35,12 +35,15 @@ Pairs = Mapping[str, Any]
 
 
 def gguf_items(config: ModelConfig, dtype: str) -> list[Item]:
-    """The tensors of such a file: norms are float32; rows that blocks do not fill are float16."""
+    """List the tensors of a file with matrices of a dtype.
+
+    Norms are float32. With int8, matrices whose rows are no multiple of 32 are float16.
+    """
 
     def of(shape: tuple[int, ...]) -> str:
         if len(shape) == 1:
             return "float32"
-        return "float16" if dtype == "int8" and shape[1] % Q8_0.size else dtype
+        return "float16" if dtype == "int8" and shape[1] % FORMATS[8].size else dtype
 
     return list(items(config, NAMES, of))
 
@@ -57,21 +60,21 @@ def write_gguf(
     Parameters
     ----------
     path : Path
-        Where to.
+        The output file.
     checkpoint : Checkpoint
         The model, of any format.
     dtype : {'float32', 'float16', 'bfloat16', 'int8'}
-        Of its matrices; int8 is Q8_0. Matrices whose rows are no multiple of 32, which Q8_0 cannot
-        hold, are float16 then, as llama.cpp does it.
+        Dtype of the matrices; int8 is Q8_0. Matrices whose rows are no multiple of 32, which Q8_0
+        cannot hold, are then float16, as in llama.cpp.
     vocabulary : mapping of str to value
         The pairs ``tokenizer.*``.
     progress : callable
-        Told the number of weights of each tensor that is written.
+        Called after each tensor with its number of weights.
 
     Raises
     ------
     CheckpointError
-        If the dtype cannot hold a weight, or the disk the file.
+        If the dtype cannot hold a weight, the source cannot be read, or the file cannot be written.
     """
     config = checkpoint.config
     tensors = gguf_items(config, dtype)
@@ -126,7 +129,7 @@ def _model_pairs(path: Path, config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def _factors(config: ModelConfig) -> Any:
-    """What divides each rotary frequency, where it is not one number for all: (head_dim / 2,)."""
+    """The divisor of each rotary frequency, unless all share one: (head_dim / 2,)."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind == "linear":
         return None
@@ -134,7 +137,7 @@ def _factors(config: ModelConfig) -> Any:
 
 
 def _head(pairs: Pairs, places: Sequence[tuple[str, tuple[int, ...], int, int]]) -> bytes:
-    """Everything in front of the first tensor."""
+    """Everything before the first tensor."""
     parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(places), len(pairs))]
     for key, value in pairs.items():
         kind, data = pack_value(value)
@@ -154,10 +157,10 @@ def _string(data: bytes) -> bytes:
 
 
 def pack_value(value: Any) -> tuple[int, bytes]:
-    """GGUF's number of a value's type, and the value's bytes.
+    """Return GGUF's number of a value's type, and the value's bytes.
 
-    A bool, an int (uint32), a float (float32), bytes (a string), or a list of ints (int32), floats
-    or bytes.
+    The value is a bool, an int (uint32), a float (float32), bytes (a string), or a list of ints
+    (int32), floats or bytes.
     """
     if isinstance(value, list):
         if value and isinstance(value[0], bytes):

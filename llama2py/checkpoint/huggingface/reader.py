@@ -1,4 +1,4 @@
-"""Reads Hugging Face's directories: ``config.json``, and safetensors or PyTorch's files.
+"""The reader of Hugging Face directories: ``config.json``, and safetensors or PyTorch's files.
 
 Source: ``configuration_llama.py``, ``modeling_llama.py``, ``modeling_rope_utils.py`` and
 ``convert_llama_weights_to_hf.py`` of huggingface/transformers.
@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...config import ModelConfig, RopeScaling
 from ...errors import CheckpointError, ConfigError
-from ...formats.json_text import JsonFile
-from ...formats.mapped_file import MappedFile
-from ..base import Checkpoint
+from ...formats.bounded_json import JsonObject, read_object
+from ...formats.input_file import InputFile
+from ..checkpoint import Checkpoint
 from ..conventions import huggingface_conventions
-from ..stored import stored, unpermuted
-from ..tensors import Tensor
-from ..torch.file import read_torch_file
-from ..weights import Weight, check_weight, collect, cut_to_window, make_checkpoint, unwrapped
+from ..state_dict import (
+    Weight,
+    check_dtype,
+    check_shape,
+    check_sharing,
+    check_state_dict,
+    collect,
+    cut_to_window,
+    largest_dtype,
+    to_tensor,
+)
+from ..tensors import StoredTensor, Tensor
+from ..torch.file import Allowance as TorchAllowance
+from ..torch.file import Opened, read_torch_file
+from .safetensors import Allowance as SafetensorsAllowance
 from .safetensors import read_safetensors
 
 NAMES = {
@@ -41,21 +52,25 @@ MODEL_TYPES = ("llama", "mistral")
 MAX_FILES = 512
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
-# In the order of preference: the file with all tensors, its index if they are in several, and what
-# reads one.
-_KINDS: tuple[tuple[str, str, str, Callable[[MappedFile], dict[str, Weight]]], ...] = (
-    ("safetensors", "model.safetensors", "model.safetensors.index.json", read_safetensors),
-    (
-        "PyTorch",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        lambda file: unwrapped(file.path, read_torch_file(file)),
-    ),
-)
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A format of the weights."""
+
+    name: str
+    single: str
+    """The file that has all tensors."""
+    index: str
+    """The file that names the file of each tensor, where they are in several."""
+
+
+_SAFETENSORS = _Kind("safetensors", "model.safetensors", "model.safetensors.index.json")
+_PYTORCH = _Kind("PyTorch", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_KINDS = (_SAFETENSORS, _PYTORCH)  # the preferred one first
 
 
 def read_huggingface_directory(
-    folder: Path, tokenizer: Path | None, weights_file: Path | None = None
+    folder: Path, tokenizer: Path | None, opened: Opened | None = None
 ) -> Checkpoint:
     """Read a directory with a ``config.json``.
 
@@ -64,91 +79,109 @@ def read_huggingface_directory(
     folder : Path
         The directory.
     tokenizer : Path, optional
-        What was found beside the weights.
-    weights_file : Path, optional
-        The one file of it that was asked for; its siblings are read with it where there is an
-        index. By default safetensors, or else PyTorch's.
+        The vocabulary beside the weights.
+    opened : Opened, optional
+        The file of it that the user named, open already. Its siblings are read with it if there is
+        an index. By default safetensors are read, or else PyTorch's files. The checkpoint closes
+        it.
 
     Raises
     ------
     CheckpointError
-        If a file is missing or malformed, or the model is no LLaMA that llama2py computes: other
-        model types, biases, RoPE scaling but linear and llama3, quantized weights.
+        If a file is missing or malformed, or llama2py does not compute the model: other model
+        types, biases, RoPE scaling other than linear and llama3, quantized weights.
     """
-    about = JsonFile(folder / "config.json")
+    about = read_object(folder / "config.json")
     config, notes = _model_config(about)
     conventions = huggingface_conventions(folder, about, config.vocab_size)
-    kind, paths, mapping, read = _find_weights(folder, weights_file)
+    kind, paths, mapping = _find_weights(folder, None if opened is None else opened.file.path)
     with contextlib.ExitStack() as stack:
-        files: list[MappedFile] = []
+        allowances = (SafetensorsAllowance(), TorchAllowance())
+        files: list[InputFile] = []
         weights: dict[str, Weight] = {}
         for path in paths:
-            file = MappedFile(path)
-            stack.callback(file.close)
+            if opened is not None and opened.file.path == path:
+                file, saved = opened
+            else:
+                file, saved = InputFile(path), None
+                stack.callback(file.close)
             files.append(file)
-            for name, weight in read(file).items():
-                if mapping is not None and mapping.get(name) != path.name:
-                    continue  # the index decides
-                weights[name] = weight
+            if kind is _SAFETENSORS:
+                found = read_safetensors(file, allowances[0])
+            else:
+                saved = read_torch_file(file, allowances[1]) if saved is None else saved
+                found = check_state_dict(path, saved)
+            for name, weight in found.items():
+                if mapping is None or mapping.get(name) == path.name:  # the index decides
+                    weights[name] = weight
         if config.shared_classifier:
-            weights.pop(NAMES["wcls"], None)  # transformers ties it, whatever it holds
-        tensors = collect(
-            folder,
-            weights,
-            config,
-            NAMES,
-            check_weight,
-            _maker(config),
-            lambda n: bool(_ROTARY_TABLE.fullmatch(n)),
-        )
+            weights.pop(NAMES["wcls"], None)  # transformers ignores its contents
+        tensors = _tensors(folder, config, weights)
+        check_sharing(folder, tensors, sum(file.size for file in files))
         many = f", {len(paths)} files" if len(paths) > 1 else ""
-        how = f"Hugging Face ({kind}{many})"
-        checkpoint = make_checkpoint(
-            folder, how, config, tensors, files, tokenizer, notes, conventions
+        checkpoint = Checkpoint(
+            folder,
+            f"Hugging Face ({kind.name}{many})",
+            config,
+            tensors,
+            files,
+            tokenizer_path=tokenizer,
+            dtype=largest_dtype(tensors),
+            notes=notes,
+            conventions=conventions,
         )
         stack.pop_all()
+    if opened is not None and opened.file not in files:
+        opened.file.close()
     return checkpoint
 
 
-def _maker(config: ModelConfig) -> Callable[[str, Weight], Tensor]:
+def _tensors(
+    folder: Path, config: ModelConfig, weights: dict[str, Weight]
+) -> dict[str, tuple[Tensor, ...]]:
     heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
 
-    def make(kind: str, weight: Weight) -> Tensor:
-        return unpermuted(weight.array, heads[kind]) if kind in heads else stored(weight.array)
+    def make(kind: str, name: str, weight: Weight, shape: tuple[int, ...]) -> Tensor:
+        check_dtype(folder, name, weight)
+        check_shape(folder, name, weight.array.shape, shape)
+        if kind in heads:
+            return StoredTensor(weight.array, heads[kind])
+        return to_tensor(weight.array)
 
-    return make
+    return collect(
+        folder, weights, config, NAMES, make, lambda name: bool(_ROTARY_TABLE.fullmatch(name))
+    )
 
 
 def _find_weights(
     folder: Path, wanted: Path | None
-) -> tuple[str, list[Path], dict[str, str] | None, Callable[[MappedFile], dict[str, Weight]]]:
-    """Which kind of weights, their files, which tensor is in which, and what reads them."""
-    for kind, single, index, read in _KINDS:
-        if wanted is not None and (wanted.suffix == ".safetensors") != (kind == "safetensors"):
+) -> tuple[_Kind, list[Path], dict[str, str] | None]:
+    """The format of the weights, their files, and the name of each tensor's file."""
+    for kind in _KINDS:
+        if wanted is not None and (wanted.suffix == ".safetensors") != (kind is _SAFETENSORS):
             continue
         if wanted is not None and "-of-" not in wanted.name:
-            return kind, [wanted], None, read
-        if wanted is None and (folder / single).exists():
-            return kind, [folder / single], None, read
-        if (folder / index).exists():
-            mapping = _read_index(folder / index)
-            paths = [folder / name for name in sorted(set(mapping.values()))]
-            return kind, paths, mapping, read
-    expected = " or ".join(name for kind in _KINDS for name in kind[1:3])
+            return kind, [wanted], None
+        if wanted is None and (folder / kind.single).exists():
+            return kind, [folder / kind.single], None
+        if (folder / kind.index).exists():
+            mapping = _read_index(folder / kind.index)
+            return kind, [folder / name for name in sorted(set(mapping.values()))], mapping
+    expected = " or ".join(name for kind in _KINDS for name in (kind.single, kind.index))
     raise CheckpointError(f"{folder}: there are no weights in it, expected {expected}")
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    mapping = JsonFile(path).values.get("weight_map")
+    mapping = read_object(path).values.get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
-        raise CheckpointError(f"{path}: there is no weight_map in it, expected one")
+        raise CheckpointError(f"{path}: it has no weight_map")
     names = set()
     for name in mapping.values():
         # Nothing outside of the directory.
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-            found = repr(name[:80]) if isinstance(name, str) else "what is no text"
+            found = repr(name[:80]) if isinstance(name, str) else "not a string"
             raise CheckpointError(
-                f"{path}: a tensor is in {found}, expected the name of a file beside it"
+                f"{path}: the file of a tensor is {found}, expected the name of a file beside it"
             )
         names.add(name)
     if len(names) > MAX_FILES:
@@ -156,9 +189,8 @@ def _read_index(path: Path) -> dict[str, str]:
     return mapping
 
 
-def _model_config(about: JsonFile) -> tuple[ModelConfig, list[str]]:
+def _model_config(about: JsonObject) -> tuple[ModelConfig, list[str]]:
     """The numbers, and what a user should know about them."""
-    path = about.path
     model_type = about.text("model_type", "llama")
     if model_type not in MODEL_TYPES:
         raise about.error("model_type", " or ".join(MODEL_TYPES))
@@ -168,13 +200,13 @@ def _model_config(about: JsonFile) -> tuple[ModelConfig, list[str]]:
         if about.flag(name):
             raise about.error(name, "false: biases are not supported")
     if about.values.get("quantization_config") is not None:
-        raise about.error("quantization_config", "none: float32, float16 or bfloat16 weights")
+        raise about.error("quantization_config", "null: weights of other quantizers are not read")
     if about.number("partial_rotary_factor", 1.0) != 1:
         raise about.error("partial_rotary_factor", "1")
     window = about.integer("sliding_window", 0) if model_type == "mistral" else 0
     seq_len, notes = cut_to_window(about.integer("max_position_embeddings", 2048), window)
-    # transformers 5 gathers both in rope_parameters; before, there are rope_theta and rope_scaling.
-    rope = about.of("rope_parameters") or about.of("rope_scaling")
+    # transformers 5 has both in rope_parameters; older versions have rope_theta and rope_scaling.
+    rope = about.object("rope_parameters") or about.object("rope_scaling")
     has_theta = rope is not None and "rope_theta" in rope.values
     theta = (rope if rope and has_theta else about).number("rope_theta", 10000.0)
     heads, head_dim = about.integer("num_attention_heads"), about.values.get("head_dim")
@@ -194,11 +226,11 @@ def _model_config(about: JsonFile) -> tuple[ModelConfig, list[str]]:
             rope_scaling=None if rope is None else _rope_scaling(rope, about),
         )
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{about.path}: {error}") from None
     return config, notes
 
 
-def _rope_scaling(rope: JsonFile, about: JsonFile) -> RopeScaling | None:
+def _rope_scaling(rope: JsonObject, about: JsonObject) -> RopeScaling | None:
     name = "rope_type" if "rope_type" in rope.values else "type"
     match rope.text(name, "default"):
         case "default":

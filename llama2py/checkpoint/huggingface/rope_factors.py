@@ -1,4 +1,4 @@
-"""Factors of the rotary frequencies as the formula that they come from."""
+"""Llama 3.1's scaling formula, recovered from the factors that it gives."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 from ...config import ModelConfig, RopeScaling, frequencies
 
-_CLOSE = 1e-6  # float32 may have moved them by 6e-8
+_CLOSE = 1e-6  # rounding to float32 may have moved them by 6e-8
 
-# Of Llama 3.1 and 3.2; and contexts that models had before they were stretched.
+# Factors of Llama 3.1 and 3.2, and contexts that models had before they were stretched.
 _FACTORS = (8.0, 32.0, 4.0, 16.0, 2.0)
 _ORIGINAL = (8192, 4096, 2048)
 
 
 def as_llama3(config: ModelConfig) -> RopeScaling | None:
-    """Llama 3.1's scaling with the very factors that a model's scaling has.
+    """Find the setting of Llama 3.1's scaling that gives a model's factors.
 
     Parameters
     ----------
     config : ModelConfig
-        Its ``rope_scaling`` is of kind ``factors``.
+        The model. Its ``rope_scaling`` is of kind ``factors``.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def as_llama3(config: ModelConfig) -> RopeScaling | None:
     """
     assert config.rope_scaling is not None, "a model without scaling has no factors"
     factors = config.rope_scaling.divisors(config.head_dim, config.rope_theta)
-    # Frequencies that are slow enough are divided by the whole factor.
+    # The slowest frequencies are divided by the whole factor.
     largest = max(factors)
     whole = round(largest)
     largest = float(whole) if math.isclose(largest, whole, rel_tol=_CLOSE) else largest
@@ -47,7 +47,7 @@ def as_llama3(config: ModelConfig) -> RopeScaling | None:
 
 
 def _originals(config: ModelConfig, factors: Sequence[float], factor: float) -> list[int]:
-    """The original context, from the first frequency that is divided by a part of the factor."""
+    """Compute the original context from the first frequency that is divided in part."""
     usual = RopeScaling("llama3", 2.0)
     for each, frequency in zip(
         factors, frequencies(config.head_dim, config.rope_theta), strict=True

@@ -1,4 +1,4 @@
-"""Writes Hugging Face's directories: ``config.json``, ``generation_config.json`` and safetensors.
+"""The writer of Hugging Face directories: config.json, generation_config.json and safetensors.
 
 Source: what ``huggingface_hub`` splits by and ``transformers`` reads; safetensors' README.
 """
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from ...config import ModelConfig
 from ...errors import CheckpointError
 from ...formats.atomic_write import replacing
-from ..base import Checkpoint
-from ..write_tensors import Item, items, write_item
+from ..checkpoint import Checkpoint
+from ..export import Item, Reorder, items
 from .reader import NAMES
 from .rope_factors import as_llama3
+from .safetensors import write_safetensors
 
-# The token BOS, and those that end a text.
+# The BOS token, and the tokens that end a text.
 SpecialIds: TypeAlias = tuple[int | None, Sequence[int]]
 
 SHARD_SIZE = 5 * 10**9  # bytes of tensors in one file
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def huggingface_items(config: ModelConfig, dtype: str, norms: str) -> list[Item]:
-    """The tensors of such a directory: matrices of one dtype, and norms."""
+    """List the tensors of a directory, with a dtype of the matrices and one of the norms."""
     return list(items(config, NAMES, lambda shape: dtype if len(shape) == 2 else norms))
 
 
@@ -42,28 +42,28 @@ def write_huggingface(
     progress: Callable[[int], object] = lambda weights: None,
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Write the model's files, all but the tokenizer's, into a folder that is there.
+    """Write the model's files, without the tokenizer's, into an existing folder.
 
     Parameters
     ----------
     folder : Path
-        Where to.
+        The output folder.
     checkpoint : Checkpoint
         The model, of any format.
     dtype, norms : {'float32', 'float16', 'bfloat16'}
-        Of its matrices, and of its norms.
+        Dtype of the matrices, and of the norms.
     ids : tuple of (int or None, sequence of int)
-        The token BOS, where it is known, and those that end a text, EOS first.
+        The BOS token, if it is known, and the tokens that end a text, EOS first.
     progress : callable
-        Told the number of weights of each tensor that is written.
+        Called after each tensor with its number of weights.
     shard_size : int
-        Bytes of tensors in one file, at most, unless a single one has more.
+        At most this many bytes of tensors go into one file, unless a single tensor has more.
 
     Raises
     ------
     CheckpointError
-        If the dtype cannot hold a weight, config.json one of the model's numbers, or the disk one
-        of the files.
+        If the dtype cannot hold a weight, config.json cannot hold one of the model's numbers, the
+        source cannot be read, or a file cannot be written.
     """
     about = config_json(checkpoint, dtype, ids)
     _write_json(folder / "config.json", about)
@@ -74,7 +74,7 @@ def write_huggingface(
         name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         name = "model.safetensors" if len(shards) == 1 else name
         mapping |= {item.name: name for item in shard}
-        _write_safetensors(folder / name, shard, checkpoint, progress)
+        write_safetensors(folder / name, shard, checkpoint, progress, _reorder(checkpoint.config))
     if len(shards) > 1:
         total = sum(item.nbytes for shard in shards for item in shard)
         index = {"metadata": {"total_size": total}, "weight_map": mapping}
@@ -82,12 +82,12 @@ def write_huggingface(
 
 
 def config_json(checkpoint: Checkpoint, dtype: str, ids: SpecialIds) -> dict[str, Any]:
-    """What config.json says of a model.
+    """Return the contents of a model's config.json.
 
     Raises
     ------
     CheckpointError
-        If it cannot say how the rotary frequencies are scaled.
+        If config.json has no setting that scales the rotary frequencies as this model does.
     """
     config = checkpoint.config
     return {
@@ -125,11 +125,11 @@ def _rope_scaling(checkpoint: Checkpoint) -> dict[str, Any] | None:
     config = checkpoint.config
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "factors":
-        scaling = as_llama3(config)  # GGUF has only the factors of what is Llama 3.1's formula
+        scaling = as_llama3(config)  # GGUF stores factors instead of Llama 3.1's formula
         if scaling is None:
             raise CheckpointError(
-                f"{checkpoint.path}: a config.json cannot say that each rotary frequency has a"
-                " factor of its own, expected the format gguf for this model"
+                f"{checkpoint.path}: a config.json cannot give each rotary frequency its own"
+                " factor: use the format gguf for this model"
             )
     if scaling is None:
         return None
@@ -145,7 +145,7 @@ def _rope_scaling(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _shards(tensors: Sequence[Item], shard_size: int) -> list[list[Item]]:
-    """Fill one file after the other."""
+    """Divide tensors among files, in order."""
     shards: list[list[Item]] = [[]]
     size = 0
     for item in tensors:
@@ -157,41 +157,25 @@ def _shards(tensors: Sequence[Item], shard_size: int) -> list[list[Item]]:
     return shards
 
 
-def _write_safetensors(
-    path: Path, shard: Sequence[Item], checkpoint: Checkpoint, progress: Callable[[int], object]
-) -> None:
-    # "pt": transformers asks whose tensors they are.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for item in shard:
-        begin, end = end, end + item.nbytes
-        header[item.name] = {
-            "dtype": _DTYPES[item.dtype],
-            "shape": item.shape,
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+def _reorder(config: ModelConfig) -> Reorder:
+    """What puts the rows of wq and wk into Hugging Face's order."""
+    heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
 
-    def turn(kind: str, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        heads = {"wq": checkpoint.config.n_heads, "wk": checkpoint.config.n_kv_heads}
+    def reorder(kind: str, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         return permuted(weights, heads[kind]) if kind in heads else weights
 
-    with replacing(path, CheckpointError) as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for item in shard:
-            write_item(out, item, checkpoint, progress, turn)
+    return reorder
 
 
 def permuted(weights: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
-    """Put the rows of wq or wk into Hugging Face's order; `stored.unpermuted` undoes it.
+    """Put the rows of wq or wk into Hugging Face's order; `StoredTensor` undoes it.
 
     Parameters
     ----------
     weights : ndarray, float32, shape (n_heads * head_dim, dim)
-        The two channels of a rotary pair beside each other.
+        The two channels of a rotary pair are side by side.
     n_heads : int
-        Of the queries, or of the keys.
+        Number of heads of the queries, or of the keys.
 
     Returns
     -------

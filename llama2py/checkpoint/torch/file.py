@@ -1,6 +1,6 @@
-"""Reads what ``torch.save`` wrote, without PyTorch: tensors as views, around them plain containers.
+"""Files of ``torch.save``, read without PyTorch: tensors in plain containers.
 
-The file is a zip archive: ``data.pkl`` describes the objects, ``data/<key>`` holds a storage each;
+The file is a zip archive: ``data.pkl`` describes the objects, each ``data/<key>`` holds a storage;
 a tensor is a window into a storage, with strides.
 
 Source: PyTorch's ``torch/serialization.py`` and ``torch/_utils.py``.
@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ...errors import CheckpointError
-from ...formats.mapped_file import MappedFile
-from ...formats.sniff import HEAD, kind_of
-from ..weights import Weight
-from .unpickler import Function, fill, unpickle
-from .zip_archive import MAGIC, Entry, read_entries
+from ...formats.input_file import FileArray, InputFile, named
+from ...formats.sniff import HEAD, ZIP, kind_of
+from ..state_dict import Weight
+from .unpickler import Function, Limits, fill, unpickle
+from .zip_archive import Entry, read_entries
 
-MAX_PICKLE = 8 << 20  # a 70-billion-parameter model's is 0.1 MB
+MAX_PICKLE = 8 << 20  # bytes; the pickle of a 70-billion-parameter model has 0.1 MB
+MAX_TENSOR_DIMS = 8
+_MAX_SIZES = 64  # numbers of a shape that are looked at
+_MAX_KEY = 1000  # characters
+# The elements of a real tensor lie close together, even of a slice of a larger one.
+_MAX_SPREAD = 8
 
-# Storage class: the dtype's name and NumPy's, bfloat16 by its bits, what is no weight by its size.
+# Storage class: the dtype's name and NumPy's. bfloat16 is its bits; a dtype that no weight has is
+# opaque bytes.
 _STORAGES = {
     "FloatStorage": ("float32", "<f4"),
     "HalfStorage": ("float16", "<f2"),
@@ -49,17 +54,39 @@ class _StorageType:
 @dataclass(frozen=True, slots=True)
 class _Storage:
     dtype: str
-    array: np.ndarray[Any, Any]  # (numel,), a view
+    array: FileArray  # (numel,)
     key: str
 
 
-def read_torch_file(file: MappedFile) -> object:
+@dataclass(slots=True)
+class Allowance:
+    """What the files of one model may hold together; reading uses it up.
+
+    A model of 405 billion parameters in 16 shards has 18,000 tensors, each an entry of an archive
+    and about 30 steps of a pickle.
+    """
+
+    entries: int = 50_000
+    limits: Limits = field(default_factory=lambda: Limits(steps=1_000_000, memory=64 << 20))
+
+
+class Opened(NamedTuple):
+    """A file that is open already, with its contents."""
+
+    file: InputFile
+    saved: object
+    """From `read_torch_file`; None for a file of another format."""
+
+
+def read_torch_file(file: InputFile, allowance: Allowance | None = None) -> object:
     """Read a file of ``torch.save`` (PyTorch 1.6 or later).
 
     Parameters
     ----------
-    file : MappedFile
-        The file; the tensors are views of it.
+    file : InputFile
+        The file. The tensors are read from it when they are used.
+    allowance : Allowance, optional
+        What is left for this file, where it is one of several.
 
     Returns
     -------
@@ -69,18 +96,20 @@ def read_torch_file(file: MappedFile) -> object:
     Raises
     ------
     CheckpointError
-        If the file is malformed, cut short, of big-endian byte order, or names anything that is no
-        tensor and no plain container; nothing that it names is ever run.
+        If the file is malformed, cut short or big-endian, or names anything but tensors and plain
+        containers. Nothing that it names is ever run.
     """
-    head = file.read(0, HEAD)
-    if not head.startswith(MAGIC) and (kind := kind_of(head)) is not None:
+    allowance = allowance or Allowance()
+    kind = kind_of(file.read(0, HEAD))
+    if kind not in (ZIP, None):
         raise CheckpointError(f"{file.path}: this is {kind}, expected a file of PyTorch")
-    entries = read_entries(file)
+    entries = read_entries(file, allowance.entries)
+    allowance.entries -= len(entries)
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise CheckpointError(
-            f"{file.path}: this zip archive holds {len(pickles)} data.pkl, expected one:"
-            " a file of PyTorch"
+            f"{file.path}: this zip archive has {len(pickles)} files data.pkl,"
+            " a file of PyTorch has 1"
         )
     prefix = pickles[0].removesuffix("data.pkl")
     try:
@@ -91,17 +120,18 @@ def read_torch_file(file: MappedFile) -> object:
             )
         order = entries.get(prefix + "byteorder", Entry(0, 0))
         if file.read(order.offset, min(order.size, 16)) not in (b"", b"little"):
-            raise CheckpointError("its tensors are not little-endian, expected them to be")
+            raise CheckpointError("its tensors are big-endian, which is not supported")
         loader = _Loader(file, prefix, entries)
-        return unpickle(file.read(entry.offset, entry.size), _NAMES, loader.load)
+        data = file.read(entry.offset, entry.size)
+        return unpickle(data, _NAMES, loader.load, allowance.limits)
     except CheckpointError as error:
-        raise CheckpointError(f"{file.path}: {error}") from None
+        raise named(file.path, error) from None
 
 
 class _Loader:
-    """Makes storages of the archive's entries."""
+    """Finds storages among the archive's entries."""
 
-    def __init__(self, file: MappedFile, prefix: str, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, file: InputFile, prefix: str, entries: Mapping[str, Entry]) -> None:
         self.file, self.prefix, self.entries = file, prefix, entries
 
     def load(self, description: object) -> _Storage:
@@ -109,53 +139,60 @@ class _Loader:
             case ("storage", _StorageType() as kind, str(key), str(_), int(numel)):
                 pass
             case _:
-                raise CheckpointError("the pickle describes no storage, expected one")
-        entry = self.entries.get(f"{self.prefix}data/{key}")
+                raise CheckpointError("the pickle loads an object that is not a storage")
+        # A long key costs its length at each use, and a pickle can use it again and again.
+        entry = self.entries.get(f"{self.prefix}data/{key}") if len(key) <= _MAX_KEY else None
         if entry is None:
-            raise CheckpointError(f"the storage {key[:40]!r} is missing, expected it in the file")
+            raise CheckpointError(f"the storage {key[:40]!r} is missing from the file")
         dtype = np.dtype(kind.numpy)
         if numel < 0 or numel * dtype.itemsize != entry.size:
             raise CheckpointError(
                 f"the storage {key[:40]!r} has {entry.size} bytes,"
                 f" expected {numel * dtype.itemsize} for {numel} of {kind.dtype}"
             )
-        if numel == 0:
-            return _Storage(kind.dtype, np.zeros(0, dtype), key)
-        return _Storage(kind.dtype, self.file.view(entry.offset, dtype, (numel,)), key)
+        return _Storage(kind.dtype, self.file.array(entry.offset, dtype, (numel,)), key)
 
 
 def _rebuild_tensor(
     storage: object, offset: object, shape: object, strides: object, *_: object
 ) -> Weight:
-    """A window into a storage; what else torch passes concerns gradients."""
+    """A window into a storage. The further arguments concern gradients."""
     if not isinstance(storage, _Storage) or not _is_sizes(shape) or not _is_sizes(strides):
+        raise CheckpointError("a tensor in the pickle lacks a storage, a shape or strides")
+    if len(shape) > MAX_TENSOR_DIMS or len(shape) != len(strides):
         raise CheckpointError(
-            "a tensor in the pickle has no storage, shape or strides, expected it"
+            f"a tensor in the pickle has {len(shape)} dimensions and {len(strides)} strides,"
+            f" expected at most {MAX_TENSOR_DIMS} of both, and as many strides as dimensions"
         )
-    size = storage.array.size
+    whole, item = storage.array, storage.array.dtype.itemsize
     count = math.prod(shape)
     begin = offset if type(offset) is int else -1
     last = begin + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    # count: one that repeats its storage with strides of 0 would be larger than the file.
-    if begin < 0 or (count and last >= size) or count > size or len(shape) > 8:
+    # count: a tensor that repeats its storage with strides of 0 would be larger than the file.
+    if begin < 0 or (count and last >= whole.size) or count > whole.size:
         raise CheckpointError(
             f"a tensor of shape {_short(shape)}, strides {_short(strides)} and offset"
-            f" {_short(offset)} does not fit, expected it within its storage of {size} values"
+            f" {_short(offset)} does not fit into its storage of {whole.size} values"
         )
-    if not count:
-        return Weight(storage.dtype, np.zeros(shape, storage.array.dtype))
-    item = storage.array.itemsize
-    steps = [stride * item if n > 1 else 0 for n, stride in zip(shape, strides, strict=True)]
-    array = as_strided(storage.array[begin:], shape, steps, writeable=False)
-    return Weight(storage.dtype, array, (storage.key, begin, tuple(shape), tuple(strides)))
+    if count and last - begin >= _MAX_SPREAD * count + 4096:
+        raise CheckpointError(
+            f"the {count} values of a tensor are spread over {last - begin + 1} of its storage,"
+            f" expected at most {_MAX_SPREAD} times as many"
+        )
+    steps = tuple(stride * item for stride in strides)
+    array = FileArray(whole.file, whole.offset + begin * item, whole.dtype, shape, steps)
+    return Weight(storage.dtype, array, (storage.key, begin, shape, strides))
 
 
 def _is_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
-    return isinstance(value, tuple) and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
+    # The length first: a pickle can use one long tuple again and again.
+    if not isinstance(value, tuple) or len(value) > _MAX_SIZES:
+        return False
+    return all(type(n) is int and 0 <= n < 1 << 62 for n in value)
 
 
 def _short(value: object) -> str:
-    """For an error: never a container of containers, which could be endless."""
+    """A value for an error: never a container of containers, which could be endless."""
     if isinstance(value, tuple):
         return f"({', '.join(map(str, value[:8]))})"
     return str(value) if type(value) is int and abs(value) < 1 << 64 else "?"

@@ -1,8 +1,8 @@
-"""A machine for pickles that can build plain containers and what its caller hands it: no more.
+"""A machine for pickles that can build plain containers and what its caller gives it: no more.
 
-A pickle is a program, and Python's own machine runs whatever it names. This one has no way to
-import anything: a name is looked up in the caller's table, and one that is not there is refused by
-name. What a program may build is bounded, too: small files can ask for much memory.
+A pickle is a program, and Python's own machine runs whatever it names. This one cannot import
+anything: a name is looked up in the caller's table, and one that is not there is refused by name.
+What a program may build is bounded, too: a small file can ask for much memory.
 
 Source: ``pickletools`` of the standard library, which documents every opcode.
 """
@@ -17,7 +17,11 @@ from typing import Any
 from ...errors import CheckpointError
 
 MAX_STEPS = 250_000  # a training checkpoint of 80 layers takes about 100,000
-_OBJECT, _CONTAINER = 100, 300  # bytes that Python takes for one, at most, its place in a list too
+MAX_MEMORY = 12 << 20  # bytes
+_MAX_NAME = 1000  # characters of a module and a name in it
+# Bytes that Python takes for an object or a container, at most, with its place in a list.
+_OBJECT, _CONTAINER = 100, 300
+_SMALL_CALL = 16  # arguments and items of a call that costs nothing extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +32,25 @@ class Function:
     call: Callable[..., object]
 
 
+@dataclass(slots=True)
+class Limits:
+    """What several pickles may do together; running one uses it up.
+
+    Attributes
+    ----------
+    steps : int
+        Instructions.
+    memory : int
+        Bytes that the objects may take, roughly.
+    """
+
+    steps: int = MAX_STEPS
+    memory: int = MAX_MEMORY
+
+
 _MARK = object()
 _FIXED: dict[int, tuple[struct.Struct, bool]] = {
-    # opcode: the argument behind it, and whether it is the length of bytes that follow
+    # opcode: its argument, and whether that is the length of the bytes that follow
     ord("J"): (struct.Struct("<i"), False),  # BININT
     ord("K"): (struct.Struct("<B"), False),  # BININT1
     ord("M"): (struct.Struct("<H"), False),  # BININT2
@@ -55,7 +75,7 @@ def unpickle(
     data: bytes,
     names: Mapping[str, object],
     load: Callable[[object], object],
-    budget: int = 12 << 20,
+    limits: Limits | None = None,
 ) -> object:
     """Run a pickle of protocol 2 to 5.
 
@@ -64,28 +84,34 @@ def unpickle(
     data : bytes
         The program.
     names : mapping of str to object
-        What ``module.name`` in it stands for; only a `Function` can be called.
+        What each ``module.name`` in it stands for. Only a `Function` can be called.
     load : callable
         Makes an object of a persistent id (PyTorch: of a tuple that describes a storage).
-    budget : int
-        Bytes of memory that the objects may take, roughly.
+    limits : Limits, optional
+        What is left for this pickle, where it is one of several. Each takes at most `MAX_STEPS`
+        steps and `MAX_MEMORY` bytes of it.
 
     Returns
     -------
     object
-        Of None, bool, int, float, str, bytes, list, tuple, dict, and what came from the caller.
+        Made of None, bool, int, float, str, bytes, list, tuple, dict, and the caller's objects.
 
     Raises
     ------
     CheckpointError
-        Without a file's name, for the caller to add: if the program is malformed, cut short, does
-        too much, or names or calls anything else.
+        Without a file's name, for the caller to add: the program is malformed, cut short, does too
+        much, or names or calls anything else.
     """
-    machine = _Machine(data, names, load, budget)
+    limits = limits or Limits()
+    steps, memory = min(limits.steps, MAX_STEPS), min(limits.memory, MAX_MEMORY)
+    machine = _Machine(data, names, load, steps, memory)
     try:
         return machine.run()
     except (struct.error, IndexError):
-        raise CheckpointError("the pickle is cut short or damaged, expected a whole one") from None
+        raise CheckpointError("the pickle is cut short or damaged") from None
+    finally:
+        limits.steps -= steps - machine.steps
+        limits.memory -= memory - machine.memory
 
 
 class _Machine:
@@ -94,23 +120,26 @@ class _Machine:
         data: bytes,
         names: Mapping[str, object],
         load: Callable[[object], object],
-        budget: int,
+        steps: int,
+        memory: int,
     ) -> None:
-        self.data, self.names, self.load, self.budget = data, names, load, budget
+        self.data, self.names, self.load = data, names, load
+        self.steps, self.memory = steps, memory  # left
         self.at = 0
         self.stack: list[Any] = []
         self.memo: dict[int, object] = {}
 
     def run(self) -> object:
-        for _ in range(MAX_STEPS):
+        while self.steps > 0:
+            self.steps -= 1
             opcode = self.argument(1)[0]
             if opcode == ord("."):
                 result = self.pop()
                 if self.stack:
-                    raise CheckpointError("the pickle leaves things over, expected one object")
+                    raise CheckpointError("the pickle leaves more than one object")
                 return result
             self.step(opcode)
-        raise CheckpointError(f"the pickle has over {MAX_STEPS} steps, expected a checkpoint's")
+        raise CheckpointError("the pickle takes more steps than that of any checkpoint")
 
     def step(self, opcode: int) -> None:
         if opcode in _FIXED:
@@ -134,14 +163,14 @@ class _Machine:
         else:
             raise CheckpointError(
                 f"the pickle has the instruction 0x{opcode:02x} at its byte {self.at - 1},"
-                " expected only those that tensors and plain containers need"
+                " which tensors and plain containers do not need"
             )
 
     # ---- the program ----
 
     def argument(self, size: int) -> bytes:
         if size > len(self.data) - self.at:
-            raise CheckpointError("the pickle is cut short, expected a whole one")
+            raise CheckpointError("the pickle is cut short")
         self.at += size
         return self.data[self.at - size : self.at]
 
@@ -163,20 +192,20 @@ class _Machine:
         try:
             return content.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
-            raise CheckpointError("a text in the pickle is no UTF-8, expected it to be") from None
+            raise CheckpointError("a string in the pickle is not UTF-8") from None
 
     def line(self) -> str:
         end = self.data.find(b"\n", self.at, self.at + 1000)
         if end < 0:
-            raise CheckpointError("a name in the pickle has no end, expected a line")
+            raise CheckpointError("a name in the pickle does not end")
         return self.text(self.argument(end + 1 - self.at)[:-1])
 
     # ---- the stack and the memo ----
 
     def spend(self, cost: int) -> None:
-        self.budget -= cost
-        if self.budget < 0:
-            raise CheckpointError("the pickle builds far more than tensors, expected a checkpoint")
+        self.memory -= cost
+        if self.memory < 0:
+            raise CheckpointError("the pickle builds far more than a checkpoint's tensors")
 
     def push(self, value: object, cost: int = _OBJECT) -> None:
         self.spend(cost)
@@ -185,7 +214,7 @@ class _Machine:
     def pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise CheckpointError("the pickle takes more than it put down, expected a checkpoint")
+            raise CheckpointError("the pickle takes an object that it did not put on the stack")
         return value
 
     def pop_to_mark(self) -> list[Any]:
@@ -197,13 +226,13 @@ class _Machine:
 
     def top(self, kind: type, what: str) -> Any:
         if not isinstance(self.stack[-1], kind):
-            raise CheckpointError(f"the pickle adds to what is no {what}, expected one")
+            raise CheckpointError(f"the pickle adds to an object that is not a {what}")
         return self.stack[-1]
 
     def remember(self, index: int) -> None:
         self.spend(_OBJECT)
         if self.stack[-1] is _MARK:
-            raise CheckpointError("the pickle stores a mark, expected an object")
+            raise CheckpointError("the pickle stores a mark as an object")
         self.memo[index] = self.stack[-1]
 
     # ---- instructions ----
@@ -230,7 +259,7 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         if len(items) % 2:
-            raise CheckpointError("the pickle sets a key without a value, expected both")
+            raise CheckpointError("the pickle sets a key without a value")
         self.spend(_OBJECT * len(items))
         fill(self.top(dict, "dict"), list(zip(items[::2], items[1::2], strict=True)))
 
@@ -241,32 +270,37 @@ class _Machine:
     def find_stacked(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise CheckpointError("the pickle names something by what is no text, expected text")
+            raise CheckpointError("the pickle names an object by something that is not a string")
         self.push(self.find(module, name))
 
     def find(self, module: str, name: str) -> object:
-        full = f"{module}.{name}"
+        # A long name costs its length at each use, and a pickle can use it again and again.
+        full = f"{module[:_MAX_NAME]}.{name[:_MAX_NAME]}"
         if full not in self.names:
             raise CheckpointError(
-                f"the pickle names {full[:120]!r}, which is not run;"
-                " expected tensors and plain containers only"
+                f"the pickle names {full[:120]!r}, which is never run: only tensors and plain"
+                " containers are read"
             )
         return self.names[full]
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Function) or not isinstance(arguments, tuple):
-            raise CheckpointError("the pickle calls what is no function, expected a checkpoint")
+            raise CheckpointError("the pickle calls an object that is not a function")
+        # A call looks at each argument and at the items of each, and a pickle can call a function
+        # with the same long list again and again.
+        sizes = [len(each) for each in arguments[:8] if isinstance(each, list | tuple | dict)]
+        self.spend(_OBJECT * max(0, len(arguments) + sum(sizes) - _SMALL_CALL))
         try:
             result = function.call(*arguments)
         except (TypeError, ValueError):  # too few arguments, too many, or others
             raise CheckpointError(
-                f"the pickle calls {function.name} with wrong arguments, expected a checkpoint"
+                f"the pickle calls {function.name} with wrong arguments"
             ) from None
         self.push(result, _CONTAINER)
 
     def build(self) -> None:
-        """Attributes of an object: state_dict() gives its dict one. They are not needed."""
+        """Drop the attributes of an object: state_dict() gives its dict one that nothing needs."""
         self.pop()
         self.top(dict, "dict")
 
@@ -276,7 +310,7 @@ class _Machine:
 
 _STEPS: dict[int, Callable[[_Machine], object]] = {
     0x80: _Machine.protocol,
-    0x95: lambda machine: machine.argument(8),  # FRAME: how the bytes were buffered
+    0x95: lambda machine: machine.argument(8),  # FRAME: how the writer buffered
     ord("("): lambda machine: machine.push(_MARK),
     ord("0"): _Machine.pop,
     ord("1"): _Machine.pop_to_mark,
@@ -295,17 +329,15 @@ _STEPS: dict[int, Callable[[_Machine], object]] = {
 
 
 def fill(target: dict[Any, Any], pairs: list[tuple[Any, Any]]) -> None:
-    """Set items of a dict whose keys may only be texts, None and small whole numbers.
+    """Set items of a dict. Keys may only be strings, None and small whole numbers.
 
     Raises
     ------
     CheckpointError
-        If a key is anything else.
+        A key is anything else.
     """
     for key, value in pairs:
         is_small = isinstance(key, int) and abs(key) < _MAX_KEY
         if not (is_small or key is None or isinstance(key, str)):
-            raise CheckpointError(
-                "a key in the pickle is neither a text nor a small number, expected one"
-            )
+            raise CheckpointError("a key in the pickle is neither a string nor a small number")
         target[key] = value

@@ -1,0 +1,116 @@
+"""Checkpoint: what every format's reader returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .._util import Closing
+from ..config import ModelConfig
+from ..errors import ClosedError
+from ..formats.input_file import InputFile
+from .conventions import Conventions
+from .tensors import Tensor
+
+
+class Checkpoint(Closing):
+    """An open checkpoint: the model's numbers and its tensors. A context manager.
+
+    Made by `open_checkpoint`.
+
+    Parameters
+    ----------
+    path : Path
+        The file or directory that was opened.
+    format : str
+        The format, for people: ``'llama2.c v2 (int8)'``, ``'Hugging Face (safetensors)'``.
+    config : ModelConfig
+        The numbers of the model.
+    tensors : mapping of str to tuple of Tensor
+        As in the property `tensors`.
+    files : sequence of InputFile
+        What the tensors are read from. They are closed with the checkpoint.
+    group_size : int, optional
+        Values per scale where all or some matrices are int8 or int4. Other matrices that become
+        int8 get groups of this size, too.
+    tokenizer_path : Path, optional
+        The tokenizer that belongs to the checkpoint, where the format says which.
+    dtype : str, optional
+        What the matrices are stored as: ``'float32'``, ``'float16'``, ``'bfloat16'``, ``'int8'``,
+        ``'int4'``. GGUF's other blocks count as float32, which they are widened to. By default
+        int8 if there is a group size, else float32.
+    notes : sequence of str, optional
+        What a user should know about the files, for ``info``.
+    conventions : Conventions, optional
+        How texts begin, end and take turns, where the metadata says so.
+    gguf_pairs : mapping of str to value, optional
+        The metadata of a GGUF file, so that the vocabulary in it need not parse the file again.
+
+    Attributes
+    ----------
+    path, format, config, group_size, tokenizer_path, dtype, notes, conventions, gguf_pairs
+        As above.
+    file_size : int
+        Bytes of all files together.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        config: ModelConfig,
+        tensors: Mapping[str, tuple[Tensor, ...]],
+        files: Sequence[InputFile],
+        group_size: int | None = None,
+        tokenizer_path: Path | None = None,
+        dtype: str | None = None,
+        notes: Sequence[str] = (),
+        conventions: Conventions | None = None,
+        gguf_pairs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.format = format
+        self.config = config
+        self.group_size = group_size
+        self.tokenizer_path = tokenizer_path
+        self.dtype = dtype or ("float32" if group_size is None else "int8")
+        self.notes = tuple(notes)
+        self.conventions = conventions or Conventions()
+        self.gguf_pairs = gguf_pairs
+        self.file_size = sum(file.size for file in files)
+        self._tensors: Mapping[str, tuple[Tensor, ...]] | None = MappingProxyType(dict(tensors))
+        self._files = tuple(files)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja program that formats a dialogue for this model, where the metadata has one."""
+        return self.conventions.chat_template
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[Tensor, ...]]:
+        """The tensors by llama2.c's names: one per layer, or a tuple of one.
+
+        Names, counts and shapes are those of `tensor_shapes`. In llama2.c's files the order is the
+        file's. The weights are read from the file at each use, not when the checkpoint is opened:
+        a tensor cannot be used after the checkpoint is closed.
+
+        Raises
+        ------
+        ClosedError
+            After `close`.
+        """
+        if self._tensors is None:
+            raise ClosedError(f"{self.path}: the checkpoint is closed")
+        return self._tensors
+
+    def close(self) -> None:
+        """Close the files. Closing twice does no harm."""
+        self._tensors = None
+        for file in self._files:
+            file.close()
+
+    def __repr__(self) -> str:
+        state = " (closed)" if self._tensors is None else ""
+        return f"<Checkpoint {str(self.path)!r}: {self.format}, {self.file_size} bytes{state}>"

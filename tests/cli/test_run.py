@@ -1,0 +1,269 @@
+"""``llama2py run``: output, flags, prompts, chat."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama2py import load
+from llama2py.chat.dialogue import Chat
+from llama2py.cli import main
+from tests.cli.conftest import Call
+from tests.support.command_line import llama2py
+
+
+def recorded(test_data: Path, **wanted: object) -> dict[str, Any]:
+    cases: list[dict[str, Any]] = json.loads((test_data / "golden" / "llama2c.json").read_text())
+    return next(c for c in cases if all(c[name] == value for name, value in wanted.items()))
+
+
+def test_run_prints_the_recorded_story_and_its_speed(
+    call: Call, story: list[str], test_data: Path
+) -> None:
+    case = recorded(
+        test_data, checkpoint="stories260K", seed=42, prompt="One day, Lily met a Shoggoth"
+    )
+    done = call(*story, "-t", "1.0", "-p", "0.9", "-s", "42", "-n", "0", "-i", case["prompt"])
+    assert done.returncode == 0
+    assert done.stdout == case["stdout"]
+    speed, details = done.stderr.splitlines()
+    assert float(speed.removeprefix("achieved tok/s: ")) > 0
+    assert details.startswith("prompt tok/s: ")
+    assert "(15 tokens), first token after" in details
+    assert details.endswith("seed 42")
+
+
+def test_long_flags_equal_the_short_ones(call: Call, story: list[str]) -> None:
+    short = call(*story, "-t", "0.5", "-p", "0.8", "-s", "3", "-n", "40", "-i", "Tom")
+    flags = ["--temperature=0.5", "--top-p=0.8", "--seed=3", "--steps=40", "--prompt=Tom"]
+    assert call(*story, *flags).stdout == short.stdout
+    assert len(short.stdout) > 40
+
+
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_steps_count_the_prompt_and_may_cut_it(
+    call: Call, story: list[str], test_data: Path, steps: int
+) -> None:
+    case = recorded(test_data, checkpoint="stories260K", steps=steps)
+    flags = ["-t", case["temperature"], "-p", case["topp"], "-s", case["seed"], "-n", steps]
+    done = call(*story, *map(str, flags), "-i", case["prompt"])
+    assert done.stdout == case["stdout"]
+
+
+def test_seed_0_draws_a_seed_that_repeats_the_story(call: Call, story: list[str]) -> None:
+    first, second = call(*story, "-s", "0"), call(*story)
+    assert first.stdout != second.stdout
+    seed = second.stderr.split()[-1]
+    assert call(*story, "-s", seed).stdout == second.stdout
+
+
+def test_threads_and_backend_do_not_change_the_story(call: Call, story: list[str]) -> None:
+    flags = ["-s", "7", "-n", "60"]
+    one = call(*story, *flags, "--threads", "1")
+    assert call(*story, *flags, "--threads", "3").stdout == one.stdout
+    assert call(*story, *flags, "--backend", "numpy").stdout == one.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        (["--top-k", "3"], {"top_k": 3}),
+        (["--min-p", "0.3"], {"min_p": 0.3}),
+        (["--repetition-penalty", "1.5"], {"repetition_penalty": 1.5}),
+        (["--frequency-penalty", "0.7"], {"frequency_penalty": 0.7}),
+        (["--presence-penalty", "-0.7"], {"presence_penalty": -0.7}),
+        (["--stop", " her"], {"stop": [" her"]}),
+        (["--stop", "xyz", "--stop", "."], {"stop": ["xyz", "."]}),
+    ],
+)
+def test_sampling_and_stop_flags_equal_the_options_of_the_library(
+    story: list[str], flags: list[str], options: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["-s", "5", "-n", "80", "-i", "Lily was"]
+    assert main([*story, *common]) == 0
+    plain = capsys.readouterr().out
+    assert main([*story, *common, *flags]) == 0
+    printed = capsys.readouterr().out
+    with load(story[1], story[3]) as model:
+        n_prompt = len(model.tokenizer.encode("Lily was"))
+        text = model.generate("Lily was", 81 - n_prompt, 1.0, 0.9, 5, **options).text
+    assert printed == f"Lily was{text}\n"
+    assert printed != plain
+
+
+def test_sampling_and_stop_flags_work_in_chat(
+    story: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = [*story, "-m", "chat", "-y", "", "-i", "Hello", "-s", "3", "-n", "60"]
+    assert main([*chat, "--top-k", "1", "--template", "plain"]) == 0
+    greedy = capsys.readouterr().out
+    assert main([*chat, "-t", "0", "--template", "plain"]) == 0
+    assert capsys.readouterr().out == greedy
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main([*chat, "-t", "0", "--template", "plain", "--stop", "e"]) == 0
+    stopped, _, rest = greedy.partition("e")
+    assert capsys.readouterr().out == f"{stopped}\nUser: \n"
+    assert rest
+
+
+# ---- prompts ----
+
+
+@pytest.mark.parametrize(
+    ("stdin", "prompt"),
+    [
+        ("Zoë 🐶\n", "Zoë 🐶"),
+        ("Zoë 🐶", "Zoë 🐶"),
+        ("Zoë\r\n", "Zoë"),
+        ("\ufeffZoë\r\nran.\r\n", "Zoë\nran."),
+        ("Zoë\r", "Zoë"),
+        ("Zoë\n\n", "Zoë\n"),
+    ],
+)
+def test_a_prompt_from_standard_input_loses_bom_and_line_ends_of_windows(
+    call: Call, story: list[str], stdin: str, prompt: str
+) -> None:
+    flags = ["-t", "0", "-n", "30"]
+    piped = call(*story, *flags, "-i", "-", stdin=stdin.encode())
+    assert piped.stdout == call(*story, *flags, "-i", prompt).stdout
+    assert piped.stdout.startswith(prompt)
+
+
+def test_an_output_that_cannot_show_a_character_gets_a_question_mark(story: list[str]) -> None:
+    done = llama2py(*story, "-n", "30", "-i", "Zoë", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Zo?")
+
+
+def test_a_prompt_that_is_not_utf8_is_an_error(call: Call, story: list[str]) -> None:
+    piped = call(*story, "-i", "-", stdin=b"ok \xff")
+    assert (piped.returncode, piped.stdout) == (1, "")
+    assert piped.stderr == (
+        "llama2py: the prompt on standard input is not UTF-8 (byte 3): convert it to UTF-8\n"
+    )
+    typed = call(*story, "-i", b"ok \xff".decode("utf-8", "surrogateescape"))
+    assert (typed.returncode, typed.stdout) == (1, "")
+    assert typed.stderr == (
+        "llama2py: the text holds the byte 0xFF, which is not UTF-8, at position 3,"
+        " expected whole characters\n"
+    )
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", "Lily", "Who is it?"])
+def test_a_prompt_in_place_of_a_model_is_a_usage_error_with_a_hint(
+    prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", prompt]) == 2
+    quoted = prompt if prompt == "Lily" else f"'{prompt}'"
+    hint = f"there is no model {quoted}; to use it as a prompt: -i {quoted}\n"
+    assert capsys.readouterr().err == f"llama2py run: {hint}"
+
+
+@pytest.mark.parametrize("name", ["missing.bin", "./missing", "stories42M"])
+def test_a_missing_model_gets_no_hint_about_prompts(
+    name: str, hub_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", name]) == 1
+    assert "prompt" not in capsys.readouterr().err
+
+
+# ---- interruptions ----
+
+
+def hear_ctrl_c() -> None:
+    """Handle SIGINT even if the tests' parent ignores it, as a shell does for background jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("wait_for", [b"", b"Once"])
+def test_ctrl_c_ends_the_story_with_its_speed(story: list[str], wait_for: bytes) -> None:
+    """With -n 0 and the NumPy backend the story takes long enough to be interrupted."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llama2py", *story, "-n", "0", "-t", "0", "--backend", "numpy"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_ctrl_c,
+    )
+    assert process.stdout is not None
+    process.stdout.read(len(wait_for) or 1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out.endswith(b"\n")
+    assert b"achieved tok/s" in err or b"prompt tok/s" in err
+    assert b"Traceback" not in err
+
+
+def test_a_closed_pipe_ends_the_story_silently(story: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llama2py", *story, "-n", "0", "--backend", "numpy"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141
+
+
+# ---- chat ----
+
+
+def test_chat_takes_turns_until_the_input_ends(call: Call, story: list[str]) -> None:
+    flags = ["-m", "chat", "-t", "0", "-n", "120"]
+    done = call(*story, *flags, stdin=b"Be kind.\nHello\n")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Enter system prompt (optional): User: Assistant: ")
+    flagged = call(*story, *flags, "-y", "Be kind.", "-i", "Hello")
+    assert flagged.stdout.removeprefix("Assistant: ") == done.stdout.partition("Assistant: ")[2]
+
+
+def test_chat_without_input_ends_at_once(call: Call, story: list[str]) -> None:
+    done = call(*story, "-m", "chat")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_chat_goes_on_after_a_message_it_refuses(call: Call, story: list[str]) -> None:
+    """It complains about a message that is too long or not UTF-8, and asks for the next."""
+    turns = b"\xff\n" + b"and so on " * 400 + b"\nHi\n"
+    done = call(*story, "-m", "chat", "-y", "", "-n", "80", stdin=turns)
+    assert done.returncode == 0
+    assert done.stdout.startswith("User: User: User: Assistant: ")
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("llama2py: ")]
+    assert "0xFF" in complaints[0]
+    assert "does not fit" in complaints[1]
+    assert "used up its tokens" in complaints[2]
+
+
+@pytest.mark.parametrize("template", ["llama2", "zephyr", "plain"])
+def test_chat_prints_the_answer_of_the_library(
+    template: str, story: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["-m", "chat", "--template", template, "-t", "0", "-n", "60", "-y", "", "-i", "Hello"]
+    assert main([*story, *flags]) == 0
+    printed = capsys.readouterr().out
+    with load(story[1], story[3]) as model:
+        chat = Chat(model, temperature=0, max_tokens=60, template=template)
+        answer = "".join(chat.say("Hello"))
+    assert answer
+    assert printed.startswith(f"Assistant: {answer.removeprefix(' ')}\n")
+
+
+def test_a_template_without_its_end_token_is_an_error(
+    story: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*story, "-m", "chat", "--template", "chatml", "-i", "Hi"]) == 1
+    assert "ends an answer with <|im_end|>" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*story, "-m", "chat", "--template", "alpaca"])
+    assert "'chatml', 'llama2', 'llama3', 'mistral', 'plain', 'zephyr'" in capsys.readouterr().err

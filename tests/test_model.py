@@ -1,0 +1,272 @@
+"""What a model can be asked: many texts at once, log-probabilities, scores, an async stream."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Iterator
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llama2py import Generation, Model, ParameterError, PromptError, Session, TokenLogprob
+from llama2py.engine.backend import Logits
+from llama2py.generation.logprobs import token_logprob
+from llama2py.tokenizers.tokenizer import BOS
+from tests.conftest import tiny_model, tiny_tokenizer
+from tests.support.scripted import ScriptedBackend
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with tiny_model() as model:
+        yield model
+
+
+def facts(g: Generation) -> tuple[Any, ...]:
+    """All but the timings."""
+    return (
+        g.text,
+        g.tokens,
+        g.prompt_tokens,
+        g.finish_reason,
+        g.seed,
+        g.stopped_by,
+        g.logprobs,
+    )
+
+
+def prompts(n: int) -> list[str]:
+    return [["", "a", "abc abc", "Ein 🐶", "b" * 30, "c" * 62][i % 6] for i in range(n)]
+
+
+# ---- many ----
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"top_k": 20, "repetition_penalty": 1.2, "frequency_penalty": 0.3},
+    {"stop": ["a", "b c"], "stop_tokens": (1, 2)},
+    {"max_tokens": 7, "temperature": 0.0, "banned_tokens": [5, 270]},
+]
+
+
+@pytest.mark.parametrize("max_batch", [1, 5, 32])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_each_is_what_it_is_alone(model: Model, options: dict[str, Any], max_batch: int) -> None:
+    """Token for token, log-probability for log-probability."""
+    seeds = [7 * i for i in range(40)]
+    many = model.generate(prompts(40), seed=seeds, logprobs=3, max_batch=max_batch, **options)
+    alone = [
+        model.generate(prompt, seed=seed, logprobs=3, **options)
+        for prompt, seed in zip(prompts(40), seeds, strict=True)
+    ]
+    assert [facts(g) for g in many] == [facts(g) for g in alone]
+    assert len({g.text for g in many}) > 5
+
+
+def test_prompts_may_be_tokens_and_seeds_one_or_none(model: Model) -> None:
+    tokens = [model.tokenizer.encode(text) for text in ("a", "abc")]
+    same = model.generate(tokens, seed=3)
+    assert [facts(g) for g in same] == [facts(model.generate(t, seed=3)) for t in ("a", "abc")]
+    assert [facts(g) for g in model.generate(np.array([[1, 5], [1, 6]]), seed=3)] == [  # type: ignore[call-overload]
+        facts(model.generate([1, t], seed=3)) for t in (5, 6)
+    ]
+    fresh = model.generate(["a", "a"])
+    assert fresh[0].seed != fresh[1].seed
+    assert model.generate(["", "a"], seed=1)[0].prompt_tokens == [BOS]
+
+
+def test_as_many_seeds_as_prompts(model: Model) -> None:
+    with pytest.raises(ParameterError, match="2 seeds for 3 prompts"):
+        model.generate(["a", "b", "c"], seed=[1, 2])
+
+
+def test_a_bad_prompt_among_many_is_an_error_at_once(model: Model) -> None:
+    with pytest.raises(PromptError, match="longer than"):
+        model.generate(["a", "b" * 80])
+    with pytest.raises(ParameterError, match="max_batch is 0"):
+        model.generate(["a"], max_batch=0)
+
+
+def test_generate_many_is_endless_and_in_order(model: Model) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        for taken in count(1):
+            yield prompts(6)[taken % 6]
+
+    texts = model.generate_many(endless(), seed=count(), max_batch=4, max_tokens=9)
+    assert taken == 0
+    first = list(islice(texts, 10))
+    assert taken <= 10 + 4 + 4
+    for i, g in enumerate(first):
+        alone = model.generate(prompts(6)[(i + 1) % 6], seed=i, max_tokens=9)
+        assert facts(g) == facts(alone)
+
+
+def test_progress_is_shown(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(list(model.generate_many(["a"] * 3, max_tokens=2, progress=True))) == 3
+    assert "3/3" in capsys.readouterr().err
+    assert threading.active_count() == 1  # tqdm would leave one of its own
+    list(model.generate_many(["a"], max_tokens=2))
+    assert capsys.readouterr().err == ""
+
+
+# ---- log-probabilities ----
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """The textbook's formula, in double precision."""
+    wide = logits.astype(np.float64)
+    return np.asarray(wide - wide.max() - np.log(np.exp(wide - wide.max()).sum()))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logprobs_are_the_models_own(model: Model, temperature: float) -> None:
+    """Whatever temperature and penalties make of them; against a session run by hand."""
+    g = model.generate(
+        "abc", seed=4, temperature=temperature, logprobs=5, banned_tokens=[270], presence_penalty=1
+    )
+    assert g.logprobs is not None
+    assert len(g.logprobs) == len(g.tokens) > 5
+    with model.session() as session:
+        rows = session.forward([*g.prompt_tokens, *g.tokens[:-1]], all_logits=True)
+    for entry, token, row in zip(
+        g.logprobs, g.tokens, rows[len(g.prompt_tokens) - 1 :], strict=True
+    ):
+        expected = log_softmax(row)
+        best = sorted(range(300), key=lambda t: -expected[t])[:5]
+        assert entry.token == token
+        assert entry.logprob == pytest.approx(expected[token], abs=1e-5)
+        assert [t for t, _ in entry.top] == best
+        assert [p for _, p in entry.top] == pytest.approx(list(expected[best]), abs=1e-5)
+
+
+def test_no_logprobs_unless_asked_for(model: Model) -> None:
+    plain, asked = model.generate("a", seed=2), model.generate("a", seed=2, logprobs=0)
+    assert plain.logprobs is None
+    assert plain.tokens == asked.tokens
+    assert asked.logprobs is not None
+    assert [entry.top for entry in asked.logprobs] == [()] * len(asked.tokens)
+    with pytest.raises(ParameterError, match="logprobs is -1"):
+        model.generate("a", logprobs=-1)
+
+
+def test_of_equals_the_lower_id() -> None:
+    flat = np.log(np.array([0.25] * 4))
+    entry = token_logprob(flat, 3, 2)
+    assert entry == TokenLogprob(3, math.log(0.25), ((0, math.log(0.25)), (1, math.log(0.25))))
+    assert len(token_logprob(flat, 3, 99).top) == 4
+
+
+def test_score_and_perplexity(model: Model) -> None:
+    tokens = model.tokenizer.encode("abc de")
+    with model.session() as session:
+        rows = session.forward(tokens, all_logits=True)
+    expected = [log_softmax(row)[token] for row, token in zip(rows, tokens[1:], strict=False)]
+    assert list(model.score("abc de")) == pytest.approx(expected, abs=1e-5)
+    assert list(model.score(tokens)) == list(model.score("abc de"))
+    assert model.perplexity("abc de") == pytest.approx(math.exp(-sum(expected) / len(expected)))
+    assert model.score([BOS]).shape == (0,)
+    assert len(model.score("a" * 500)) > 64  # longer than the context
+
+
+def test_what_cannot_be_scored(model: Model) -> None:
+    with pytest.raises(PromptError, match="perplexity needs at least two tokens"):
+        model.perplexity("")
+    with pytest.raises(PromptError, match="no tokens"):
+        model.score([])
+    with pytest.raises(PromptError, match="token 300 is out"):
+        model.score([BOS, 300])
+
+
+# ---- async ----
+
+
+def test_astream_is_the_stream(model: Model) -> None:
+    async def tell(seed: int) -> list[str]:
+        return [piece async for piece in model.astream("ab", seed=seed, max_tokens=20)]
+
+    async def all_of_them() -> list[list[str]]:
+        return await asyncio.gather(*(tell(seed) for seed in range(4)))
+
+    expected = [list(model.stream("ab", seed=seed, max_tokens=20)) for seed in range(4)]
+    assert asyncio.run(all_of_them()) == expected
+
+
+def test_an_abandoned_astream_frees_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(ScriptedBackend([260] * 50, 300), tiny_tokenizer())
+    made: list[Session] = []
+    take = model.prefix_cache.take
+
+    def taken(tokens: list[int]) -> tuple[Session, int]:
+        session, n = take(tokens)
+        made.append(session)
+        return session, n
+
+    monkeypatch.setattr(model.prefix_cache, "take", taken)
+
+    async def some() -> None:
+        pieces = model.astream([BOS])
+        assert await anext(pieces) == "a"
+        await pieces.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(some())
+    with pytest.raises(Exception, match="session is closed"):
+        made[0].forward([1])
+
+
+# ---- what is easily got wrong ----
+
+
+def test_an_iterator_of_tokens_loses_none(model: Model) -> None:
+    one = model.generate(iter([1, 5, 6]), seed=1)  # type: ignore[call-overload]
+    assert one.prompt_tokens == [1, 5, 6]
+    many = model.generate(iter([[1, 5], [1, 6]]), seed=1)  # type: ignore[call-overload]
+    assert [g.prompt_tokens for g in many] == [[1, 5], [1, 6]]
+
+
+def test_seeds_that_run_out_are_an_error(model: Model) -> None:
+    """They would end the texts without a word."""
+    texts = model.generate_many(["a"] * 3, seed=iter([1, 2]), max_batch=1, max_tokens=2)
+    with pytest.raises(ParameterError, match="only 2 seeds"):
+        list(texts)
+
+
+def test_what_is_held_back_comes_when_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The " a" may be the beginning of the stop text, until nothing more comes."""
+    cancel = threading.Event()
+    model = Model(ScriptedBackend([260, 260, 259, 260, 260], 300), tiny_tokenizer())
+    stream = model.stream([BOS], stop=" ab", cancel=cancel)
+    first = next(stream)
+    cancel.set()
+    assert first + "".join(stream) == model.tokenizer.decode([BOS, *stream.tokens])
+    assert stream.finish_reason == "cancelled"
+    texts = []
+    for at in range(1, 5):
+        cancel = threading.Event()
+        backend = ScriptedBackend([260, 260, 259, 260, 260], 300)
+        stream = Model(backend, tiny_tokenizer()).stream([BOS], stop=" ab", cancel=cancel)
+        monkeypatch.setattr(backend, "run", _setting(backend.run, cancel, at))
+        texts.append("".join(stream))
+        assert texts[-1] == stream._tokenizer.decode([BOS, *stream.tokens])
+    assert len(set(texts)) > 2
+
+
+def _setting(run: Any, cancel: threading.Event, calls: int) -> Any:
+    """A `run` that sets the flag after this many calls."""
+    left = calls
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            cancel.set()
+        return run(*args, **kwargs)
+
+    return counting
