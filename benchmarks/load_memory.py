@@ -2,7 +2,7 @@
 
     python benchmarks/load_memory.py MODEL DTYPE
 
-Loads the model once, in this process, generates 16 tokens, and prints one line of JSON: the seconds,
+Loads the model once, in this process, generates 16 tokens, and prints one line of JSON: seconds,
 the peak of resident memory while loading (``rss``), the peak of the memory that the process owned
 (``anonymous``), and the bound: 1.15 times the packed weights plus 300 MB. For Linux.
 """
