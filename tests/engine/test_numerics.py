@@ -54,7 +54,7 @@ def test_instruction_sets_give_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("group_size", [4, 6, 64])
-def test_extreme_int8_weights(group_size: int) -> None:
+def test_extreme_int8_weights_do_not_overflow(group_size: int) -> None:
     """-128, which llama2.c's exporter never writes, and sums as large as they get.
 
     Where an instruction adds pairs in 16 bits, this is where they would saturate.
@@ -78,7 +78,7 @@ def test_extreme_int8_weights(group_size: int) -> None:
 
 @pytest.mark.parametrize("isa", isa_names())
 @pytest.mark.parametrize("name", MODELS)
-def test_close_to_numpy(name: str, isa: str) -> None:
+def test_logits_are_close_to_numpys(name: str, isa: str) -> None:
     checkpoint = checkpoint_of(name)
     tokens = some_tokens(checkpoint.config)
     ours, theirs = run(engine(checkpoint, isa), tokens), run(Reference(checkpoint), tokens)
@@ -113,7 +113,7 @@ def test_threads_give_the_same_bits_token_by_token() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
-def test_threads_really_run() -> None:
+def test_more_threads_than_one_do_run() -> None:
     """Or the two tests above would show nothing."""
     backend = engine(threaded("hd8-gqa"))
     tokens = some_tokens(backend.config)
@@ -202,7 +202,7 @@ def test_blocks_of_a_prompt_give_the_same_bits(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hd6-gqa", "hd8-mqa", "q80-group8"])
-def test_logits_of_some_rows(name: str) -> None:
+def test_logits_of_some_rows_equal_those_of_all(name: str) -> None:
     checkpoint = checkpoint_of(name)
     backend = engine(checkpoint)
     tokens = some_tokens(checkpoint.config, 12)

@@ -91,7 +91,7 @@ def test_zeros_and_nan_show() -> None:
 @pytest.mark.parametrize("name", ["hd8-gqa", "q80-group2"])
 @pytest.mark.parametrize("tensor", NAMES)
 def test_nan_stays_nan(tensor: str, name: str, isa: str) -> None:
-    """One NaN weight, and everything behind it is NaN; it is counted, too."""
+    """One NaN weight makes everything computed from it NaN; it is counted, too."""
 
     def spoil(tensors: dict[str, tuple[Tensor, ...]]) -> None:
         first, *others = tensors[tensor]
@@ -108,4 +108,4 @@ def test_nan_stays_nan(tensor: str, name: str, isa: str) -> None:
         assert np.isnan(ours).sum(axis=1).tolist() == [1, 1, 1]
     else:
         assert np.isnan(ours).all()
-    assert same(run(healthy, tokens), before)  # no NaN stays behind in the workspace
+    assert same(run(healthy, tokens), before)  # no NaN remains in the workspace
