@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,8 @@ def _load() -> tuple[Any, Any]:
 
 def _installed() -> Path | None:
     """The compiled module of an installed llama2py."""
+    from importlib import metadata  # slow to import, and seldom needed
+
     for distribution in metadata.distributions(name="llama2py"):
         for file in distribution.files or ():
             if file.match("llama2py/engine/_engine.*") and file.suffix in (".so", ".pyd"):
