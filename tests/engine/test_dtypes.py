@@ -172,7 +172,7 @@ def test_half_precision_files_pack_as_what_they_widen_to(dtype: Dtype, stored_as
         name: tuple(DenseTensor(layer.dequantize()) for layer in layers)
         for name, layers in halves.items()
     }
-    got = logits(Engine(in_memory(checkpoint.config, halves), 1, dtype))
+    got = logits(Engine(in_memory(checkpoint.config, {**halves}), 1, dtype))
     want = logits(Engine(in_memory(checkpoint.config, wide), 1, dtype))
     assert np.array_equal(got, want)
 
@@ -265,7 +265,7 @@ def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     vocabulary = tmp_path / "in.tokenizer.bin"
     write_tokenizer_bin(tiny_tokenizer(), vocabulary)
     assert main(["quantize", os.fspath(source), "-o", os.fspath(out)]) == 0
-    assert "3.8 times smaller, a scale for every 64 weights" in capsys.readouterr().err
+    assert "3.8 times smaller, one scale for 64 weights" in capsys.readouterr().err
     assert (tmp_path / "out.tokenizer.bin").read_bytes() == vocabulary.read_bytes()
     with open_checkpoint(out) as stored:
         assert stored.dtype == "int8"

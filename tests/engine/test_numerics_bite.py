@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +38,7 @@ def with_element(tensor: Tensor, index: int, change: Callable[[float], float]) -
     values = (tensor.scales if isinstance(tensor, QuantizedTensor) else tensor.dequantize()).copy()
     values.flat[index] = change(float(values.flat[index]))
     if isinstance(tensor, QuantizedTensor):
-        return replace(tensor, scales=values)
+        return QuantizedTensor(tensor.values, values, tensor.group_size)
     return DenseTensor(values)
 
 
