@@ -64,8 +64,8 @@ def test_a_gguf_vocabulary_becomes_a_tokenizer_bin(tmp_path: Path) -> None:
         (b"gpt-2", "gpt2"),
         (b"qwen2", "qwen2"),
         (b"tekken", "tekken"),
-        (b"default", "untold"),
-        (None, "untold"),
+        (b"default", "llama.cpp"),
+        (None, "llama.cpp"),
     ],
 )
 def test_the_name_of_a_pattern_means_what_tokenizers_does(
@@ -244,7 +244,7 @@ PATTERNS = {
     "qwen2": ((QWEN2,), False),
     "tekken": ((TEKKEN,), True),
     "smaug": ((LLAMA3,), False),
-    "untold": (LLAMACPP_DEFAULT, False),
+    "llama.cpp": (LLAMACPP_DEFAULT, False),
 }
 
 
