@@ -151,9 +151,13 @@ def execute(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         _drop_output()
         return CLOSED_PIPE
-    except OSError as error:  # a full disk that standard output goes to, a name that is too long
-        _drop_output()
-        return _fail(str(error))
+    except OSError as error:  # such as a full disk that standard output goes to
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+        return _fail(f"{where}{error.strerror or error}")
     except MemoryError:
         return _fail("not enough memory")
     return code
