@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import llama2py
 
@@ -41,8 +41,18 @@ COMMANDS = (
 ERROR, USAGE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 1, 2, 130, 141, 143
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, with room for the longest command and for most options in the left column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line, and an unknown option gets a suggestion."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Print a usage error and exit."""

@@ -233,6 +233,15 @@ def test_chat_without_input_ends_at_once(call: Call, story: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_chat_answers_a_first_message_though_there_is_no_input(
+    call: Call, story: list[str]
+) -> None:
+    flags = ["-m", "chat", "-t", "0", "-n", "60", "-i", "Hello"]
+    asked, named = call(*story, *flags), call(*story, *flags, "-y", "")
+    assert asked.stdout == f"Enter system prompt (optional): \n{named.stdout}"
+    assert "Assistant: " in named.stdout
+
+
 def test_chat_goes_on_after_a_message_it_refuses(call: Call, story: list[str]) -> None:
     """It complains about a message that is too long or not UTF-8, and asks for the next."""
     turns = b"\xff\n" + b"and so on " * 400 + b"\nHi\n"
