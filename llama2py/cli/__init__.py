@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print a usage error and exit."""
-        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(USAGE, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
     def parse_known_args(  # type: ignore[override]  # argparse's overloads
         self,
@@ -174,11 +174,14 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _fail(message: str) -> int:
-    """Print an error as one line without control characters, whatever a file is called."""
-    line = " ".join(message.split())
-    line = "".join(char if char.isprintable() else "?" for char in line)
-    print(f"llama2py: {line}", file=sys.stderr)
+    print(f"llama2py: {one_line(message)}", file=sys.stderr)
     return ERROR
+
+
+def one_line(message: str) -> str:
+    """Return a message as one line without control characters, whatever a file is called."""
+    line = " ".join(message.split())
+    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 @contextlib.contextmanager
