@@ -44,8 +44,8 @@ ERROR, USAGE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 1, 2, 130, 141, 143
 class HelpFormatter(argparse.HelpFormatter):
     """argparse's, with room for the longest command and for most options in the left column."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 28, **settings})
 
 
 class Parser(argparse.ArgumentParser):
