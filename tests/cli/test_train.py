@@ -153,7 +153,7 @@ def test_a_killed_run_continues(corpus: Path, tmp_path: Path) -> None:
         assert model.generate(seed=1, max_tokens=5).tokens
     with start(*call) as again:
         assert again.stderr is not None
-        lines = []
+        lines: list[str] = []
         while not lines or "tok/s" not in lines[-1]:
             lines.append(again.stderr.readline())
         again.send_signal(signal.SIGINT)
