@@ -25,7 +25,7 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-API_NAME = re.compile(r"^- `(llama2py[\w.]*)`(?::.*\n(?:  .*\n)*|\n)", re.MULTILINE)
+API_NAME = re.compile(r"^- `(llama2py[\w.]*)`: (.*\n(?:  .*\n)*)", re.MULTILINE)
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _CODE_WITH_PIPE = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
@@ -52,7 +52,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     parts = _FENCE.split(markdown)  # prose and code in turns
     text = "".join(of_the_site(part, is_code=n % 2 == 1) for n, part in enumerate(parts))
-    return API_NAME.sub(r"::: \1\n\n", text) if path == "api.md" else text
+    return _reference(text) if path == "api.md" else text
+
+
+def _reference(text: str) -> str:
+    """Turn the names of docs/api.md into directives. Types have no docstring: keep their line."""
+    parts = re.split(r"(^## Types.*?)(?=^## )", text, flags=re.MULTILINE | re.DOTALL)
+    kept = r"::: \1\n\n\2\n", r"::: \1\n\n"
+    return "".join(API_NAME.sub(kept[not part.startswith("## Types")], part) for part in parts)
 
 
 def _code(text: str) -> str:
@@ -83,6 +90,7 @@ def _site_link(link: re.Match[str], folder: str, repository: str) -> str:
 def on_post_build(config: Any) -> None:
     """Check that the reference has an entry for each name that docs/api.md lists."""
     html = (Path(config["site_dir"]) / "api.html").read_text("utf-8")
-    names = API_NAME.findall((ROOT / "docs" / "api.md").read_text("utf-8"))
+    listed = API_NAME.findall((ROOT / "docs" / "api.md").read_text("utf-8"))
+    names = [name for name, _ in listed]
     if missing := [name for name in names if f'id="{name}"' not in html]:
         raise PluginError(f"api.html has no entry for {', '.join(missing)}")

@@ -66,7 +66,7 @@ def page() -> str:
     """Return the whole page: each program under the first sentence of its docstring."""
     parts = [
         "# Cookbook\n\nTwelve short, complete programs. Each runs as it is, with the built-in model"
-        " and without network. The files\nare in `docs/cookbook/`; the tests run them.\n"
+        " and without network. The files are in\n`docs/cookbook/`; the tests run them.\n"
     ]
     for path in PROGRAMS:
         code = path.read_text(encoding="utf-8")

@@ -13,20 +13,19 @@ from collections.abc import Sequence
 import numpy as np
 
 import llama2py
-from llama2py.engine.backend import Logits
 
 model = llama2py.load()
 pieces = [model.tokenizer.piece(token) for token in range(model.tokenizer.vocab_size)]
 with_k = np.array([b"k" in piece.lower() for piece in pieces])
 
 
-def without_k(tokens: Sequence[int], logits: Logits) -> Logits:
+def without_k(tokens: Sequence[int], logits: llama2py.Logits) -> llama2py.Logits:
     """Ban every token that contains the letter."""
     logits[with_k] = -np.inf
     return logits
 
 
-def nothing_twice(tokens: Sequence[int], logits: Logits) -> Logits:
+def nothing_twice(tokens: Sequence[int], logits: llama2py.Logits) -> llama2py.Logits:
     """Ban every token that would repeat a sequence of three."""
     last = tuple(tokens[-2:])
     for at in range(len(tokens) - 2):

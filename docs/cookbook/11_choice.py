@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 
 import llama2py
-from llama2py.engine.backend import Logits
 
 PROMPT = "Tom wanted a pet. So his dad went to the shop and came back with a little"
 WORDS = ["dog", "cat", "puppy", "elephant"]
@@ -22,7 +21,7 @@ prompt = model.tokenizer.encode(PROMPT)
 words = [model.tokenizer.encode(word, bos=False) for word in WORDS]  # each with its leading space
 
 
-def one_of_them(tokens: Sequence[int], logits: Logits) -> Logits:
+def one_of_them(tokens: Sequence[int], logits: llama2py.Logits) -> llama2py.Logits:
     """Allow tokens that continue a word, and after a whole word only BOS, which ends the text."""
     so_far = list(tokens[len(prompt) :])
     n = len(so_far)

@@ -14,14 +14,13 @@ from time import perf_counter
 from typing import get_args
 
 import llama2py
-from llama2py.config import Dtype
 
 path = sys.argv[1] if len(sys.argv) > 1 else None
 RUNS, TOKENS, BATCH = 3, 100, 16
 
 print("tokens per second:")
 print(f"{'dtype':10}{'MB':>8}{'prompt':>10}{'one text':>10}{f'{BATCH} texts':>10}")
-for dtype in get_args(Dtype):
+for dtype in get_args(llama2py.Dtype):
     with llama2py.load(path, dtype=dtype) as model:
         model.reuse_prefixes(0)  # otherwise the prompt would be computed only once
         model.generate(max_tokens=8)  # warm up

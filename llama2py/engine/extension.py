@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ def _load() -> tuple[Any, Any]:
         installed = _installed()
         if installed is None:
             raise EngineError(
-                f"the C engine is not built ({error}): run pip install -e ."
-                " or use backend='numpy'"
+                f"the C engine is not built ({error}): run pip install -e . or use backend='numpy'"
             ) from error
         module = _load_file(installed)
         ffi, lib = module.ffi, module.lib
@@ -48,6 +46,8 @@ def _load() -> tuple[Any, Any]:
 
 def _installed() -> Path | None:
     """The compiled module of an installed llama2py."""
+    from importlib import metadata  # slow to import, and seldom needed
+
     for distribution in metadata.distributions(name="llama2py"):
         for file in distribution.files or ():
             if file.match("llama2py/engine/_engine.*") and file.suffix in (".so", ".pyd"):
