@@ -1,11 +1,10 @@
-/* Attention: rotate queries and keys, keep keys and values, and weigh the values. Split by key/value head, so that with
- * one token no thread waits for another; the caches are laid out as the matrices that the products read (engine.h). */
+/* Attention: rotate queries and keys, store keys and values, weigh the values. Work is split by key/value head, so that
+ * with one token no thread waits for another. The caches are laid out as matrices that the products read (engine.h). */
 #include <math.h>
 #include <string.h>
 
 #include "forward.h"
 
-/* Cut the batch into chunks: up to CHUNK tokens of one session at consecutive positions. */
 void find_chunks(Forward *f) {
     f->n_chunks = 0;
     for (int i = 0; i < f->n; i++) {
@@ -25,7 +24,7 @@ void find_chunks(Forward *f) {
     }
 }
 
-/* turn the pairs of one head, x (head_dim,) */
+/* Rotate the pairs of one head, x (head_dim,), by a token's angles, rope (head_dim / 2, 2). */
 static void rotate(float *restrict x, const float *restrict rope, int head_dim) {
     for (int i = 0; i < head_dim; i += 2) {
         const float a = x[i], b = x[i + 1];
@@ -34,8 +33,8 @@ static void rotate(float *restrict x, const float *restrict rope, int head_dim) 
     }
 }
 
-/* One position's key and value (head_dim,) to where attention reads them: a column of the keys' block, a row of each block of
- * the values', `channels` numbers apart. The type is known when compiled. */
+/* Store one position's key and value (head_dim,) where attention reads them: a column of the keys' block, and a row of
+ * each block of the values, `channels` numbers apart. The type is a compile-time constant. */
 static inline __attribute__((always_inline)) void put(const int type, unsigned char *keys, unsigned char *values,
                                                       size_t channels, const float *restrict k, const float *restrict v,
                                                       int head_dim) {
@@ -44,7 +43,7 @@ static inline __attribute__((always_inline)) void put(const int type, unsigned c
         for (int d = first; d < head_dim && d < first + LANES; d++) cache_put(type, values, (size_t)(d - first), v[d]);
 }
 
-/* Rotate one token's queries and key of one key/value head, and put key and value where attention reads them. */
+/* Rotate one token's queries and key of one key/value head, and store key and value. */
 static void store_kv(const Forward *f, int layer, int i, int kv_head) {
     const l2p_config *c = &f->model->config;
     const l2p_session *s = f->sessions[i];
@@ -61,7 +60,8 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
 
     const size_t head = (size_t)layer * (size_t)c->n_kv_heads + (size_t)kv_head;
     const size_t key = (size_t)(position / LANES) * (size_t)head_dim * LANES + (size_t)(position % LANES);
-    const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES, width = bytes_of(c->cache_type);
+    const size_t value = (size_t)position * LANES, channels = (size_t)s->seq_len * LANES,
+                 width = bytes_of(c->cache_type);
     unsigned char *keys = s->keys + head * s->key_stride + key * width;
     unsigned char *values = s->values + head * s->value_stride + value * width;
     if (c->cache_type == L2P_BFLOAT16)
@@ -70,8 +70,8 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
         put(L2P_FLOAT32, keys, values, channels, k, v, head_dim);
 }
 
-/* Some queries against the caches of one or more key/value heads of a layer. Those of a head stand after those of the head
- * before: query j (head_dim,) of all of them is at q + j * ld_q, and what it gets goes to out + j * ld_out. */
+/* Some queries against the caches of one or more key/value heads of a layer. Those of a head stand after those of the
+ * head before: query j (head_dim,) of all of them is at q + j * ld_q, and what it gets goes to out + j * ld_out. */
 typedef struct {
     const l2p_session *session;
     int layer, kv_head, heads;
@@ -94,17 +94,17 @@ static void attend(const Forward *f, const Queries *all, int thread) {
     float *head_out = f->head_out + (size_t)thread * f->head_out_stride; /* (n, padded_dim) */
     float *sums = f->sums + (size_t)thread * f->sums_stride;             /* (heads * n,) */
 
-    /* Scores of all positions that the last query sees; an earlier query leaves those after it unread. */
+    /* Scores of all positions that the last query sees; an earlier query ignores those after its own. */
     Blocks keys = {.type = f->model->config.cache_type,
                    .data = s->keys + head * s->key_stride,
                    .block_stride = (size_t)head_dim * column,
                    .blocks = (last + (n - 1) * step) / LANES + 1,
                    .cols = head_dim};
     for (int h = 0; h < all->heads; h++, keys.data += s->key_stride)
-        kernels->matmul_bare(&keys, all->q + (size_t)(h * n) * all->ld_q, all->ld_q, n, scores + (size_t)(h * n) * ld, ld,
-                             MATMUL_STORE);
+        kernels->matmul_bare(&keys, all->q + (size_t)(h * n) * all->ld_q, all->ld_q, n, scores + (size_t)(h * n) * ld,
+                             ld, MATMUL_STORE);
     kernels->weigh(scores, ld, all->heads * n, last + 1, step, sqrtf((float)head_dim), sums);
-    /* Weighted values: the positions that all queries see together, then what each sees beyond. */
+    /* Weighted values: first the positions that all queries see, together; then those that only some see. */
     Blocks values = {.type = keys.type,
                      .data = s->values + head * s->value_stride,
                      .block_stride = (size_t)s->seq_len * column,
@@ -144,7 +144,7 @@ static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, 
                        .ld_q = head_dim,
                        .out = f->att + (size_t)chunk.out * ld_att + (size_t)(first_head * c->head_dim),
                        .ld_out = head_dim};
-    if (chunk.n == 1) { /* the heads that share a key/value head, together */
+    if (chunk.n == 1) { /* all heads that share a key/value head together */
         attend(f, &queries, thread);
         return;
     }
@@ -155,8 +155,8 @@ static void attend_chunk(const Forward *f, int layer, Chunk chunk, int kv_head, 
     for (int h = 0; h < group; h++, queries.q += head_dim, queries.out += head_dim) attend(f, &queries, thread);
 }
 
-/* So many key/value heads of one token go together, where sums run from left to right: eight rows wait for themselves in
- * the time of one. Elsewhere one after the other, with fewer scores at once, which stay in the nearest cache. */
+/* How many key/value heads of one token are computed together. EXACT sums are serial, and ROWS independent rows hide
+ * their latency. FUSED: one head at a time, whose scores stay in the first-level cache. */
 static int heads_together(const Forward *f) {
     const l2p_config *c = &f->model->config;
     const int group = c->n_heads / c->n_kv_heads;

@@ -10,7 +10,7 @@ from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent
 SOURCES = [
-    "isa_avx512.c",  # the longest to compile: nobody waits for it alone at the end
+    "isa_avx512.c",  # first, as it takes longest to compile
     "model.c",
     "pack.c",
     "number.c",
@@ -30,21 +30,21 @@ SOURCES = [
     "isa_neon.c",
     "isa_neondot.c",
 ]
-# No fused multiply-add but where a kernel asks for one: the numerics contract.
+# The numerics contract: no fused multiply-add except where a kernel has one.
 COMPILE_ARGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
-# Python's own flags ask for debug information, which would double the wheel; CFLAGS=-g keeps it.
+# Python's own flags include debug information, which would double the wheel; CFLAGS=-g keeps it.
 if not any(flag.startswith("-g") for flag in os.environ.get("CFLAGS", "").split()):
     COMPILE_ARGS.append("-g0")
 
 
 def declarations() -> str:
-    """The public header without its preprocessor lines, which cffi does not read."""
+    """Return the public header without preprocessor lines, which cffi does not read."""
     header = (CSRC / "llama2py.h").read_text(encoding="utf-8")
     return re.sub(r"^#.*$", "", header, flags=re.MULTILINE)
 
 
 def relative(path: Path) -> str:
-    """setuptools wants paths relative to setup.py."""
+    """Return a path of csrc/ relative to setup.py, as setuptools wants it."""
     return str(Path("csrc") / path.name)
 
 

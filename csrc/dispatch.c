@@ -1,4 +1,4 @@
-/* Which instruction sets this build has, and which of them this CPU can run. */
+/* The instruction sets that this build has, and those that this CPU can run. */
 #include "kernels.h"
 #include "target.h"
 
@@ -7,7 +7,7 @@ static int always(void) { return 1; }
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-/* The compiler's own check, which also asks whether the system saves the wide registers. */
+/* The compiler's own check, which also makes sure that the system saves the wide registers. */
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 static int has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -15,7 +15,7 @@ static int has_avx512(void) {
 }
 static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #if defined(AVXVNNI_AND_AMX)
-static int has_avxvnni(void) { /* by CPUID: not all compilers' checks know it */
+static int has_avxvnni(void) { /* by CPUID: not every compiler's check knows it */
     unsigned a = 0, b, c, d;
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
 }

@@ -1,18 +1,18 @@
-/* The transformer: a batch of tokens in, logits or next tokens out. Read forward_share() from top to bottom; all else is
- * staging.
+/* The transformer: a batch of tokens in, logits or drawn tokens out. The model itself is forward_share(), to be read
+ * from top to bottom; the rest prepares for it.
  *
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
- * by (tokens, key/value head), the rest by token: no split changes a result. */
+ * by tokens and key/value heads, everything else by token. No split changes a result. */
 #include <math.h>
 #include <string.h>
 
 #include "forward.h"
 
 enum {
-    FEW_VECTORS = 6 /* up to so many each thread normalizes all for itself: cheaper than a barrier */
+    FEW_VECTORS = 6 /* at most: each thread normalizes all vectors for itself, which costs less than a barrier */
 };
 
-/* ---- workspace: one for the process, used by whoever has the turn; it only grows ---- */
+/* ---- the workspace: one for the process, for the caller that has the turn; it only grows ---- */
 
 static struct {
     unsigned char *memory;
@@ -161,13 +161,13 @@ static void rope_angles(const l2p_model *model, int position, float *out) {
     const int exact = model->floats->numerics == EXACT;
     for (int i = 0; i < model->config.head_dim / 2; i++) {
         const float angle = (float)position * model->rope_freqs[i];
-        /* libm's float functions give llama2.c's bits; its double ones, rounded, give the same bits everywhere. */
+        /* libm's float functions have llama2.c's bits; its double functions, rounded, have the same bits everywhere. */
         out[2 * i] = exact ? cosf(angle) : (float)cos((double)angle);
         out[2 * i + 1] = exact ? sinf(angle) : (float)sin((double)angle);
     }
 }
 
-/* What `w` multiplies: rows x[rows[i]] (or x[i]), normalized where there is a norm, quantized where w is. */
+/* The input of a product with w: n rows x[rows[i]] (or x[i]), normalized if there is a norm, quantized if w is. */
 static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t ld, int n, const int32_t *rows,
                      const float *norm, int thread, int n_threads) {
     const Kernels *kernels = f->model->kernels;
@@ -200,7 +200,7 @@ static Vectors stage(const Forward *f, const Matrix *w, const float *x, size_t l
     return v;
 }
 
-/* out = (or, with MATMUL_ADD, +=) w v: this thread's share of the rows, whole `unit`s of blocks at a time */
+/* out = w v (MATMUL_ADD: out += w v): this thread's share of the rows, in units of `unit` blocks */
 static void multiply(const Forward *f, const Matrix *w, const Vectors *v, int n, float *out, size_t ld_out, int mode,
                      int unit, int thread, int n_threads) {
     int begin, end;
@@ -235,7 +235,7 @@ static void forward_share(void *context, int thread, int n_threads) {
         in = stage(f, &layer->qkv, x, dim, n, NULL, layer->att_norm, thread, n_threads);
         multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);
         threads_barrier(n_threads);
-        if (*f->cancelled) return; /* all threads see the same: it is written before this barrier only */
+        if (*f->cancelled) return; /* written only before this barrier: all threads see the same */
 
         /* x += wo @ attention(rope(q), rope(k), v) */
         if (l == c->n_layers - 1 && leaves_some(f)) { /* the rest is for those whose logits are wanted */
@@ -252,13 +252,13 @@ static void forward_share(void *context, int thread, int n_threads) {
         multiply(f, &layer->wo, &in, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
         threads_barrier(n_threads);
 
-        /* hidden = silu(w1 @ rmsnorm(x)) * (w3 @ rmsnorm(x)), a block of w1 and its block of w3 by the same thread */
+        /* hidden = silu(w1 @ rmsnorm(x)) * (w3 @ rmsnorm(x)); a block of w1 and its block of w3 have the same thread */
         in = stage(f, &layer->w13, x, dim, n, NULL, layer->ffn_norm, thread, n_threads);
         multiply(f, &layer->w13, &in, n, f->gate_up, 2 * hidden_rows, MATMUL_STORE, 2, thread, n_threads);
         threads_share(layer->w13.blocks, 2, thread, n_threads, &begin, &end);
         for (int i = 0; i < n; i++)
             model->floats->swiglu(f->hidden + (size_t)i * hidden_rows + begin / 2 * LANES,
-                                   f->gate_up + (size_t)i * 2 * hidden_rows + begin * LANES, (end - begin) / 2);
+                                  f->gate_up + (size_t)i * 2 * hidden_rows + begin * LANES, (end - begin) / 2);
         threads_barrier(n_threads);
 
         /* x += w2 @ hidden */
@@ -268,7 +268,7 @@ static void forward_share(void *context, int thread, int n_threads) {
     }
 
     /* logits = wcls @ rmsnorm(x), of the rows wanted */
-    const int32_t *rows = leaves_some(f) ? NULL : f->rows; /* or x holds just these */
+    const int32_t *rows = leaves_some(f) ? NULL : f->rows; /* NULL: x holds these rows and no others */
     in = stage(f, &model->classifier, x, dim, f->n_rows, rows, model->final_norm, thread, n_threads);
     multiply(f, &model->classifier, &in, f->n_rows, f->logits, (size_t)c->vocab_size, MATMUL_STORE, 1, thread,
              n_threads);

@@ -1,4 +1,4 @@
-/* One forward pass, as all of its threads see it: the batch, and the workspace it runs in. */
+/* One forward pass as all of its threads see it: its tokens, and the workspace that it runs in. */
 #ifndef LLAMA2PY_FORWARD_H
 #define LLAMA2PY_FORWARD_H
 #include <stdatomic.h>
@@ -7,12 +7,13 @@
 
 enum { CHUNK = 8 /* consecutive tokens of one session that attention takes together */ };
 
-/* tokens [first, first + n) of the batch: one session, consecutive positions. Their attention goes to rows from `out` on. */
+/* Tokens [first, first + n) of a pass: one session, consecutive positions. Their attention goes to rows out, out + 1,
+ * ... */
 typedef struct {
     int first, n, out;
 } Chunk;
 
-_Static_assert((int)CHUNK >= (int)ROWS, "the workspace has a row of scores for each of the rows that are summed up together");
+_Static_assert((int)CHUNK >= (int)ROWS, "each row that is summed together has a row of scores");
 
 /* The rows of a batch that draw another token, in the workspace. They are the tokens of the next pass. */
 typedef struct {
@@ -40,38 +41,40 @@ typedef struct {
     } laid_out; /* what the pointers below are for */
 
     /* the workspace, rows being tokens */
-    float *x;       /* (n, dim) the residual stream */
-    float *qkv;     /* (n, qkv rows) */
-    float *att;     /* (n, n_heads * head_dim) */
-    float *gate_up; /* (n, w13 rows): blocks of w1 x and w3 x in turn */
-    float *hidden;  /* (n, hidden_dim, rounded up) */
-    float *rope;    /* (n, head_dim / 2, 2) cos and sin of each token's angles */
-    Chunk *chunks, *last_chunks; /* of all layers but the last; of that */
+    float *x;                    /* (n, dim) the residual stream */
+    float *qkv;                  /* (n, qkv rows) */
+    float *att;                  /* (n, n_heads * head_dim) */
+    float *gate_up;              /* (n, w13 rows): blocks of w1 x and w3 x in turn */
+    float *hidden;               /* (n, hidden_dim, rounded up) */
+    float *rope;                 /* (n, head_dim / 2, 2) cos and sin of each token's angles */
+    Chunk *chunks, *last_chunks; /* of all layers but the last; of the last */
     int n_chunks, n_last_chunks;
-    float *last_x; /* (n_rows, dim) the rows of x that the last layer goes on with, where these are not all */
-    int max_scores; /* longest row of attention scores, rounded up */
+    float *last_x;  /* (n_rows, dim) rows of x that the last layer goes on with, if these are not all */
+    int max_scores; /* length of the longest row of attention scores, rounded up */
 
-    /* normalized or quantized input of the next product: one for all threads, or one for each when vectors are few */
+    /* The normalized or quantized input of the next product: shared by all threads, or one each if the vectors are
+     * few */
     float *normed;
     Vectors staged;
-    size_t normed_stride, q_stride, scale_stride; /* from one thread's to the next; 0: shared */
+    size_t normed_stride, q_stride, scale_stride; /* from one thread's to the next thread's; 0: shared */
     float *scores;                                /* (n_threads, score rows, max_scores) */
     float *head_out;                              /* (n_threads, score rows, head_dim rounded up) */
     float *sums;                                  /* (n_threads, score rows) */
     size_t scores_stride, head_out_stride, sums_stride;
-    int32_t *candidates; /* (n_threads, vocab_size) for sampling */
+    int32_t *candidates; /* (n_threads, vocab_size) scratch of l2p_sample */
 } Forward;
 
-/* Are there tokens whose logits nobody wants? In the last layer those need keys and values, and nothing else. */
+/* Are there tokens whose logits are not wanted? In the last layer those need only keys and values. */
 static inline int leaves_some(const Forward *f) { return f->n_rows < f->n; }
 
 /* Are tokens drawn from the logits? */
 static inline int draws(const Forward *f) { return f->batch->logits == NULL; }
 
-/* attention.c: cut the batch into chunks, into f->chunks and f->last_chunks */
+/* attention.c: divide a pass into chunks, f->chunks and f->last_chunks. */
 void find_chunks(Forward *f);
 
-/* att = attention(rope(q), rope(k), v) of one layer, this thread's share; other threads may still be at theirs. */
+/* att = attention(rope(q), rope(k), v) of one layer, this thread's share. Other threads may still be computing
+ * theirs. */
 void attention(const Forward *f, int layer, int thread, int n_threads);
 
 #endif

@@ -1,6 +1,5 @@
-/* AMX: int8 weights times many vectors, in tiles of 16 vectors and 16 output rows. A group's quads, as they are packed, are
- * the rows of a tile, and its integer sums are exact: the bits are those of all other sets. Whatever else there is to do,
- * avx512vnni does. */
+/* AMX: int8 weights times many vectors, in tiles of 16 vectors and 16 output rows. A packed group's quads are the rows
+ * of a tile. Integer sums are exact, so the bits are those of all other sets. avx512vnni does everything else. */
 #define _GNU_SOURCE
 #include "target.h"
 #if defined(AVXVNNI_AND_AMX)
@@ -15,11 +14,11 @@
 
 #include "kernels.h"
 
-/* Vectors of a tile, of a smaller one for what is left, and quads: a tile has 16 rows of 64 bytes. */
+/* The vectors of a tile, those of a smaller tile for the rest, and the most quads: a tile has 16 rows of 64 bytes. */
 enum { MANY = 16, SOME = 8, MAX_QUADS = 16 };
 
-/* The tile registers, by number, as the compilers' macros want them: sums (vectors, LANES) and a group of the vectors, for
- * MANY and for SOME; the weights, a row being a quad; minus the offset that these are stored with. */
+/* The tile registers by number, as the compilers' macros take them: sums (vectors, LANES) and a group of the vectors,
+ * for MANY and for SOME; the weights, a quad a row; minus the offset of the stored weights. */
 #define SUMS 0
 #define VECTORS 1
 #define SOME_SUMS 2
@@ -45,15 +44,17 @@ static void configure(int quads, int offset) {
     }
     int8_t minus_offset[LANES * 4];
     memset(minus_offset, -offset, sizeof minus_offset);
-    __asm__ volatile("" ::: "memory"); /* both are written: compilers may not know that what follows reads them */
+    __asm__ volatile("" ::: "memory"); /* compilers may not know that the intrinsics read both arrays */
     _tile_loadconfig(&config);
     _tile_loadd(OFFSETS, minus_offset, 0); /* each row the same */
 }
 
-/* NT vectors (MANY or SOME, known when compiled) from number i0 on, times a block of rows. This is number `pass` of n_passes
- * over the panel, each of which asks memory for its share of the next one; -1: there is none. */
-static inline __attribute__((always_inline)) void tile(const int NT, const Matrix *w, int block, const Vectors *x, int i0,
-                                                       float *out, size_t ld_out, int mode, int pass, int n_passes) {
+/* NT vectors (MANY or SOME, a compile-time constant) from number i0 on, times a block of rows. This is pass number
+ * `pass` of n_passes over the panel, each of which prefetches its share of the next panel; -1: there is no next
+ * panel. */
+static inline __attribute__((always_inline)) void tile(const int NT, const Matrix *w, int block, const Vectors *x,
+                                                       int i0, float *out, size_t ld_out, int mode, int pass,
+                                                       int n_passes) {
     const int groups = w->groups, quads = w->group_quads, rows = w->rows - block * LANES;
     const size_t ld_q = (size_t)groups * (size_t)quads * 4;
     const unsigned char *wg = w->data + (size_t)block * w->block_bytes;
@@ -95,7 +96,7 @@ static inline __attribute__((always_inline)) void tile(const int NT, const Matri
     }
 }
 
-/* As many vectors as fill tiles; returns how many these are. */
+/* Multiply as many vectors as fill tiles; returns how many. */
 static int multiply_tiles(const Matrix *w, int begin, int end, const Vectors *x, int n, float *out, size_t ld_out,
                           int mode) {
     const int many = n / MANY * MANY, some = n - many >= SOME, n_passes = many / MANY + some;
@@ -112,7 +113,7 @@ static int multiply_tiles(const Matrix *w, int begin, int end, const Vectors *x,
     return many + some * SOME;
 }
 
-/* As in probe.inc: rounds * PROBE_CHAINS * LANES * 4 products, here of whole tiles that wait for nothing */
+/* As in probe.inc: rounds * PROBE_CHAINS * LANES * 4 products, here in independent tiles */
 static float dot_chains(int64_t rounds, const unsigned char *weights, const int8_t *x) {
     const int64_t products = rounds * PROBE_CHAINS * LANES * 4, of_a_tile = MANY * LANES * MAX_QUADS * 4;
     TileConfig config = {.palette = 1};
@@ -154,7 +155,7 @@ static void matmul(const Matrix *w, int begin, int end, const Vectors *x, int n,
     if (n > 0) kernels_avx512vnni.matmul(w, begin, end, &left, n, out, ld_out, mode);
 }
 
-/* ---- may it be used? ---- */
+/* ---- may this process use it? ---- */
 
 Kernels kernels_amx = {.name = "amx"};
 
@@ -162,14 +163,14 @@ static int may_be_used;
 
 static void look(void) {
 #if defined(__linux__)
-    enum { TILE_STATE = 18, REQUEST_PERMISSION = 0x1023 }; /* ARCH_REQ_XCOMP_PERM: it is a large state to save */
+    enum { TILE_STATE = 18, REQUEST_PERMISSION = 0x1023 }; /* ARCH_REQ_XCOMP_PERM: the state is large to save */
     const unsigned needed = 1u << 24 | 1u << 25;           /* AMX-TILE, AMX-INT8 */
     unsigned a, b, c, d = 0;
     may_be_used = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & needed) == needed &&
                   syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_STATE) == 0;
 #endif
     Kernels made = kernels_avx512vnni;
-    made.name = kernels_amx.name; /* others may be reading it */
+    made.name = kernels_amx.name; /* the same pointer: other threads may be reading it */
     made.matmul = matmul;
     made.dot_chains = dot_chains;
     kernels_amx = made;

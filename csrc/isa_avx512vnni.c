@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI: int8 weights, stored unsigned, go straight into the integer dot product. */
+/* AVX-512 with VNNI: the integer dot product takes int8 weights as they are stored, unsigned. */
 #if defined(__x86_64__)
 #include "target.h"
 TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")

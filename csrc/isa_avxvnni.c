@@ -1,4 +1,4 @@
-/* AVX2 with AVX-VNNI: int8 weights, stored unsigned, go straight into the integer dot product. */
+/* AVX2 with AVX-VNNI: the integer dot product takes int8 weights as they are stored, unsigned. */
 #include "target.h"
 #if defined(AVXVNNI_AND_AMX)
 TARGET_BEGIN("avx2,fma,f16c,avxvnni")

@@ -1,12 +1,19 @@
-/* Plain C, for any machine: the compiler's own vectors of four. */
+/* Plain C for any machine, with the compiler's own vectors of four floats. */
 #include <stdint.h>
 
 #include "engine.h"
 
 typedef float f32x4 __attribute__((vector_size(16)));
-typedef struct { f32x4 part[4]; } f32x16;
-typedef struct { int32_t lane[16]; } i32x16;
-typedef struct { const int8_t *bytes; int shift; } i8x64; /* [16][4], left in memory */
+typedef struct {
+    f32x4 part[4];
+} f32x16;
+typedef struct {
+    int32_t lane[16];
+} i32x16;
+typedef struct {
+    const int8_t *bytes;
+    int shift;
+} i8x64; /* [16][4], in memory */
 
 #define INLINE_PRIMITIVE static inline __attribute__((always_inline))
 
@@ -31,10 +38,10 @@ INLINE_PRIMITIVE f32x16 v_set1(float x) {
     return (f32x16){{four, four, four, four}};
 }
 
-#define BINARY(name, operator)                                                                          \
-    INLINE_PRIMITIVE f32x16 name(f32x16 a, f32x16 b) {                                                  \
-        return (f32x16){{a.part[0] operator b.part[0], a.part[1] operator b.part[1],                    \
-                         a.part[2] operator b.part[2], a.part[3] operator b.part[3]}};                  \
+#define BINARY(name, operator)                                                                                     \
+    INLINE_PRIMITIVE f32x16 name(f32x16 a, f32x16 b) {                                                             \
+        return (f32x16){{a.part[0] operator b.part[0], a.part[1] operator b.part[1], a.part[2] operator b.part[2], \
+                         a.part[3] operator b.part[3]}};                                                           \
     }
 BINARY(v_add, +)
 BINARY(v_sub, -)

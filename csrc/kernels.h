@@ -1,32 +1,32 @@
-/* What a set of kernels must offer. Every kernel is written once, in kernels.inc, on the vector primitives of one
- * instruction set; isa_*.c compiles one set each. */
+/* The kernels of an instruction set. Every kernel is written once, in kernels.inc, on vector primitives that each
+ * instruction set defines; each isa_*.c compiles one set. */
 #ifndef LLAMA2PY_KERNELS_H
 #define LLAMA2PY_KERNELS_H
 #include "engine.h"
 
-/* Each output is one chain of operations in a fixed order, so neither the number of vectors nor the thread nor the
- * width of the registers changes a bit.
+/* Each output is one chain of operations in a fixed order. Neither the number of vectors nor the threads nor the width
+ * of the registers change a bit.
  *
- * EXACT: llama2.c's very bits. Products are rounded before they are added, sums run from left to right, exp is libm's, or has
- *   its bits.
- *   All of the portable set, and int8 models in every set: their activations are rounded to whole numbers at every
- *   product, so that a last bit which differs would soon be another story.
- * FUSED: for speed, all other models in the SIMD sets. Fused multiply-add, k from 0 upwards; where a vector is summed up,
- *   16 partial sums and one tree; one polynomial for exp. The same bits in all of these sets. */
+ * EXACT: the bits of llama2.c. Products are rounded before they are added, sums run from left to right, exp is libm's
+ *   or has its bits. For the portable set, and for int8 models in every set: their activations are rounded to int8 at
+ *   every product, which would amplify a different last bit.
+ * FUSED: faster; for all other models in the SIMD sets. Fused multiply-add, k from 0 upwards; 16 partial sums and a
+ *   fixed tree for the sum along a vector; a polynomial for exp. The bits are the same in all of these sets. */
 enum { EXACT, FUSED };
 
-/* So many vectors are summed up at once: a sum from left to right waits for itself at each addition, not for the others. */
+/* Vectors that are summed at the same time: a sum from left to right is serial, and independent sums hide its
+ * latency. */
 enum { ROWS = 8 };
 
-/* Row blocks that all vectors pass over before the next ones: few enough to stay in the second-level cache (9 * 64 bytes *
- * cols), a multiple of the large tiles'. */
+/* Row blocks that all vectors are multiplied with before the next blocks: few enough for the second-level cache (9 * 64
+ * bytes * cols), and a multiple of the large tiles' blocks. */
 enum { PANEL_BLOCKS = 9 };
 
-/* What matmul does with the old content of its output. */
+/* What matmul does with the old content of its output: replace it, add to it, or continue its sums. */
 enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 
-/* A bare matrix, float32 or bfloat16, as a session holds keys and values: whole blocks [cols][LANES], block_stride bytes
- * apart */
+/* A bare matrix, float32 or bfloat16, as a session holds keys and values: whole blocks [cols][LANES], block_stride
+ * bytes apart */
 typedef struct {
     int type;
     const unsigned char *data;
@@ -34,7 +34,7 @@ typedef struct {
     int blocks, cols;
 } Blocks;
 
-/* What exists in both numerics. */
+/* The kernels that exist in both numerics */
 typedef struct FloatKernels {
     int numerics;
 
@@ -51,34 +51,34 @@ typedef struct FloatKernels {
     /* x = softmax(x / divisor), in place, x (n,) */
     void (*softmax)(float *x, int n, float divisor);
 
-    /* Attention's weights, sums[j] x[j] = sums[j] softmax(x[j] / divisor), in place, of `rows` rows, ld floats from one to
-     * the next: row j is of n + j * step, and may be written to up to a multiple of LANES. EXACT: the sums are 1. FUSED:
-     * they are what is to be divided by later, where there is less to divide. */
+    /* Attention's weights: x[j] = sums[j] * softmax(x[j] / divisor), in place, for `rows` rows, ld floats apart. Row j
+     * has n + j * step scores, and may be written up to the next multiple of LANES. EXACT: the sums are 1. FUSED: the
+     * caller divides by them later, when there is less to divide. */
     void (*weigh)(float *x, size_t ld, int rows, int n, int step, float divisor, float *sums);
 
-    /* out = silu(gate) * up; gate and up are blocks of LANES in turn: gate_up[blocks][2][LANES] */
+    /* out = silu(gate) * up, with blocks of LANES of gate and of up in turn: gate_up[blocks][2][LANES] */
     void (*swiglu)(float *out, const float *gate_up, int blocks);
 } FloatKernels;
 
 typedef struct Kernels {
     const char *name;
-    int int8_offset; /* added to packed int8 weights: 128 where the CPU multiplies unsigned by signed */
+    int int8_offset; /* added to packed int8 weights: 128 if the CPU multiplies unsigned by signed numbers */
     const FloatKernels *for_int8, *for_the_rest;
 
     /* out[i][row] = W x[i] for the rows of blocks [begin, end), i in [0, n); ld_out floats from one out[i] to the next.
      * MATMUL_ADD: out += W x. */
     void (*matmul)(const Matrix *w, int begin, int end, const Vectors *x, int n, float *out, size_t ld_out, int mode);
 
-    /* x (groups * group) to int8, one scale a group, as vector `row` of `out` */
+    /* Quantize x (cols,) to int8, a scale for each group of w, as vector `row` of `out`. */
     void (*quantize)(const Vectors *out, int row, const float *x, const Matrix *w);
 
-    /* the first index of the largest */
+    /* The first index of the largest */
     int32_t (*argmax)(const float *x, int n);
 
-    /* the largest of `first` and x (n,); a NaN is passed over, but for `first` */
+    /* The largest of `first` and x (n,). A NaN in x is ignored, `first` is not. */
     float (*max_from)(float first, const float *x, int n);
 
-    /* probe.inc: nothing but reading, and nothing but products */
+    /* probe.inc: only reading, and only products */
     float (*read_all)(const unsigned char *memory, size_t bytes);
     float (*multiply_add_chains)(int64_t rounds);
     float (*dot_chains)(int64_t rounds, const unsigned char *weights, const int8_t *x);
@@ -87,14 +87,15 @@ typedef struct Kernels {
 
 enum { PROBE_CHAINS = 12 };
 
-/* isa_amx.c: has the CPU its tiles, and does the system save them? Asked before kernels_amx, which then has its kernels. */
+/* isa_amx.c: does the CPU have AMX, and does the system let this process use it? To be asked before kernels_amx is
+ * used, which is filled in then. */
 int amx_may_be_used(void);
 extern Kernels kernels_amx;
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_avx512vnni, kernels_neon,
     kernels_neondot;
 
-/* dispatch.c: the set l2p_isa_name(index), NULL where this CPU cannot run it */
+/* dispatch.c: the set of l2p_isa_name(index); NULL if this CPU cannot run it */
 const Kernels *kernels_of_isa(int index);
 
 #endif

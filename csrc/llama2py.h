@@ -1,7 +1,7 @@
 /* llama2py's engine: the one public header. cffi reads it as its cdef, so it is plain C declarations.
  *
- * Every function checks its arguments: sizes, indices and positions that are out of bounds come back as error codes. What
- * it cannot check is that a pointer leads to as much memory as is said here. Nothing here prints or exits. */
+ * Every function checks its arguments: sizes, indices and positions that are out of bounds come back as error codes.
+ * What it cannot check is that a pointer leads to as much memory as is said here. Nothing here prints or exits. */
 #ifndef LLAMA2PY_H
 #define LLAMA2PY_H
 #include <stdint.h>
@@ -71,11 +71,11 @@ void l2p_model_free(l2p_model *model);
 /* out (4,): a checksum of the packed weights; no proof against forgery. */
 void l2p_model_digest(const l2p_model *model, uint64_t *out);
 
-/* Pack one tensor of one layer (0 if the tensor is not a layer's), and convert or quantize it if the model's weight type is
- * another. values: row by row, of values_type. For L2P_INT8, scales are float32, one for each group of the flattened
- * tensor. L2P_INT4 is only for a model of L2P_INT4: values are int8, one a byte, and scales float16, one for each group of
- * a row. Norms are always float32. Nothing need be aligned. *non_finite grows by the number of values that are NaN or
- * infinite; in a quantized model, of scales. */
+/* Pack one tensor of one layer (0 if the tensor is not a layer's), and convert or quantize it if the model's weight
+ * type is another. values: row by row, of values_type. For L2P_INT8, scales are float32, one for each group of the
+ * flattened tensor. L2P_INT4 is only for a model of L2P_INT4: values are int8, one a byte, and scales float16, one for
+ * each group of a row. Norms are always float32. Nothing need be aligned. *non_finite grows by the number of values
+ * that are NaN or infinite; in a quantized model, of scales. */
 int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
                   int n_threads, int64_t *non_finite);
 
@@ -119,15 +119,16 @@ typedef struct {
 } l2p_batch;
 
 /* Run the transformer over a batch. `cancel`, if not NULL, is read once a layer; when it is not 0 the call ends with
- * L2P_CANCELLED. Results do not depend on n_threads or on how tokens are gathered into calls. Calls from several threads
- * take turns. */
+ * L2P_CANCELLED. Results do not depend on n_threads or on how tokens are gathered into calls. Calls from several
+ * threads take turns. */
 int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel);
 
 /* The first index of the largest of n logits, n >= 1. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
 
 /* Draw an index from softmax(logits / temperature), cut to the smallest set whose probability exceeds top_p (0 or 1: no
- * cut), with a coin in [0, 1); n >= 1. Overwrites logits (n,), with the probabilities if there is no cut; scratch (n,). */
+ * cut), with a coin in [0, 1); n >= 1. Overwrites logits (n,), with the probabilities if there is no cut; scratch
+ * (n,). */
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch);
 

@@ -14,12 +14,12 @@ enum { HUGE_PAGE = 2 << 20 };
 void *pages_alloc(size_t bytes, int pages) {
     const int huge = pages == HUGE_PAGES;
     size_t slack = huge ? HUGE_PAGE : 0;
-    unsigned char *memory =
-        mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *memory = mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
     if (!huge) {
 #if defined(MADV_NOHUGEPAGE)
-        madvise(memory, bytes, MADV_NOHUGEPAGE); /* a system that uses huge pages by itself would give a whole one to a few positions */
+        /* A system that uses huge pages by itself would give a whole one to a few positions. */
+        madvise(memory, bytes, MADV_NOHUGEPAGE);
 #endif
         return memory;
     }
@@ -152,9 +152,8 @@ static void compute_rope_freqs(l2p_model *model) {
     for (int i = 0; i < c->head_dim; i += 2) {
         const float exponent = (float)i / (float)c->head_dim;
         /* libm's float functions give llama2.c's bits; its double ones, rounded, give the same bits everywhere. */
-        const float power = model->floats->numerics == EXACT
-                                ? powf(c->rope_theta, exponent)
-                                : (float)pow((double)c->rope_theta, (double)exponent);
+        const float power = model->floats->numerics == EXACT ? powf(c->rope_theta, exponent)
+                                                             : (float)pow((double)c->rope_theta, (double)exponent);
         model->rope_freqs[i / 2] = 1.0f / power;
         if (c->rope_divisors) model->rope_freqs[i / 2] /= c->rope_divisors[i / 2];
     }

@@ -1,4 +1,4 @@
-/* Float32 and its halves. */
+/* Float32 and the 16-bit types. */
 #include <math.h>
 #include <string.h>
 
@@ -18,7 +18,8 @@ static float float_of(uint32_t bits) {
 
 uint16_t float_to_bfloat16(float value) {
     const uint32_t bits = bits_of(value);
-    if (value != value) return (uint16_t)(bits >> 16 | 0x40); /* quiet: what is cut off may be all that made it a NaN */
+    if (value != value)
+        return (uint16_t)(bits >> 16 | 0x40); /* quiet: the bits that are dropped may be all that made it a NaN */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -33,12 +34,13 @@ uint16_t float_to_float16(float value) {
     const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000;
     const float size = float_of(bits & 0x7fffffff);
     if (size != size) return (uint16_t)(sign | 0x7e00);
-    if (size >= 65520.0f) return (uint16_t)(sign | 0x7c00); /* half way to what would be the next number */
+    if (size >= 65520.0f) return (uint16_t)(sign | 0x7c00); /* half way from the largest number to the next one */
     if (size < 0x1p-14f) return (uint16_t)(sign | (uint32_t)rintf(size * 0x1p24f));
     const uint32_t rounded = bits_of(size) + 0xfff + (bits_of(size) >> 13 & 1);
     return (uint16_t)(sign | ((rounded >> 13) - (112u << 10)));
 }
 
+/* clang-format off */
 const uint64_t exp2_32nds[32] = {
     0x3ff0000000000000, 0x3fefd9b0d3158574, 0x3fefb5586cf9890f, 0x3fef9301d0125b51,
     0x3fef72b83c7d517b, 0x3fef54873168b9aa, 0x3fef387a6e756238, 0x3fef1e9df51fdee1,
@@ -49,3 +51,4 @@ const uint64_t exp2_32nds[32] = {
     0x3feee89f995ad3ad, 0x3feeff76f2fb5e47, 0x3fef199bdd85529c, 0x3fef3720dcef9069,
     0x3fef5818dcfba487, 0x3fef7c97337b9b5f, 0x3fefa4afa2a490da, 0x3fefd0765b6e4540,
 };
+/* clang-format on */

@@ -1,4 +1,4 @@
-/* Fill a model: take a tensor as a file has it, row by row, and pack it as the model wants it. */
+/* Packing: from a tensor as a file has it, row by row, to the model's layout and type. */
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -47,7 +47,8 @@ static int is_non_finite(float value) {
     return (bits & 0x7f800000u) == 0x7f800000u;
 }
 
-/* ---- one block of LANES rows, or the `height` that are left; each returns how many values (or scales) are not finite */
+/* ---- one block: LANES rows, or the last `height` ones. Each function returns how many values (or scales) are not
+ * finite */
 
 /* rows (height, cols) to block[cols][LANES] of float32 or bfloat16 */
 static int64_t pack_dense(const Packing *p, unsigned char *block, int row, int height) {
@@ -56,7 +57,7 @@ static int64_t pack_dense(const Packing *p, unsigned char *block, int row, int h
     uint16_t *halves = (uint16_t *)(void *)block;
     int64_t non_finite = 0;
     if (height < LANES) memset(block, 0, p->to->block_bytes);
-    for (int k0 = 0; k0 < p->cols; k0 += LANES) { /* a square at a time stays in the first-level cache */
+    for (int k0 = 0; k0 < p->cols; k0 += LANES) { /* squares stay in the first-level cache */
         const int n = p->cols - k0 < LANES ? p->cols - k0 : LANES;
         for (int lane = 0; lane < height; lane++) {
             float values[LANES];
@@ -88,7 +89,7 @@ static float int8_scale(const Packing *p, int64_t group) {
     return max / 127.0f;
 }
 
-/* to the nearest whole number, ties to even, of |x| < 2^22: what is added leaves no bits for a fraction */
+/* Round |x| < 2^22 to the nearest integer, ties to even: the sum has no bits for a fraction. */
 static inline int nearest(float x) { return (int)((x + 12582912.0f) - 12582912.0f); }
 
 static int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
@@ -110,7 +111,7 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
                     to[(k / 4) * LANES * 4 + k % 4] = (unsigned char)(p->values[source + k] + p->offset);
             } else {
                 scales[lane] = int8_scale(p, source / p->file_group);
-                for (int k = 0; scales[lane] > 0.0f && k < m->group; k++) { /* no NaN, and nothing to divide by 0 */
+                for (int k = 0; scales[lane] > 0.0f && k < m->group; k++) { /* not NaN, and not 0 */
                     float value;
                     read_values(p, source + k, 1, &value);
                     const int whole = clamp(nearest(value / scales[lane]), -127, 127);
@@ -124,12 +125,12 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
     return non_finite;
 }
 
-/* n values of a group to whole numbers from -8 to 7, in place of zeros, and the bits of their scale. The value that is
- * farthest from 0 becomes -8 times the scale, so that all of the 16 are used. The scale is NaN if a value is not
- * finite, or if it would not be. */
+/* Quantize n values of a group to integers from -8 to 7, whole (n,), which are 0 before. Returns the bits of their
+ * scale. The value farthest from 0 becomes -8 times the scale, so that all 16 integers are used. The scale is NaN if a
+ * value, or the scale itself, is not finite. */
 static uint16_t quantize_int4(const float *values, int n, int8_t *whole) {
     float farthest = 0.0f;
-    for (int k = 0; k < n && farthest == farthest; k++) /* a NaN is the farthest */
+    for (int k = 0; k < n && farthest == farthest; k++) /* a NaN counts as the farthest */
         if (!(fabsf(values[k]) <= fabsf(farthest))) farthest = values[k];
     const uint16_t bits = float_to_float16(farthest / -8.0f);
     const float scale = float16_to_float(bits);
@@ -216,12 +217,16 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     case L2P_RMS_ATT_WEIGHT: *non_finite += copy_vector(l->att_norm, values, c->dim); return L2P_OK;
     case L2P_RMS_FFN_WEIGHT: *non_finite += copy_vector(l->ffn_norm, values, c->dim); return L2P_OK;
     case L2P_RMS_FINAL_WEIGHT: *non_finite += copy_vector(model->final_norm, values, c->dim); return L2P_OK;
-    case L2P_TOKEN_EMBEDDING_TABLE: p.to = &model->embedding; p.rows = c->vocab_size; break;
+    case L2P_TOKEN_EMBEDDING_TABLE:
+        p.to = &model->embedding;
+        p.rows = c->vocab_size;
+        break;
     case L2P_WCLS:
         if (c->shared_classifier) return L2P_BAD_ARGUMENT;
         p.to = &model->classifier;
         p.rows = c->vocab_size;
         break;
+        /* clang-format off */
     case L2P_WQ: p.to = &l->qkv; p.rows = q_rows; break;
     case L2P_WK: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks; break;
     case L2P_WV: p.to = &l->qkv; p.rows = kv_rows; p.first = q_blocks + kv_blocks; break;
@@ -229,6 +234,7 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     case L2P_W1: p.to = &l->w13; p.rows = c->hidden_dim; p.step = 2; break;
     case L2P_W3: p.to = &l->w13; p.rows = c->hidden_dim; p.step = 2; p.first = 1; break;
     case L2P_W2: p.to = &l->w2; p.rows = c->dim; break;
+    /* clang-format on */
     default: return L2P_BAD_ARGUMENT;
     }
     if ((values_type == L2P_INT8 || values_type == L2P_INT4) && !scales) return L2P_BAD_ARGUMENT;

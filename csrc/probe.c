@@ -1,4 +1,5 @@
-/* What the machine can do at most: how fast a model's memory is read, how many products a second there are. */
+/* The limits of the machine, for `bench`: how fast it reads a model's memory, how many products a second it
+ * computes. */
 #include "kernels.h"
 
 typedef struct {
@@ -6,7 +7,7 @@ typedef struct {
     const Kernels *kernels;
     int kind;
     int64_t rounds;
-    float sums[MAX_THREADS]; /* results that must not be optimized away */
+    float sums[MAX_THREADS]; /* results, so that no work is optimized away */
 } Probe;
 
 static double timed(Work work, Probe *probe, int n_threads) {
@@ -20,7 +21,7 @@ static double timed(Work work, Probe *probe, int n_threads) {
 
 static void read_share(void *context, int thread, int n_threads) {
     Probe *probe = context;
-    const size_t lines = probe->model->packed_bytes / 512; /* of what read_all takes at once */
+    const size_t lines = probe->model->packed_bytes / 512; /* read_all takes 512 bytes at a time */
     const size_t begin = lines * (size_t)thread / (size_t)n_threads * 512;
     const size_t end = lines * ((size_t)thread + 1) / (size_t)n_threads * 512;
     probe->sums[thread] = probe->kernels->read_all(probe->model->arena + begin, end - begin);

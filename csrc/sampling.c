@@ -1,9 +1,9 @@
-/* Choosing the next token. The policy (which temperature, whose coin) is Python's. */
+/* Drawing a token from logits. Temperature, top-p and coin are the caller's. */
 #include "kernels.h"
 
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n) { return model->kernels->argmax(logits, n); }
 
-/* the first index whose running sum exceeds the coin, else the last */
+/* The first index at which the running sum exceeds the coin, or the last index */
 static int32_t draw(const float *p, int n, float coin) {
     float sum = 0.0f;
     for (int i = 0; i < n; i++) {
@@ -13,10 +13,10 @@ static int32_t draw(const float *p, int n, float coin) {
     return n - 1;
 }
 
-/* Order of the candidates: the more probable first, of equals the lower index. */
+/* The order of candidates: the more probable one first; of equals, the lower index. */
 static int before(const float *p, int32_t a, int32_t b) { return p[a] > p[b] || (p[a] == p[b] && a < b); }
 
-/* heap[0..n) is a heap but for heap[at]: let it sink to its place */
+/* heap[0..n) is a heap except for heap[at]: sink that to its place. */
 static void sink(const float *p, int32_t *heap, int n, int at) {
     const int32_t moved = heap[at];
     for (int child; (child = 2 * at + 1) < n; at = child) {
@@ -27,12 +27,12 @@ static void sink(const float *p, int32_t *heap, int n, int at) {
     heap[at] = moved;
 }
 
-enum { STRIDE = 128 }; /* tokens that are passed over together where all of them are improbable, as most are */
+enum { STRIDE = 128 }; /* tokens that are skipped together if all of them are improbable, as most are */
 
-/* Those of n tokens that can be among the most probable ones whose sum exceeds top_p, into heap[]: how many. Of the
- * terms, which divided by their sum are the probabilities, only theirs are divided. */
+/* Put the tokens that can be in the set of most probable ones into heap[], and return how many they are. Terms divided
+ * by their sum are probabilities; only those tokens' terms are divided. */
 static int sieve(const Kernels *kernels, float *terms, int n, float sum, float top_p, int32_t *heap) {
-    /* What is below this cannot be among them: it and all below would sum up to less than 1 - top_p. */
+    /* A token below the cutoff cannot be in the set: all such tokens together have less than 1 - top_p. */
     const float cutoff = (1.0f - top_p) / (float)(n - 1);
     const float surely_below = cutoff * sum * 0.999f;
     int size = 0;
@@ -48,12 +48,13 @@ static int sieve(const Kernels *kernels, float *terms, int n, float sum, float t
     return size;
 }
 
-/* The smallest set of most probable tokens whose sum exceeds top_p, then one of them, of the `size` in heap[]. A heap
- * gives them in order without sorting the rest: most often a handful of 32000 is taken. */
+/* Take the most probable of the `size` tokens in heap[] until their sum exceeds top_p, and draw one of them. A heap
+ * gives them in order without sorting the rest: usually a handful of 32000 is taken. */
 static int32_t draw_top_p(const float *p, int size, float top_p, float coin, int32_t *heap) {
     for (int at = size / 2 - 1; at >= 0; at--) sink(p, heap, size, at);
 
-    /* Taken candidates go to the end of the array, where the shrinking heap leaves room: most probable last. */
+    /* Candidates that are taken go to the end of the array, which the shrinking heap leaves free: most probable
+     * last. */
     const int last = size - 1;
     float sum = 0.0f;
     while (size > 0) {
@@ -83,7 +84,7 @@ int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperatu
     const float sum = floats->exps(logits, n, temperature);
     const int size = sieve(model->kernels, logits, n, sum, top_p, scratch);
     if (size > 0) return draw_top_p(logits, size, top_p, coin, scratch);
-    /* So flat, and top_p so small, that nothing is left (or all is NaN): a set of one. */
+    /* The logits are so flat and top_p so small that the set is empty, or all are NaN: take the most probable token. */
     for (int i = 0; i < n; i++) logits[i] /= sum;
     return model->kernels->argmax(logits, n);
 }

@@ -32,8 +32,8 @@ static bool is_enabled(void) {
 
 /* ---- little work ---- */
 
-/* SMALL_WORK: bytes of weights that a thread reads in some 40 microseconds, about what it costs to wake another one. The
- * smallest story model has 260K weights. Further tokens than MANY_TOKENS do not make a token's work larger. */
+/* SMALL_WORK: bytes of weights that a thread reads in some 40 microseconds, about what it costs to wake another one.
+ * The smallest story model has 260K weights. Further tokens than MANY_TOKENS do not make a token's work larger. */
 enum { SMALL_WORK = 5 << 18, MANY_TOKENS = 16 };
 
 int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads) {
@@ -45,15 +45,15 @@ int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads) {
 /* ---- runs that one thread would have finished sooner ---- */
 
 /* Threads in lock-step lose a time slice at every barrier if one of them shares its core with another program: up to a
- * hundred times slower than one thread alone. After such a run, passes have one thread for twice as long as the run took;
- * or for twice as long as the last time, if the threads have done well for less than that since. */
+ * hundred times slower than one thread alone. After such a run, passes have one thread for twice as long as the run
+ * took; or for twice as long as the last time, if the threads have done well for less than that since. */
 enum { PAUSE_TO_RUN = 2 };
 static const int64_t LONG_RUN = 1000000;      /* nanoseconds: a shorter run has not lost a time slice */
 static const int64_t LONG_PAUSE = 1000000000; /* only a run of more than half of it makes a longer pause */
 
-static struct { /* for whoever has the turn */
-    bool judged;       /* the run that comes next */
-    bool alone;        /* in a pause */
+static struct {         /* for whoever has the turn */
+    bool judged;        /* the run that comes next */
+    bool alone;         /* in a pause */
     int64_t pause_ends; /* nanoseconds */
     int64_t pause;      /* length of the last one */
     int64_t went_well;  /* how long threads have run well together since */
@@ -66,9 +66,9 @@ int scheduling_before_run(int n_threads) {
     return history.alone ? 1 : n_threads;
 }
 
-/* If a thread is put aside for some time, the other n_threads - 1 wait for as long, and nobody computes. If that is more
- * than (n_threads - 1) / n_threads of the run, one thread alone would have been faster. (A run that is mostly one thread's
- * work, such as drawing from flat logits of a large vocabulary, looks the same.) */
+/* If a thread is put aside for some time, the other n_threads - 1 wait for as long, and nobody computes. If that is
+ * more than (n_threads - 1) / n_threads of the run, one thread alone would have been faster. (A run that is mostly one
+ * thread's work, such as drawing from flat logits of a large vocabulary, looks the same.) */
 void scheduling_after_run(int64_t length, int64_t waited, int n_threads) {
     const bool judged = history.judged;
     history.judged = false;
@@ -94,8 +94,8 @@ void scheduling_forget(void) { memset(&history, 0, sizeof history); }
 /* No two threads of a run should wait on one core while the process may use others. (A core is what Linux numbers as a
  * CPU. Which of those share a physical core is left to the system, which goes on moving threads.)
  *
- * If no core seems idle, Linux wakes a thread on the core of the thread that wakes it; and in a virtual machine of KVM a
- * halted core looks like one that the host has taken away. Threads that wait for each other then share a core, each
+ * If no core seems idle, Linux wakes a thread on the core of the thread that wakes it; and in a virtual machine of KVM
+ * a halted core looks like one that the host has taken away. Threads that wait for each other then share a core, each
  * yielding to the other, until the scheduler separates them some milliseconds later: a prompt takes twice as long. */
 #ifdef __linux__
 

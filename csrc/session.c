@@ -1,4 +1,5 @@
-/* Sessions: the memory of one conversation's keys and values, and copying it; and the checksum that says whose they are. */
+/* Sessions: the memory of one conversation's keys and values, and copying it; and the checksum that says whose they
+ * are. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* Compile what stands between TARGET_BEGIN and TARGET_END for more than the machine's baseline; dispatch.c sees to it
+/* Compile the code between TARGET_BEGIN and TARGET_END for more than the machine's baseline; dispatch.c makes sure
  * that only a CPU that can run it does. */
 #define TARGET_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
@@ -10,14 +10,14 @@
 #define TARGET_END _Pragma("GCC pop_options")
 #endif
 
-/* AVX-VNNI and AMX came into compilers at the same time (gcc 11, clang 12); an older one builds without the two. */
+/* Compilers have AVX-VNNI and AMX since gcc 11 and clang 12; an older one builds without the two. */
 #if defined(__x86_64__) && defined(__has_include)
 #if __has_include(<avxvnniintrin.h>)
 #define AVXVNNI_AND_AMX
 #endif
 #endif
 
-/* clang before 16 has NEON's dot product only where the whole file is compiled for it. */
+/* Before version 16, clang has NEON's dot product only if the whole file is compiled for it. */
 #if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 #define NEON_DOTPROD
 #endif

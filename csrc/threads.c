@@ -1,7 +1,7 @@
-/* The thread pool: one per process, made on first use, workers added as a call asks for more of them.
+/* The thread pool: one per process, made on first use. A call that wants more threads adds workers.
  *
- * A token is 20 to 40 barriers, so waiting threads spin for some tens of microseconds before they sleep (between
- * tokens) or give up their time slice (within one). */
+ * A token takes 20 to 40 barriers, so waiting threads spin for some tens of microseconds before they sleep (between
+ * tokens) or give up their time slice (within a token). Scheduling policy is in scheduling.c. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -30,7 +30,7 @@ enum { SPINS = 2000 };
 
 typedef struct {
     _Alignas(64) atomic_uint round; /* grows by one when there is something to do */
-    atomic_int asleep;              /* needs `wake` to notice */
+    atomic_int asleep;              /* must be woken to see it */
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     pthread_t thread;
@@ -41,19 +41,19 @@ static struct {
     int n_workers;
     Worker workers[MAX_THREADS]; /* worker i is thread i + 1 of a run; thread 0 is the caller */
 
-    Work work; /* of this run; written before any round grows. NULL: end */
+    Work work; /* of this run; written before any round grows. NULL: end the thread */
     void *context;
     int n_threads;
-    _Alignas(64) atomic_int finished; /* workers that are through with this run */
-    _Alignas(64) atomic_int arrived;  /* threads that have come to the current barrier */
+    _Alignas(64) atomic_int finished;  /* workers that have finished this run */
+    _Alignas(64) atomic_int arrived;   /* threads that have arrived at the current barrier */
     _Alignas(64) atomic_uint barriers; /* barriers passed */
     atomic_llong waited;               /* nanoseconds of this run that threads waited, beyond spinning */
     uint32_t run;                      /* its number */
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER};
 
-static _Thread_local int this_thread; /* of a run: workers know their number, whoever calls is 0 */
+static _Thread_local int this_thread; /* number in a run: workers have theirs, any caller is 0 */
 
-/* A waiting loop: spin at first, then let others run (there may be more threads than cores). */
+/* A waiting loop: spin first, then let others run (there may be more threads than cores). */
 typedef struct {
     int spins;
     int64_t since; /* when spinning ended */
@@ -81,7 +81,7 @@ static void wait_for_round(Worker *self, unsigned seen) {
         spin_pause();
     }
     pthread_mutex_lock(&self->mutex);
-    atomic_store(&self->asleep, 1); /* before the look at round: the caller writes round, then looks at asleep */
+    atomic_store(&self->asleep, 1); /* before round is read: the caller writes round, then reads asleep */
     while (atomic_load(&self->round) == seen) pthread_cond_wait(&self->wake, &self->mutex);
     atomic_store(&self->asleep, 0);
     pthread_mutex_unlock(&self->mutex);
@@ -107,7 +107,7 @@ static void start_round(Worker *worker) {
     pthread_mutex_unlock(&worker->mutex);
 }
 
-/* fork() copies only the thread that called it. No run may be half-way then, and the child starts its own workers. */
+/* fork() copies only the calling thread. It waits until no run is in progress, and the child starts its own workers. */
 static void before_fork(void) { pthread_mutex_lock(&pool.turn); }
 static void after_fork_in_parent(void) { pthread_mutex_unlock(&pool.turn); }
 static void after_fork_in_child(void) {
@@ -118,7 +118,7 @@ static void after_fork_in_child(void) {
 static void watch_fork(void) { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); }
 
 static void add_workers(int wanted) {
-    /* Signals are for the threads that the caller knows: a Ctrl-C must interrupt what these wait for. */
+    /* Workers block all signals: Ctrl-C must interrupt the threads that the caller knows. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -128,7 +128,7 @@ static void add_workers(int wanted) {
         atomic_init(&worker->asleep, 0);
         pthread_mutex_init(&worker->mutex, NULL);
         pthread_cond_init(&worker->wake, NULL);
-        if (pthread_create(&worker->thread, NULL, worker_main, worker) != 0) break; /* fewer, then */
+        if (pthread_create(&worker->thread, NULL, worker_main, worker) != 0) break; /* the run has fewer threads */
         pool.n_workers++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);

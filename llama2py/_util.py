@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast
-
-from .errors import ParameterError
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -16,21 +14,6 @@ Self = TypeVar("Self", bound="Closing")
 T = TypeVar("T")
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-
-def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return a parameter as an int, if it is a whole number from ``low`` to ``high``.
-
-    Raises
-    ------
-    ParameterError
-        If it is not; the message names the parameter.
-    """
-    number = value.__index__() if isinstance(value, SupportsIndex) else None
-    if number is None or number < low or (high is not None and number > high):
-        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ParameterError(f"{name} is {value!r}, expected a whole number {bounds}")
-    return number
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -293,9 +293,9 @@ def _share_of_a_token(config: ModelConfig) -> float:
 
 
 def _products_of_a_prompt_token(config: ModelConfig) -> int:
-    """Count the multiply-adds of a prompt's token, except its last token.
+    """Count the multiply-adds of every token of a prompt but the last.
 
-    These are all matrices of all layers but the last, and q, k and v of the last layer. The rest of
+    It needs all matrices of all layers but the last, and q, k and v of the last layer. The rest of
     the last layer and the classifier run only for the last token.
     """
     qkv = config.dim * (config.q_dim + 2 * config.kv_dim)

@@ -328,7 +328,7 @@ def _to_gguf(task: _Task, dtype: str) -> None:
     try:
         write_gguf(target, checkpoint, dtype, pairs, task.progress)
     except CheckpointError as error:
-        raise _named(target, error) from None
+        raise _named(target, checkpoint, error) from None
 
 
 def _to_huggingface(task: _Task, dtypes: tuple[str, str]) -> None:
@@ -349,7 +349,7 @@ def _to_huggingface(task: _Task, dtypes: tuple[str, str]) -> None:
             write_huggingface(folder, checkpoint, *dtypes, ids, task.progress)
         except CheckpointError as error:  # it names a file in the temporary folder
             shown = str(error).replace(str(folder), str(target))
-            raise _named(target, CheckpointError(shown)) from None
+            raise _named(target, checkpoint, CheckpointError(shown)) from None
         for name, data in files.items():
             with replacing(folder / name, TokenizerError) as out:
                 out.write(data)
@@ -411,7 +411,8 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
     return data
 
 
-def _named(target: Path, error: CheckpointError) -> CheckpointError:
-    """Put the name of the output before an error."""
+def _named(target: Path, checkpoint: Checkpoint, error: CheckpointError) -> CheckpointError:
+    """Put the name of the output before an error, unless it names a file of the source."""
     text = str(error)
-    return error if text.startswith(str(target)) else CheckpointError(f"{target}: {text}")
+    has_name = text.startswith(tuple(map(str, (target, *checkpoint.file_paths))))
+    return error if has_name else CheckpointError(f"{target}: {text}")

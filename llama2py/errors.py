@@ -34,11 +34,15 @@ class ContextError(PromptError):
 
 
 class SessionError(Llama2pyError):
-    """A saved session is missing, malformed, truncated, or belongs to another model."""
+    """A session is in use, or a saved one is missing, malformed, truncated, or another model's."""
 
 
 class ParameterError(Llama2pyError, ValueError):
     """An argument has a wrong type or lies outside its range, such as a ``top_p`` of 1.5."""
+
+
+class UnknownOptionError(ParameterError, TypeError):
+    """There is no option of this name; the message suggests the right one."""
 
 
 class EngineError(Llama2pyError):

@@ -7,6 +7,7 @@ huggingface_hub (the extra ``llama2py[hub]``). Downloads go into huggingface_hub
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -48,6 +49,7 @@ _KINDS = (
     ("config.json", re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")),
     ("params.json", re.compile(r"consolidated\.\d+\.pth")),
 )
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # huggingface_hub refuses to get larger files by HTTP; it gets them by another protocol.
 _MAX_HTTP_SIZE = 50_000_000_000
 
@@ -181,19 +183,17 @@ def download(name: str) -> Path:
             if not files:
                 files, offline = _needed_files(wanted, endpoint)
             for file in files:
-                etag, is_checked = None, False
-                if not offline:
-                    etag, is_checked = _fetch(wanted.repo, file, endpoint)
+                fetched = _CACHED if offline else _fetch(wanted.repo, file, endpoint)
                 path = huggingface_hub.hf_hub_download(
                     wanted.repo,
                     file,
                     cache_dir=_cache_folder(),
                     endpoint=endpoint,
-                    local_files_only=etag is None,
+                    local_files_only=not fetched.hub_answered,
                 )
                 paths.append(Path(path))
-                if not is_checked:
-                    _check(f"{wanted.repo}:{file}", paths[-1], etag)
+                if not fetched.is_checked:
+                    _check(f"{wanted.repo}:{file}", paths[-1], fetched.etag)
         except DownloadError:
             raise
         except Exception as error:  # any of huggingface_hub's, or of the HTTP library it uses
@@ -320,18 +320,33 @@ def _needed(repo: str, listing: Sequence[str]) -> list[str]:
 # ---- getting and checking one file ----
 
 
-def _fetch(repo: str, file: str, endpoint: str | None) -> tuple[str | None, bool]:
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """One file of a download.
+
+    Attributes
+    ----------
+    hub_answered : bool
+        False if the hub gave no answer, and the file in the cache is taken.
+    etag : str or None
+        The hub's name for the content, if it is known.
+    is_checked : bool
+        Whether the content was compared with its hash just now.
+    """
+
+    hub_answered: bool = True
+    etag: str | None = None
+    is_checked: bool = False
+
+
+_CACHED = _Fetched(hub_answered=False)
+
+
+def _fetch(repo: str, file: str, endpoint: str | None) -> _Fetched:
     """Get one file into the cache's folder of blobs, resuming an earlier attempt.
 
     huggingface_hub 1 and later start again from zero in every process, so the bytes are written
     here: into one partial file per blob, which stays if the process ends.
-
-    Returns
-    -------
-    etag : str or None
-        The hub's name for the content. None: the hub gave no answer, but the file is in the cache.
-    is_checked : bool
-        Whether the content was compared with its hash just now.
     """
     import huggingface_hub
     from huggingface_hub.file_download import http_get
@@ -345,14 +360,14 @@ def _fetch(repo: str, file: str, endpoint: str | None) -> tuple[str | None, bool
     except Exception:
         snapshot = _snapshot(repo)
         if snapshot is not None and os.path.isfile(snapshot / file):
-            return None, False
+            return _CACHED
         raise
     etag, size = about.etag, about.size
     if etag is None or _hash(etag) is None or size is None or size > _MAX_HTTP_SIZE:
-        return etag, False  # left to huggingface_hub
+        return _Fetched(etag=etag)  # left to huggingface_hub
     blob = _cached_repo(repo) / "blobs" / etag
     if os.path.lexists(blob):
-        return etag, False
+        return _Fetched(etag=etag)
     blob.parent.mkdir(parents=True, exist_ok=True)
     headers = build_hf_headers()
     headers["Accept-Encoding"] = "identity"  # a compressed transfer cannot be resumed
@@ -361,7 +376,7 @@ def _fetch(repo: str, file: str, endpoint: str | None) -> tuple[str | None, bool
     partial = blob.with_name(f"{etag}.llama2py.incomplete")
     with _open_partial(partial) as out:
         if os.path.lexists(blob):  # another process got it while this one waited
-            return etag, False
+            return _Fetched(etag=etag)
         begin = out.seek(0, os.SEEK_END)
         if begin > size:
             begin = out.seek(0)
@@ -384,7 +399,7 @@ def _fetch(repo: str, file: str, endpoint: str | None) -> tuple[str | None, bool
             partial.unlink()
             raise DownloadError(_damaged(f"{repo}:{file}", digest, etag))
         os.replace(partial, blob)
-    return etag, True
+    return _Fetched(etag=etag, is_checked=True)
 
 
 @contextlib.contextmanager
@@ -467,6 +482,8 @@ def _fail(name: str, wanted: HubModel, error: Exception, endpoint: str | None) -
         error, errors.LocalEntryNotFoundError
     ):
         text = f"the repository has no such file{_names_of_files(wanted.repo, endpoint)}"
+    elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        text = f"cannot be written ({error.strerror}: {error.filename or _cache_folder()})"
     else:
         cause: Any = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
         reason = " ".join(str(cause or error).split()) or type(error).__name__

@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, Conventions, open_checkpoint
 from .config import CacheDtype, Dtype, ModelConfig
 from .engine.backend import Backend
 from .engine.cpu import MAX_THREADS
-from .engine.parameters import function, one_of, shown, whole_number, wrong
+from .engine.parameters import checked_path, function, one_of, shown, whole_number
 from .engine.session import Session, SessionOverflow
 from .errors import ClosedError, EngineError, PromptError
 from .generation.batch import run_jobs
@@ -127,8 +127,10 @@ def load(
     one_of("cache_dtype", cache_dtype, get_args(CacheDtype))
     function("progress", progress)
     if tokenizer is not None:
-        tokenizer = _checked_path("tokenizer", tokenizer)
-    path = builtin_model() if path is None else find_model(_checked_path("path", path))
+        tokenizer = checked_path("tokenizer", tokenizer)
+    if path is not None:
+        checked_path("path", path)
+    path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
         if tokenizer is None:
             tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
@@ -154,14 +156,6 @@ def load(
 
 def _no_progress(done: int, total: int) -> None:
     """Show nothing."""
-
-
-def _checked_path(name: str, path: StrPath) -> StrPath:
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise wrong(name, path, "a str or a path")
-    if "\0" in os.fspath(path):
-        raise wrong(name, path, "a path without null characters")
-    return path
 
 
 def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
@@ -501,7 +495,10 @@ class Model(Closing):
         logprobs = self.score(text)
         if not len(logprobs):
             raise PromptError("perplexity needs at least two tokens")
-        return math.exp(-float(logprobs.mean()))
+        try:
+            return math.exp(-float(logprobs.mean()))
+        except OverflowError:
+            return math.inf
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """Return the tokens that a prompt is run as: BOS and the text's, or those given.
@@ -556,7 +553,7 @@ class Model(Closing):
         ...     model.tokenizer.decode(session.tokens)
         'Once upon a time'
         """
-        return Session.load(_checked_path("path", path), self.backend)
+        return Session.load(path, self.backend)
 
     def reuse_prefixes(self, max_bytes: int | None = None) -> None:
         """Set how much memory is kept for prompts that share a prefix with an earlier prompt.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama2py.checkpoint import Checkpoint, DenseTensor, write_checkpoint
+from llama2py.checkpoint import DenseTensor, write_checkpoint
 from llama2py.cli import main
 from llama2py.conversion import convert
 from llama2py.errors import CheckpointError
@@ -76,8 +76,9 @@ def test_a_weight_too_large_for_the_dtype_is_an_error(name: str, tmp_path: Path)
         convert(source, tmp_path / name, dtype="float16")
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
     assert "down" in str(caught.value)
-    assert str(caught.value).endswith("holds 1e+06, which is too large for float16, expected"
-                                      " another dtype")  # fmt: skip
+    assert str(caught.value).endswith(
+        "holds 1e+06, which is too large for float16: use another dtype"
+    )
     assert names_in(tmp_path) == ["model"]
     convert(source, tmp_path / name, dtype="bfloat16")
 
@@ -181,16 +182,6 @@ def test_one_tensor_is_held_in_memory_at_a_time(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         assert peak < 6 * largest < 4 * config.n_params / 3, name
-
-
-@pytest.mark.parametrize("name", ["a.bin", "a.gguf", "a"])
-def test_the_pages_of_every_tensor_are_released(
-    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released = []
-    monkeypatch.setattr(Checkpoint, "release", lambda self, tensor: released.append(tensor))
-    convert(model, tmp_path / name)
-    assert len(set(map(id, released))) == 2 * 9 + 3
 
 
 def remember(calls: list[tuple[int, int]], done: int, total: int) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_a_second_download_fetches_nothing(hub: FakeHub) -> None:
 
 
 def test_a_cut_download_is_resumed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its next block of 10 MB; by an older huggingface_hub when called again."""
+    """Within the same call, or by the next one."""
     content = bytes(range(256)) * 100_000
     hub.repos["a/b"] = {"x.gguf": content}
     hub.cut["x.gguf"] = 15_000_000
@@ -204,12 +205,12 @@ def test_a_download_without_a_server_uses_the_cache(
 def test_a_repository_without_the_hub_comes_from_the_cache(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And is checked all the same."""
+    """Its files are checked as always."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     names = ("config.json", "model.safetensors", "tokenizer.json")
     hub.repos["a/b"] = {name: name.encode() for name in names}
     folder = download("a/b")
-    hub.gated.add("a/b")  # since then
+    hub.gated.add("a/b")  # after the download
     assert download("a/b") == folder
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no server there
     assert download("a/b") == folder
@@ -317,7 +318,7 @@ def test_a_name_in_an_error_cannot_control_the_terminal(capsys: pytest.CaptureFi
 
 # ---- resuming ----
 
-# A process that writes what it gets at once, as a slow connection makes it.
+# A process that writes small pieces, as with a slow connection.
 CHILD = """
 import sys
 import huggingface_hub.constants as constants
@@ -400,7 +401,7 @@ def test_two_downloads_of_one_file_transfer_it_once(hub: FakeHub) -> None:
         wait_for(lambda: len(hub.fetched()) == 1)
         second = pool.submit(download, "stories15M")
         wait_for(lambda: sum("resolve" in path for _, path, _ in hub.requests) >= 2)
-        time.sleep(0.2)  # the second one comes to the lock
+        time.sleep(0.2)  # until the second one waits for the lock
         hub.held.clear()
         hub.resumed.set()
         assert first.result(60) == second.result(60)
@@ -500,7 +501,7 @@ def test_a_blob_that_never_ends_is_not_read(hub: FakeHub, hub_cache: Path) -> No
 def test_a_download_without_a_connection_fails_at_once(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It does not wait and try again; the error says how to get the model otherwise."""
+    """It does not wait and try again. The error says how else to get the model."""
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"it waits for {seconds} s"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert main(["download", "stories15M"]) == 1
@@ -510,3 +511,26 @@ def test_a_download_without_a_connection_fails_at_once(
         " machine and use the path as the model's name (builtin is the name of the model that"
         " needs no download)\n"
     )
+
+
+def test_a_full_disk_is_no_network_error(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    assert main(["download", "stories15M"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "llama2py: stories15M: cannot be written (No space left on device: "
+    )
+
+
+def test_a_download_that_does_not_fit_is_refused_before_the_transfer(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DownloadError, match=r"needs .* kB of disk space, 1\.0 kB are free"):
+        download("stories15M")
+    assert hub.fetched() == []

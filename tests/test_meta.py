@@ -20,6 +20,7 @@ import pytest
 
 from llama2py import CheckpointError, Model, ParameterError, PromptError, convert
 from llama2py.checkpoint import write_checkpoint
+from llama2py.engine.backend import draw_rows
 from llama2py.meta import UNSAFE_ERROR, Llama
 from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.tokenizer import BOS, EOS
@@ -35,9 +36,19 @@ class Successor(ScriptedBackend):
     def __init__(self, seq_len: int = 8) -> None:
         super().__init__([], 300, seq_len)
 
-    def forward(self, tokens: Any, caches: Any, positions: Any, logits_rows: Any) -> Any:
-        logits = np.zeros((len(logits_rows), 300), np.float32)
-        for row, at in zip(logits, logits_rows, strict=True):
+    def run(
+        self,
+        tokens: Any,
+        caches: Any,
+        positions: Any,
+        rows: Any,
+        draws: Any = None,
+        stop_tokens: Any = (),
+    ) -> Any:
+        if draws is not None:
+            return draw_rows(self, tokens, caches, positions, rows, draws, stop_tokens)
+        logits = np.zeros((len(rows), 300), np.float32)
+        for row, at in zip(logits, rows, strict=True):
             row[EOS if tokens[at] == D else tokens[at] + 1] = 1
         return logits
 

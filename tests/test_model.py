@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
 
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llama2py import Generation, Model, ParameterError, PromptError, Session, TokenLogprob
+from llama2py import (
+    Generation,
+    Llama2pyError,
+    Model,
+    ParameterError,
+    PromptError,
+    Session,
+    TokenLogprob,
+    load,
+)
 from llama2py.engine.backend import Logits
 from llama2py.generation.logprobs import token_logprob
 from llama2py.tokenizers.tokenizer import BOS
@@ -270,3 +280,81 @@ def _setting(run: Any, cancel: threading.Event, calls: int) -> Any:
         return run(*args, **kwargs)
 
     return counting
+
+
+# ---- wrong arguments, and what a value looks like ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": 5}, "path is 5, expected a str or a path"),
+        ({"path": b"model.bin"}, "path is b'model.bin', expected a str or a path"),
+        ({"path": "a\0b"}, "path is .*, expected a path without null characters"),
+        ({"tokenizer": 5}, "tokenizer is 5, expected a str or a path"),
+        ({"tokenizer": "a\0b"}, "tokenizer is .*, expected a path without null characters"),
+        ({"threads": 0}, "threads is 0, expected a whole number from 1 to 256"),
+        ({"threads": 2.0}, "threads is 2.0, expected a whole number from 1 to 256"),
+        ({"threads": "2"}, "threads is '2', expected a whole number from 1 to 256"),
+        ({"backend": "C"}, "backend is 'C', expected 'c' or 'numpy'"),
+        ({"backend": None}, "backend is None, expected 'c' or 'numpy'"),
+        ({"dtype": 8}, "dtype is 8, expected one of float32, bfloat16, int8, int4"),
+        ({"cache_dtype": []}, r"cache_dtype is \[\], expected 'float32' or 'bfloat16'"),
+        ({"progress": 5}, "progress is 5, expected a function or None"),
+    ],
+    ids=str,
+)
+def test_load_refuses_a_wrong_argument(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=f"^{message}"):
+        load(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_methods_refuse_a_wrong_argument(backend: Any) -> None:
+    with tiny_model(backend) as model, model.session() as session:
+        session.forward([BOS, 5, 6])
+        calls: list[tuple[Callable[[], object], str]] = [
+            (lambda: model.session(5), "overflow is 5, expected 'error' or 'shift'"),  # type: ignore[arg-type]
+            (lambda: model.load_session(5), "path is 5, expected a str or a path"),  # type: ignore[arg-type]
+            (lambda: model.reuse_prefixes(1.5), "max_bytes is 1.5, expected a whole number"),  # type: ignore[arg-type]
+            (lambda: session.forward(None), "tokens is None, expected a sequence of token ids"),  # type: ignore[arg-type]
+            (lambda: session.forward(5), "tokens is 5, expected a sequence of token ids"),  # type: ignore[arg-type]
+            (lambda: session.forward([5], interrupted=5), "interrupted is 5, expected a function"),  # type: ignore[arg-type]
+            (lambda: session.rewind("a"), "position is 'a', expected a whole number from 0 to 3"),  # type: ignore[arg-type]
+            (lambda: session.fork(1.5), "position is 1.5, expected a whole number from 0 to 3"),  # type: ignore[arg-type]
+            (lambda: session.shift("a"), "n_tokens is 'a', expected a whole number from 0 up"),  # type: ignore[arg-type]
+            (lambda: session.shift(-1), "n_tokens is -1, expected a whole number from 0 up"),
+            (lambda: session.save(5), "path is 5, expected a str or a path"),  # type: ignore[arg-type]
+        ]
+        for call, message in calls:
+            with pytest.raises(Llama2pyError, match=f"^{message}"):
+                call()
+        session.kept = -1
+        with pytest.raises(ParameterError, match="kept is -1, expected a whole number from 0 up"):
+            session.shift()
+        assert session.tokens == [BOS, 5, 6]
+
+
+def test_values_describe_themselves() -> None:
+    model = tiny_model()
+    assert repr(model) == f"<Model 0.0M float32, {model.backend.isa}>"
+    session = model.session()
+    session.forward([BOS, 5])
+    assert repr(session) == "<Session position 2 of 64>"
+    session.close()
+    assert repr(session) == "<Session (closed)>"
+    stream = model.stream("a", max_tokens=2, seed=1, stop_tokens=())
+    assert (repr(stream), stream.text) == ("<Stream 0 tokens>", "")
+    first = next(stream)
+    assert stream.text == first
+    rest = "".join(stream)
+    assert stream.text == first + rest
+    assert repr(stream) == "<Stream 2 tokens, finished: length>"
+    model.close()
+    assert repr(model) == "<Model (closed)>"
+
+
+def test_the_signature_of_load_shows_values() -> None:
+    """``help(llama2py.load)`` is what a newcomer reads first."""
+    assert "lambda" not in str(inspect.signature(load))
+    assert "progress: 'Callable[[int, int], object] | None' = None" in str(inspect.signature(load))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from .._util import Closing, counted, whole_number
+from .._util import Closing, counted
+from ..engine.parameters import one_of, whole_number
 from ..engine.session import SessionOverflow
 from ..errors import ContextError, ParameterError
 from ..generation.job import Job
@@ -136,8 +137,7 @@ class Chat(Closing):
         overflow: SessionOverflow = "error",
         **options: Unpack[ChatOptions],
     ) -> None:
-        if overflow not in ("error", "shift"):
-            raise ParameterError(f"overflow is {overflow!r}, expected 'error' or 'shift'")
+        one_of("overflow", overflow, get_args(SessionOverflow))
         if max_tokens is not None:
             max_tokens = whole_number("max_tokens", max_tokens, 0)
         context = model.config.seq_len

@@ -105,6 +105,11 @@ class Checkpoint(Closing):
             raise ClosedError(f"{self.path}: the checkpoint is closed")
         return self._tensors
 
+    @property
+    def file_paths(self) -> tuple[Path, ...]:
+        """The files that the tensors are read from."""
+        return tuple(file.path for file in self._files)
+
     def close(self) -> None:
         """Close the files. Closing twice does no harm."""
         self._tensors = None

@@ -153,7 +153,7 @@ def convert_matrix(tensor: Tensor, dtype: Dtype, group_size: int) -> Tensor | In
     Raises
     ------
     ParameterError
-        If ``dtype`` is none of these.
+        If ``dtype`` is another one.
     """
     if dtype == "int8":
         if isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:

@@ -11,7 +11,6 @@ from ..checkpoint.export import FileDtype
 from ..conversion import FileFormat, convert
 from ..engine.cpu import default_threads
 from . import options
-from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -52,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; print the size of the output on stderr."""
-    with cleanup_on_termination(), options.progress() as progress:
+    with options.progress() as progress:
         convert(
             args.checkpoint,
             args.output,

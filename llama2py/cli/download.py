@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..hub import STORIES, download
-from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -33,9 +32,7 @@ def run(args: argparse.Namespace) -> int:
     hub_log = logging.getLogger("huggingface_hub")  # it has its own handler, which prints
     propagate, hub_log.propagate = hub_log.propagate, False
     try:
-        with cleanup_on_termination():
-            path = download(args.model)
-        print(path)
+        print(download(args.model))
     finally:
         hub_log.propagate = propagate
     return 0

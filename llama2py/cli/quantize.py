@@ -12,7 +12,6 @@ from ..conversion import convert
 from ..engine.cpu import default_threads
 from ..hub import find_model
 from . import options
-from .terminating import cleanup_on_termination
 
 if TYPE_CHECKING:
     from .options import Subparsers
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantize and write; print on stderr how much smaller the file is."""
     with open_checkpoint(find_model(args.checkpoint)) as source:
         before = source.file_size
-    with cleanup_on_termination(), options.progress() as progress:
+    with options.progress() as progress:
         convert(
             args.checkpoint,
             args.output,

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..formats.corpus import read_stories
+from ..errors import CorpusError
+from ..formats.corpus import read_stories, split_stories
 from ..hub import BUILTIN
 from ..model import load
 from ..scoring import score_texts
@@ -30,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add = parser.add_argument
     add("checkpoint", metavar="MODEL", help=f"as in run; {BUILTIN!r} is the built-in model")
-    add("file", metavar="FILE", type=Path, help="a text file")
+    add("file", metavar="FILE", help="a text file, or - for standard input")
     add("-z", "--tokenizer", type=Path, metavar="FILE", help="default: as in run")
     add("--dtype", choices=options.DTYPES, help=options.DTYPE)
     add("--cache-dtype", choices=options.CACHE_DTYPES, default="float32", help=options.CACHE_DTYPE)
@@ -39,9 +40,19 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+def read_stdin() -> list[str]:
+    """Read stories from standard input."""
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"standard input: byte {error.start} is not UTF-8") from None
+    return split_stories(text.replace("\r\n", "\n"), "standard input")
+
+
 def run(args: argparse.Namespace) -> int:
     """Score a text story by story."""
-    stories = read_stories(args.file)
+    stories = read_stdin() if args.file == "-" else read_stories(args.file)
     with loading_bar() as progress:
         model = load(
             args.checkpoint,

@@ -79,7 +79,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; return 130 if a signal stopped it."""
+    """Train; if a signal stopped it, return 128 plus its number, as shells do."""
     changes = {
         field.name: value
         for field in fields(TrainConfig)
@@ -105,43 +105,59 @@ def run(args: argparse.Namespace) -> int:
         raise TrainingError(f"{EXTRA} ({error})") from None
     if not result.finished:
         _say(f"stopped after step {result.step}; the same command continues from there")
-        return 130
+        return 128 + stop.signum
     _say(f"{args.output} is done: python -m llama2py run {args.output}")
     return 0
 
 
 class StopOnSignal:
-    """Make `train` stop after SIGINT or SIGTERM: pass an instance as its ``stop``.
+    """Make `train` stop after SIGINT, SIGTERM or SIGHUP: pass an instance as its ``stop``.
 
     Until `train` asks for the first time nothing has been trained, so a signal ends the program at
     once. Later the first signal lets the current batch end and the state be saved; a second one
     ends the program at once.
+
+    Attributes
+    ----------
+    signum : int
+        The signal that arrived; 0 if none did.
     """
 
     def __init__(self) -> None:
-        self._training = self._stopping = False
+        self.signum = 0
+        self._training = False
 
     def __call__(self) -> bool:
         self._training = True
-        return self._stopping
+        return self.signum != 0
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the two signals within the block."""
-        signals = signal.SIGINT, signal.SIGTERM
-        before = [signal.signal(signum, self._on_signal) for signum in signals]
+        """Handle the signals within the block, except those that are ignored, as by nohup."""
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        before = {
+            signum: handler
+            for name in names
+            if (signum := getattr(signal, name, None)) is not None
+            and (handler := signal.getsignal(signum)) != signal.SIG_IGN
+        }
         try:
+            for signum in before:
+                signal.signal(signum, self._on_signal)
             yield
         finally:
-            for signum, handler in zip(signals, before, strict=True):
+            for signum, handler in before.items():
                 signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._stopping or not self._training:
+        if self._training and not self.signum:
+            with contextlib.suppress(OSError):  # not print(): the signal may have interrupted one
+                os.write(2, b"stopping after this batch; a second signal stops at once\n")
+            self.signum = signum
+        elif signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self._stopping = True
-        with contextlib.suppress(OSError):  # not print(): the signal may have interrupted one
-            os.write(2, b"stopping after this batch; a second signal stops at once\n")
+        else:
+            raise SystemExit(128 + signum)
 
 
 def _say(line: str) -> None:

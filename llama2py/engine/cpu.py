@@ -1,4 +1,4 @@
-"""How many threads are worth starting here."""
+"""How many threads to start by default."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ MAX_THREADS = 256  # of the engine's pool (csrc/engine.h)
 
 
 def allowed_cpus() -> set[int]:
-    """The logical CPUs this process may run on."""
+    """Return the logical CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
 def _physical_cores(cpus: set[int]) -> int:
-    """The cores behind some logical CPUs: two CPUs of one core share its arithmetic units."""
+    """Count the physical cores of logical CPUs; the CPUs of a core share its arithmetic units."""
     cores = set()
     for cpu in cpus:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -28,7 +28,7 @@ def _physical_cores(cpus: set[int]) -> int:
 
 
 def _cgroup_quota() -> float:
-    """CPUs' worth of time that a container may use; infinite where nothing limits it."""
+    """Return how many CPUs' time a container may use; infinite if nothing limits it."""
     try:  # cgroup v2: "200000 100000" (microseconds of time per period), or "max 100000"
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return float("inf") if quota == "max" else int(quota) / int(period)
@@ -44,7 +44,7 @@ def _cgroup_quota() -> float:
 
 
 def default_threads() -> int:
-    """The physical cores that this process may use; affinity and a container's quota count.
+    """Return how many physical cores this process may use, by affinity and container quota.
 
     Returns
     -------

@@ -31,8 +31,7 @@ def _load() -> tuple[Any, Any]:
         installed = _installed()
         if installed is None:
             raise EngineError(
-                f"the C engine is not built ({error}): run pip install -e ."
-                " or use backend='numpy'"
+                f"the C engine is not built ({error}): run pip install -e . or use backend='numpy'"
             ) from error
         module = _load_file(installed)
         ffi, lib = module.ffi, module.lib

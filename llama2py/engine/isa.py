@@ -1,4 +1,4 @@
-"""Instruction sets: those this CPU has, the one to use, and how fast it multiplies."""
+"""Instruction sets: those that this CPU has, the one to use, and how fast it multiplies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .extension import ffi, lib
 
 
 def isa_names() -> list[str]:
-    """The instruction sets of this build that this CPU has, best first."""
+    """Return the instruction sets of this build that this CPU has, best first."""
     return [name for index, name in enumerate(_all_isas()) if _is_here(index)]
 
 
@@ -22,17 +22,17 @@ def _all_isas() -> list[str]:
 
 
 def _is_here(index: int) -> bool:
-    """Whether it can be used. Asking for AMX asks the system for it, which stays so."""
+    """Return whether this CPU has it. For AMX, this asks the system to enable it for good."""
     return bool(lib.l2p_isa_supported(index))
 
 
 def choose_isa() -> int:
-    """The index of the best instruction set, or of the one that ``LLAMA2PY_ISA`` forces.
+    """Return the index of the best instruction set, or of the one that ``LLAMA2PY_ISA`` forces.
 
     Raises
     ------
     EngineError
-        If the one asked for is unknown, not in this build, or not in this CPU.
+        If the forced one is unknown, not in this build, or not in this CPU.
     """
     isas = _all_isas()
     wanted = os.environ.get("LLAMA2PY_ISA")
@@ -52,24 +52,24 @@ def choose_isa() -> int:
 
 
 def products_per_second(threads: int, dtype: Dtype = "float32") -> float:
-    """Multiply-adds a second when nothing else is done; for `bench`.
+    """Measure multiply-adds a second when nothing else is done; for `bench`.
 
     Parameters
     ----------
     threads : int
-        So many do it at once.
+        Threads that compute at the same time.
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}
-        As matrices of it have them: in float32, or as integer dot products.
+        The matrices' type: its products are those of float32, or integer dot products.
 
     Returns
     -------
     float
-        Products a second, all threads together.
+        Products a second of all threads together.
     """
     kind = {"int8": lib.L2P_INT8, "int4": lib.L2P_INT4}.get(dtype, lib.L2P_FLOAT32)
     isa = choose_isa()
     rounds, seconds = 1000, 0.0
-    while seconds < 0.01:  # seconds; the wake-up of the threads must not count
+    while seconds < 0.01:  # seconds, so that waking the threads does not count
         rounds *= 4
         seconds = lib.l2p_time_products(isa, kind, rounds, threads)
     return float(rounds * lib.l2p_products_a_round(kind) * threads / seconds)

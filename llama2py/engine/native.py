@@ -1,4 +1,4 @@
-"""The C engine behind the `Backend` interface. The only importer of the C extension."""
+"""The C engine as a `Backend`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .extension import ffi, lib
 from .isa import choose_isa
 from .memory import check_memory
 
-# Multiplications of a pass that may take longer than Ctrl-C should: some hundredths of a second.
+# A pass of more multiplications may take some hundredths of a second: Ctrl-C must interrupt it.
 LONG_WORK = 1_000_000_000
-# What the tokens drawn in one call of C may read: some milliseconds' worth, too short to wait for.
-# Python is cold after each call, and would be a large part of a small model's time.
+# Bytes that the tokens drawn in one call of C may read: some milliseconds, too short to interrupt.
+# Python's caches are cold after each call, which would take a large part of a small model's time.
 _AHEAD_BYTES = 120_000_000
 _MOST_AHEAD = 16
 
@@ -57,7 +57,7 @@ _STORED = {
     np.dtype(np.uint16): lib.L2P_BFLOAT16,
 }
 
-atexit.register(lib.l2p_release)  # no thread is left to the interpreter's exit
+atexit.register(lib.l2p_release)  # ends the engine's threads
 
 
 class EngineCache:
@@ -69,17 +69,17 @@ class EngineCache:
         if session == ffi.NULL:
             config = engine.config
             raise EngineError(
-                f"no memory for a session: {engine.cache_bytes / 2**20:.0f} MiB of keys and values"
-                f" for {config.seq_len} positions, expected that much free"
+                f"no memory for a session: its keys and values of {config.seq_len} positions take"
+                f" {engine.cache_bytes / 2**20:.0f} MiB"
             )
         self._session: Any = ffi.gc(session, lib.l2p_session_free)
-        self.cancel: Any = ffi.new("int32_t *")  # the engine looks at it once a layer
+        self.cancel: Any = ffi.new("int32_t *")  # the engine reads it once a layer
 
     @property
     def handle(self) -> Any:
         """The C pointer."""
         if self._session is None:
-            raise ClosedError("the session is closed, expected an open one")
+            raise ClosedError("the session is closed")
         return self._session
 
     def copy(self, n_positions: int) -> EngineCache:
@@ -115,8 +115,8 @@ class EngineCache:
         _check(error, f"a copy of {keys.shape[2]} positions")
 
     def close(self) -> None:
-        self.cancel[0] = 1  # a call that runs in another thread ends soon, and only then
-        self._session = None  # the memory is freed
+        self.cancel[0] = 1  # a call that runs in another thread ends soon
+        self._session = None  # frees the memory, when no call uses it
 
 
 class Engine:
@@ -125,25 +125,25 @@ class Engine:
     Parameters
     ----------
     checkpoint : Checkpoint
-        Where the weights come from; its pages are given back tensor by tensor, so that memory
-        peaks at the packed model plus one tensor. May be closed afterwards.
+        Where the weights come from. Its pages are released tensor by tensor, so that memory peaks
+        at the packed model plus one tensor. May be closed afterwards.
     threads : int, optional
         Threads of a forward pass; by default the physical cores.
     dtype : {'float32', 'bfloat16', 'int8', 'int4'}, optional
-        What to make the matrices of; by default what the checkpoint has. Converted and quantized by
-        all threads while packing, as `checkpoint.convert_matrix` does.
+        The type of the packed matrices; by default the checkpoint's. All threads convert and
+        quantize them while packing, with the same result as `checkpoint.convert_matrix`.
     cache_dtype : {'float32', 'bfloat16'}
-        What to round keys and values to; bfloat16 halves the memory of a session and what a token
-        far on in the context reads.
+        The type of keys and values. bfloat16 halves the memory of a session, and what a token late
+        in the context reads.
     progress : callable, optional
-        Told after each tensor how many of how many weights are packed.
+        Called after each tensor with the number of weights packed so far and in all.
 
     Raises
     ------
     TooBigError
-        If the packed weights are more than the memory that is free, before anything is read.
+        If the packed weights are larger than the free memory; nothing is read then.
     EngineError
-        If the instruction set forced by ``LLAMA2PY_ISA`` is not to be had, or memory is short.
+        If the instruction set forced by ``LLAMA2PY_ISA`` is not available, or memory is short.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Engine:
                 progress(done, self._n_params)
 
     def _pack(self, name: str, layer: int, tensor: Tensor, group_size: int) -> None:
-        # Some tensors make their arrays on use: they must live until the engine has read them.
+        # Some tensors make their arrays on use; these live until the engine has read them.
         arrays: tuple[np.ndarray[Any, Any], ...]
         if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
             values, scales = tensor.parts()
@@ -207,7 +207,7 @@ class Engine:
     def handle(self) -> Any:
         """The C pointer."""
         if self._model is None:
-            raise ClosedError("the model is closed, expected an open one")
+            raise ClosedError("the model is closed")
         return self._model
 
     def new_cache(self) -> EngineCache:
@@ -284,11 +284,11 @@ class Engine:
         )
 
     def read_seconds(self) -> float:
-        """How long all threads together take to read the packed weights once; for `bench`."""
+        """Measure how long all threads together take to read the packed weights; for `bench`."""
         return float(lib.l2p_time_reading(self.handle, self.threads))
 
     def close(self) -> None:
-        self._model = None  # freed here, or when a call that runs in another thread is done
+        self._model = None  # frees the memory, now or when the call of another thread ends
 
 
 def _run_aside(
@@ -323,7 +323,7 @@ def _run_aside(
 
 
 def _address(array: np.ndarray[Any, Any]) -> Any:
-    """Where a C-contiguous array's bytes are; the caller keeps the array alive."""
+    """Return where a C-contiguous array's bytes are; the caller keeps the array alive."""
     return ffi.cast("void *", array.ctypes.data)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from operator import index
+from pathlib import Path
 from typing import Any
 
 from ..errors import Llama2pyError, ParameterError, PromptError
@@ -88,6 +90,25 @@ def function(name: str, value: object) -> None:
     """
     if value is not None and not callable(value):
         raise wrong(name, value, "a function or None")
+
+
+def checked_path(name: str, path: Any) -> Path:
+    """Return a str or path-like as a Path.
+
+    Raises
+    ------
+    ParameterError
+        If it is neither, or holds a null character.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = b""
+    if not isinstance(text, str):
+        raise wrong(name, path, "a str or a path")
+    if "\0" in text:
+        raise wrong(name, path, "a path without null characters")
+    return Path(path)
 
 
 def token_ids(

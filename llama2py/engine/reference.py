@@ -74,8 +74,7 @@ def linear(matrix: Tensor | Int4Matrix) -> Callable[[Array], Array]:
         padded[:, :cols] = x
         q, x_scales = quantize_activations(padded, group)  # (n, G, group), (n, G)
         sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact
-        out: Array = np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales)
-        return out
+        return np.asarray(np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales))
 
     return multiply
 
@@ -185,6 +184,7 @@ class Reference(Backend):
     def argmax(self, logits: Logits) -> int:
         return 0 if np.isnan(logits[0]) else int(np.nanargmax(logits))  # as in llama2.c
 
+    @np.errstate(all="ignore")
     def sample(self, logits: Logits, temperature: float, top_p: float, coin: float) -> int:
         p, cut = softmax(logits / np.float32(temperature)), np.float32(top_p)  # p (vocab_size,)
         order = np.arange(len(p))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, Literal, NoReturn, overload
+from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, overload
 
 import numpy as np
 
 from .._util import Closing
 from ..config import ModelConfig
-from ..errors import Cancelled, ClosedError, ContextError, ParameterError, PromptError
+from ..errors import (
+    Cancelled,
+    ClosedError,
+    ContextError,
+    ParameterError,
+    PromptError,
+    SessionError,
+)
 from .backend import Backend, Cache, Draw, Logits
-from .parameters import function, one_of, prompt_ids, whole_number
+from .parameters import checked_path, function, one_of, prompt_ids, whole_number
 from .session_file import read_session, write_session
 
 # Multiplications in one pass: about a tenth of a second of work. Ctrl-C takes effect between two
@@ -25,13 +32,63 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
 _PAGE = 128
 
 SessionOverflow = Literal["error", "shift"]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Use:
+    """Who uses something that only one caller may use at a time.
+
+    A caller claims it inside the ``try`` whose ``finally`` releases it, so that no signal can come
+    between the two.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._user: dict[str, object] = {}
+
+    def claim(self, user: object) -> None:
+        """Note that ``user`` uses it.
+
+        Raises
+        ------
+        SessionError
+            If it is in use.
+        """
+        if self._user.setdefault("user", user) is not user:  # one step, also between threads
+            raise SessionError(
+                f"{self._what} is in use: another thread or the caller of this callback runs it"
+            )
+
+    def release(self, user: object) -> None:
+        """Note that ``user`` does not use it any more, if it did."""
+        if self._user.get("user") is user:
+            del self._user["user"]
+
+
+def _exclusive(
+    method: Callable[Concatenate[Session, P], T],
+) -> Callable[Concatenate[Session, P], T]:
+    """Refuse to run a method of a session that is in use."""
+
+    @wraps(method)
+    def guarded(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        user = object()
+        try:
+            session._use.claim(user)
+            return method(session, *args, **kwargs)
+        finally:
+            session._use.release(user)
+
+    return guarded
 
 
 class Session(Closing):
     """A sequence of tokens run so far, with the model's KV cache for them.
 
-    Made by `Model.session`. A context manager. Use a session in one thread at a time; any number of
-    sessions of one model can run at once.
+    Made by `Model.session`. A context manager. Only one thread at a time may use a session, and no
+    callback may use the session it was called for: that raises SessionError. Any number of sessions
+    of one model can run at once.
 
     Attributes
     ----------
@@ -49,6 +106,7 @@ class Session(Closing):
         self._cache: Cache | None = backend.new_cache() if cache is None else cache
         self._tokens: list[int] = []
         self._changes = self._furthest = 0
+        self._use = Use("the session")
         self.overflow: SessionOverflow = overflow
         self.kept = 1
 
@@ -95,6 +153,7 @@ class Session(Closing):
         positions = min(seq_len, -(-self._furthest // _PAGE) * _PAGE)
         return positions * self._backend.cache_bytes // seq_len
 
+    @_exclusive
     def forward(
         self,
         tokens: Sequence[int],
@@ -130,10 +189,18 @@ class Session(Closing):
         Cancelled
             If another thread closes the session meanwhile, or ``interrupted`` returns True. The
             tokens run before that stay.
+        SessionError
+            If another thread or the caller of this callback uses the session.
         """
-        ids = self._checked(tokens)
+        ids = prompt_ids(tokens)
+        self.config.check_tokens(ids)
         function("interrupted", interrupted)
-        self.make_room(len(ids), interrupted)
+        self._make_room(len(ids), interrupted)
+        return self._forward(ids, all_logits, interrupted)
+
+    def _forward(
+        self, ids: list[int], all_logits: bool, interrupted: Callable[[], bool] | None
+    ) -> Logits:
         logits: list[Logits] = []
         n, size = len(ids), self.block
         for start in range(0, n, size):
@@ -149,6 +216,7 @@ class Session(Closing):
         last_row: Logits = logits[-1][0]
         return last_row
 
+    @_exclusive
     def make_room(self, n_tokens: int, interrupted: Callable[[], bool] | None = None) -> None:
         """Make sure that ``n_tokens`` fit, by a `shift` where ``overflow`` is 'shift'.
 
@@ -156,9 +224,12 @@ class Session(Closing):
         ------
         ContextError
             If they do not fit.
-        ClosedError, Cancelled
+        ClosedError, Cancelled, SessionError
             As `shift` does.
         """
+        self._make_room(n_tokens, interrupted)
+
+    def _make_room(self, n_tokens: int, interrupted: Callable[[], bool] | None = None) -> None:
         self._open_cache()
         if n_tokens <= self.room:
             return
@@ -167,8 +238,20 @@ class Session(Closing):
                 f"no room for {_count(n_tokens)} at position {self.position}:"
                 f" the model's context holds {self.config.seq_len}"
             )
-        self.shift(n_tokens, interrupted)
+        self._shift(n_tokens, interrupted)
 
+    @_exclusive
+    def hold(self, work: Callable[[], T]) -> T:
+        """Return ``work()``, which may not use this session meanwhile.
+
+        Raises
+        ------
+        SessionError
+            If the session is in use.
+        """
+        return work()
+
+    @_exclusive
     def rewind(self, position: int) -> None:
         """Forget the tokens from ``position`` on.
 
@@ -176,11 +259,17 @@ class Session(Closing):
         ------
         PromptError
             If ``position`` is not between 0 and the current position.
+        ClosedError, SessionError
+            As `forward` does.
         """
+        self._rewind(position)
+
+    def _rewind(self, position: int) -> None:
         self._open_cache()
         del self._tokens[self._reached(position) :]
         self._changes += 1
 
+    @_exclusive
     def shift(self, n_tokens: int = 1, interrupted: Callable[[], bool] | None = None) -> None:
         """Make room: forget the oldest tokens after the first ``kept``.
 
@@ -200,8 +289,9 @@ class Session(Closing):
         ------
         ContextError
             If they do not fit even without the old tokens. Nothing has been forgotten then.
-        ClosedError, Cancelled
-            As `forward` does. Only a part of the remaining tokens has been run again then.
+        ClosedError, Cancelled, SessionError
+            As `forward` does. After Cancelled only a part of the remaining tokens has been run
+            again.
 
         Examples
         --------
@@ -212,8 +302,11 @@ class Session(Closing):
         ...     session.tokens
         [1, 302, 303]
         """
+        function("interrupted", interrupted)
+        self._shift(whole_number("n_tokens", n_tokens), interrupted)
+
+    def _shift(self, n_tokens: int, interrupted: Callable[[], bool] | None) -> None:
         self._open_cache()
-        n_tokens = whole_number("n_tokens", n_tokens)
         kept = min(whole_number("kept", self.kept), self.position)
         context = self.config.seq_len
         if kept + n_tokens > context:
@@ -224,10 +317,11 @@ class Session(Closing):
         others = self.position - kept
         forgotten = max((others + 1) // 2, others + kept + n_tokens - context)
         remaining = self._tokens[kept + forgotten :]
-        self.rewind(kept)
+        self._rewind(kept)
         if remaining:
-            self.forward(remaining, interrupted=interrupted)
+            self._forward(remaining, False, interrupted)
 
+    @_exclusive
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what the session has run to a file, for `Model.load_session`.
 
@@ -238,20 +332,21 @@ class Session(Closing):
         Raises
         ------
         SessionError
-            If the file cannot be written.
+            If the file cannot be written, or the session is in use.
         ClosedError
             After `close`.
         """
-        write_session(Path(path), self._backend, self._open_cache(), self._tokens)
+        write_session(checked_path("path", path), self._backend, self._open_cache(), self._tokens)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: Backend) -> Session:
         """Read a session that `save` has written. `Model.load_session` calls this."""
-        cache, tokens = read_session(Path(path), backend)
+        cache, tokens = read_session(checked_path("path", path), backend)
         made = cls(backend, cache)
         made._append(tokens)
         return made
 
+    @_exclusive
     def fork(self, position: int | None = None) -> Session:
         """Return a new session that has run the same tokens. The two are independent.
 
@@ -279,6 +374,8 @@ class Session(Closing):
             After `close`.
         EngineError
             If there is not enough memory.
+        SessionError
+            If the session is in use.
         """
         cache = self._open_cache()
         n = self._reached(self.position if position is None else position)
@@ -317,12 +414,6 @@ class Session(Closing):
         self._tokens += tokens
         self._furthest = max(self._furthest, len(self._tokens))
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
-        """Return the tokens as a list, if there are any and all are in the vocabulary."""
-        ids = prompt_ids(tokens)
-        self.config.check_tokens(ids)
-        return ids
-
     def _hand_out(self, drawn: list[int]) -> Iterator[int]:
         """Yield drawn tokens; all but the last are in the KV cache, and count as run one by one."""
         self._furthest = max(self._furthest, self.position + len(drawn) - 1)
@@ -331,9 +422,16 @@ class Session(Closing):
         def tokens() -> Iterator[int]:
             for token in drawn[:-1]:
                 yield token
-                if self._changes != changes or self._cache is None:
+                user = object()
+                try:
+                    self._use.claim(user)
+                    if self._changes != changes or self._cache is None:
+                        return
+                    self._append([token])
+                except SessionError:  # another thread has begun to use the session
                     return
-                self._append([token])
+                finally:
+                    self._use.release(user)
             yield drawn[-1]
 
         return tokens()
@@ -386,11 +484,27 @@ def run_sessions(
 
     Raises
     ------
-    PromptError, ClosedError, Cancelled
+    PromptError, ClosedError, Cancelled, SessionError
         As `Session.forward` does. No block has been run then, but sessions may have been shifted.
     """
+    users = [object() for _ in sessions]  # one for each: no session may come twice
+    try:
+        for session, user in zip(sessions, users, strict=True):
+            session._use.claim(user)
+        return _run_sessions(sessions, blocks, draws, stop_tokens)
+    finally:
+        for session, user in zip(sessions, users, strict=True):
+            session._use.release(user)
+
+
+def _run_sessions(
+    sessions: Sequence[Session],
+    blocks: Sequence[Sequence[int]],
+    draws: Sequence[Sequence[Draw]] | None,
+    stop_tokens: Sequence[int],
+) -> Logits | list[Iterator[int]]:
     for session, block in zip(sessions, blocks, strict=True):
-        session.make_room(len(block))
+        session._make_room(len(block))
     last = [n - 1 for n in accumulate(map(len, blocks))]  # the row of each block's last token
     if draws is None:
         logits: Logits = _run(sessions, blocks, last)

@@ -30,7 +30,8 @@ class Limits:
     items : int
         Commas that a file of any size may have.
     bytes_per_container, bytes_per_item : int, optional
-        A file may also have one container, or one item, for each of so many bytes. 0: no more.
+        A larger file may have one container, or one item, for each of this many bytes. 0: the same
+        limits for every size.
     """
 
     size: int

@@ -30,10 +30,15 @@ def read_stories(path: str | os.PathLike[str]) -> list[str]:
         If the file is missing, not a regular file, not UTF-8, or holds no story.
     """
     path = Path(path)
-    stories = [story.strip() for story in read_text_file(path, CorpusError).split(SEPARATOR)]
+    return split_stories(read_text_file(path, CorpusError), path)
+
+
+def split_stories(text: str, name: str | os.PathLike[str]) -> list[str]:
+    """Split a text into stories, as `read_stories` does; ``name`` is the text's name in errors."""
+    stories = [story.strip() for story in text.split(SEPARATOR)]
     stories = [story for story in stories if story]
     if not stories:
         raise CorpusError(
-            f"{path}: the file holds no story (lines of {SEPARATOR} separate stories)"
+            f"{name}: the text holds no story (lines of {SEPARATOR} separate stories)"
         )
     return stories

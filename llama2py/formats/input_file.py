@@ -113,7 +113,7 @@ class InputFile:
                 raise self._error(f"{self.path}: cannot be read ({reason})") from trouble
             if count == 0:
                 raise self._error(
-                    f"{self.path}: the file ends at byte {offset}, but had {self.size} bytes when"
+                    f"{self.path}: the file is shorter than the {self.size} bytes that it had when"
                     " it was opened: another program changed it"
                 )
             offset += count

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, TypeVar
 
+from ..engine.backend import Logits
 from ..engine.parameters import whole_number
 from ..engine.session import Session, run_sessions
 from ..errors import Cancelled
@@ -74,7 +75,7 @@ def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
     if any(lane.job.needs_logits and not lane.job.n_pending for lane in ready):
         rows = run_sessions(sessions, blocks)  # (len(ready), vocab_size)
         for lane, logits in zip(ready, rows, strict=True):
-            yield lane, "" if lane.job.n_pending else lane.job.feed_logits(logits)
+            yield lane, "" if lane.job.n_pending else _feed(lane, logits)
         return
     ahead = sessions[0].ahead if len(ready) == 1 else 1
     draws = [[] if lane.job.n_pending else lane.job.draws(ahead) for lane in ready]
@@ -88,6 +89,11 @@ def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
             yield lane, job.feed_token(token)
             if job.finish_reason is not None or job.sampler.params is not params:
                 break
+
+
+def _feed(lane: Lane, logits: Logits) -> str:
+    """Feed logits to a text, whose guide and processors may not use its session."""
+    return lane.session.hold(lambda: lane.job.feed_logits(logits))
 
 
 def _interrupted(lane: Lane, block: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypedDict, cast, get_args
 from ..config import ModelConfig
 from ..engine.backend import Backend
 from ..engine.parameters import one_of, real_number, shown, token_ids, whole_number, wrong
-from ..errors import ContextError, ParameterError, PromptError
+from ..errors import ContextError, ParameterError, PromptError, UnknownOptionError
 from ..tokenizers.tokenizer import Tokenizer
 from .job import Job, Overflow
 from .logits import LogitsProcessor
@@ -40,10 +40,6 @@ _OTHER_NAMES = {
     "top_logprobs": "logprobs",
     "typical": "typical_p",
 }
-
-
-class UnknownOptionError(ParameterError, TypeError):
-    """There is no option of this name."""
 
 
 class Options(TypedDict, total=False):

@@ -236,7 +236,8 @@ class Sampler:
         self._flips = params.temperature >= _SMALLEST_TEMPERATURE
         bias = params.logit_bias
         self._biased = np.fromiter(bias.keys(), np.int64, len(bias))
-        self._bias = np.array(list(bias.values())).astype(np.float32)
+        with np.errstate(over="ignore"):  # a bias beyond float32 is infinite
+            self._bias = np.fromiter(bias.values(), np.float32, len(bias))
         self._banned = np.array(params.banned_tokens, np.int64)
 
     def draws(self, n: int, n_tokens: int | None = None) -> list[Draw]:

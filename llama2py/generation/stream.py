@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .._util import Closing
-from ..engine.session import Session
+from ..engine.session import Session, Use
 from ..tokenizers.tokenizer import Tokenizer
 from .batch import Lane, step
 from .job import FinishReason, Job, Timings
@@ -107,6 +107,7 @@ class Stream(Closing, Iterator[str]):
         self._tokenizer = tokenizer
         self._owned = [session] if owns_session else []  # whoever pops it, disposes of it
         self._prefix_cache = prefix_cache
+        self._use = Use("the stream")
         self._pieces = filter(None, self._run())
 
     @property
@@ -141,6 +142,14 @@ class Stream(Closing, Iterator[str]):
                 yield piece
 
     def __next__(self) -> str:
+        user = object()
+        try:
+            self._use.claim(user)
+            return self._next_piece()
+        finally:
+            self._use.release(user)
+
+    def _next_piece(self) -> str:
         try:
             return next(self._pieces)
         except StopIteration:

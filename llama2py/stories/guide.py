@@ -1,4 +1,4 @@
-"""Keep a story within its length, and lead it to the words that must appear."""
+"""Keep a story within its length and out of loops, and lead it to the words that must appear."""
 
 from __future__ import annotations
 
@@ -15,6 +15,40 @@ _MAX_BIAS = 8.0
 _CONTINUATION_BIAS = 6.0
 # Words of the story after which the bias is at its maximum: about half a story.
 _WORDS_TO_MAX_BIAS = 80
+# A story loops if it repeats the same tokens this many times in a row, over at least this many
+# tokens. Stories have refrains, and they repeat a word ("ha, ha, ha"), but less often than this.
+_LOOP_REPEATS = 3
+_LOOP_TOKENS = 24
+
+
+class LoopDetector:
+    """Find out whether a sequence of tokens ends with a loop, such as ``a b c a b c a b c``."""
+
+    def __init__(self) -> None:
+        self._n_tokens = 0
+        self._positions: dict[int, list[int]] = {}  # of each token
+        # For each period, how many of the last tokens equal the token one period earlier.
+        self._matches: dict[int, int] = {}
+
+    def accept(self, token: int) -> int | None:
+        """Append a token.
+
+        Returns
+        -------
+        int or None
+            If the sequence loops now, the number of tokens up to the end of the first round.
+        """
+        positions = self._positions.setdefault(token, [])
+        periods = [self._n_tokens - position for position in positions]
+        self._matches = {period: self._matches.get(period, 0) + 1 for period in periods}
+        positions.append(self._n_tokens)
+        self._n_tokens += 1
+        looping = [
+            n_matches
+            for period, n_matches in self._matches.items()
+            if period + n_matches >= max(_LOOP_REPEATS * period, _LOOP_TOKENS)
+        ]
+        return self._n_tokens - max(looping) if looping else None
 
 
 class StoryGuide:
@@ -30,6 +64,11 @@ class StoryGuide:
         The story ends when it has more words than this.
     words : sequence of str
         Words that must appear. Each becomes more probable as the story goes on, until it appears.
+
+    Attributes
+    ----------
+    text_before_loop : str or None
+        If the story was ended because it loops: its text up to the end of the first round.
     """
 
     def __init__(
@@ -38,6 +77,9 @@ class StoryGuide:
         self._max_words = max_words
         self._n_words = 0
         self._text = ""
+        self._loops = LoopDetector()
+        self._ends: list[int] = []  # the length of the text after each token
+        self.text_before_loop: str | None = None
         # The tokens of each missing word, with a space before it.
         self._missing = {word: tokenizer.encode(word, bos=False) for word in words}
         # How many of those tokens the story ends with at the moment.
@@ -57,12 +99,17 @@ class StoryGuide:
             logits[token] += value
 
     def accept(self, token: int, piece: str) -> bool:
-        """Count words and look for the missing ones; see `Guide.accept`."""
+        """Count words, look for the missing ones and for a loop; see `Guide.accept`."""
         for word, tokens in self._missing.items():
             begun = self._n_begun[word]
             begun = begun + 1 if token == tokens[begun] else int(token == tokens[0])
             self._n_begun[word] = begun % len(tokens)
         self._read(piece)
+        self._ends.append(len(self._text))
+        n_before = self._loops.accept(token)
+        if n_before is not None:
+            self.text_before_loop = self._text[: self._ends[n_before - 1]]
+            return False
         return self._n_words <= self._max_words
 
     def _read(self, piece: str) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import count as count_from
 from itertools import islice
 
-from .._util import Closing, counted, whole_number
+from .._util import Closing, counted
+from ..engine.parameters import whole_number
 from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
 from ..generation.sampling import Sampler, SamplingParams, random_seed
@@ -19,7 +20,7 @@ from .english import has_word, whole_sentences
 from .guide import StoryGuide
 from .opening import opening_about, opening_with
 
-# Tries for one story with words that must appear; the first try that has them all is used.
+# Tries for one story that loops, or that has words that must appear. The first good try is used.
 CANDIDATES = 8
 # Added to the seed from one try to the next, so that no try shares its seed with another story.
 # Not 2^64 / golden ratio, which the coin uses for seed 0: two tries would be the same.
@@ -52,7 +53,7 @@ class Story:
         The same seed produces this story again.
     ended : bool
         True if the model ended the story. False if the story was cut after a sentence, because
-        ``max_words`` or the context left no room for more.
+        ``max_words`` or the context left no room for more, or before the story went into a loop.
     """
 
     text: str
@@ -147,6 +148,9 @@ class StoryTeller(Closing):
         max_words: int = 300,
     ) -> Story:
         """Write a story.
+
+        If the model repeats itself in a loop, the teller tries again with up to 7 more seeds, which
+        follow from ``seed``. If every try loops, the story ends before the loop.
 
         Parameters
         ----------
@@ -290,7 +294,21 @@ class StoryTeller(Closing):
                 yield self._job(start, seed)
 
         for job in run_jobs(self.model, jobs(), max_batch):
-            yield _story(job, start, order.popleft())
+            seed = order.popleft()
+            yield _story(self._without_loop(job, start, seed), start, seed)
+
+    def _without_loop(self, job: Job, start: _Start, seed: int) -> Job:
+        """Return a finished job if its text has no loop, or the first of further tries without one.
+
+        If every try loops, return the first job: its text is cut before the loop.
+        """
+        # At temperature 0 every seed gives the same text.
+        n_tries = CANDIDATES if _loops(job) and self._params.temperature > 0 else 0
+        for number in range(1, n_tries):
+            (other,) = run_jobs(self.model, [self._job(start, _seed_of_try(seed, number))], 1)
+            if not _loops(other):
+                return other
+        return job
 
     def _with_words(
         self, seeds: Iterator[int], start: _Start, naming: _Start, words: list[str], max_batch: int
@@ -298,16 +316,15 @@ class StoryTeller(Closing):
         """Try several times per seed; if every try lacks a word, let the opening name it."""
         for seed in seeds:
             tries = [
-                self._job(start, (seed + number * SEED_STRIDE) % (1 << 64), words)
-                for number in range(CANDIDATES)
+                self._job(start, _seed_of_try(seed, number), words) for number in range(CANDIDATES)
             ]
             for job in run_jobs(self.model, tries, max_batch):
                 story = _story(job, start, seed)
-                if all(has_word(story.text, word) for word in words):
+                if all(has_word(story.text, word) for word in words) and not _loops(job):
                     break
             else:
                 (job,) = run_jobs(self.model, [self._job(naming, seed)], 1)
-                story = _story(job, naming, seed)
+                story = _story(self._without_loop(job, naming, seed), naming, seed)
             yield story
 
     def _job(self, start: _Start, seed: int, words: Sequence[str] = ()) -> Job:
@@ -320,11 +337,25 @@ class StoryTeller(Closing):
         )
 
 
+def _seed_of_try(seed: int, number: int) -> int:
+    return (seed + number * SEED_STRIDE) % (1 << 64)
+
+
+def _text_before_loop(job: Job) -> str | None:
+    assert isinstance(job.guide, StoryGuide)
+    return job.guide.text_before_loop
+
+
+def _loops(job: Job) -> bool:
+    return _text_before_loop(job) is not None
+
+
 def _story(job: Job, start: _Start, seed: int) -> Story:
-    whole = (start.text + job.text).strip()
+    before_loop = _text_before_loop(job)
+    whole = (start.text + job.text if before_loop is None else before_loop).strip()
     text = whole_sentences(whole, start.max_words, start.text)
-    # If the guide stopped the text, it has too many words, and the cut makes it shorter.
-    ended = job.finish_reason == "stop" and text == whole
+    # If the guide stopped the text for its length, the cut makes it shorter.
+    ended = job.finish_reason == "stop" and text == whole and before_loop is None
     return Story(text, start.title or _title(text), seed, ended)
 
 

@@ -15,10 +15,15 @@ from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
+from ..errors import TokenizerError
+
 N_BYTES = 256
 # llama2.c's layout: byte b is token b + 3, and ids from 259 up are text.
 FIRST_BYTE = 3
 FIRST_PIECE = FIRST_BYTE + N_BYTES
+# What a vocabulary may have. The largest known are Gemma's: 262,145 tokens and 580,604 merges.
+MAX_TOKENS = 300_000
+MAX_MERGES = 700_000
 
 # The ids of short stretches of text are cached. This holds the words of a language.
 CACHED_CHUNKS = 1 << 16
@@ -231,13 +236,15 @@ class MergeEncoder:
     ) -> None:
         self._ids = ids
         ranks: dict[tuple[str, str], int] = {}
+        # A merge keeps the strings of the pieces, not its own: there are several hundred thousand.
+        pieces = {} if merges is None else dict(zip(ids, ids, strict=True))
         for rank, (left, right) in enumerate(merges or ()):
-            if left not in ids or right not in ids or left + right not in ids:
+            if left not in pieces or right not in pieces or left + right not in pieces:
                 raise ValueError(
                     f"merge {rank} is {left[:40]!r} and {right[:40]!r}:"
                     " both, and the two together, must be pieces of the vocabulary"
                 )
-            ranks[left, right] = rank
+            ranks[pieces[left], pieces[right]] = rank
         self._ranks = None if merges is None else ranks
         self._fallback = fallback
         self._whole_first = whole_first
@@ -248,8 +255,7 @@ class MergeEncoder:
         """The pairs of pieces that merge, the best first."""
         if self._ranks is not None:
             return sorted(self._ranks, key=self._ranks.__getitem__)
-        ids = self._ids
-        return [way for text in sorted(ids, key=ids.__getitem__) for way in splits(text, ids)]
+        return all_splits(self._ids)
 
     def encode(self, word: str) -> list[int]:
         """Return the ids of a word that is not empty."""
@@ -276,8 +282,36 @@ class MergeEncoder:
         return ids_of(word, ends, ids, self._fallback)
 
 
-def splits(text: str, ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return every two pieces that make up a text, those with the lower ids first."""
-    parts = ((text[:i], text[i:]) for i in range(1, len(text)))
-    found = [(left, right) for left, right in parts if left in ids and right in ids]
-    return sorted(found, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+def all_splits(ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return every two pieces that make up a third.
+
+    Parameters
+    ----------
+    ids : mapping of str to int
+        Piece to token id.
+
+    Returns
+    -------
+    list of (str, str)
+        In the order of the third piece's id, then of the first's and the second's.
+
+    Raises
+    ------
+    TokenizerError
+        If there are more than `MAX_MERGES`.
+    """
+    lengths = sorted({len(text) for text in ids} - {0})
+    known = set(lengths)
+    result: list[tuple[str, str]] = []
+    for text in sorted(ids, key=ids.__getitem__):
+        found: list[tuple[str, str]] = []
+        for i in lengths:
+            if i >= len(text):
+                break
+            # A long piece would take quadratic time if it were split everywhere.
+            if len(text) - i in known and text[:i] in ids and text[i:] in ids:
+                found.append((text[:i], text[i:]))
+        result += sorted(found, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        if len(result) > MAX_MERGES:
+            raise TokenizerError(f"the vocabulary needs more than {MAX_MERGES} merges")
+    return result

@@ -6,11 +6,12 @@ patterns that the names in ``tokenizer.ggml.pre`` stand for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import TokenizerError
 from ..formats.gguf_metadata import GGUFArray
+from .bpe import MAX_MERGES, MAX_TOKENS
 from .merge_tokenizer import ByteLevel, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, LLAMA3, LLAMACPP_DEFAULT, QWEN2, TEKKEN
 from .scores_and_merges import spelled, to_scores
@@ -23,8 +24,6 @@ from .sentencepiece import (
     types_of,
 )
 from .tokenizer import BOS, EOS, UNK, Tokenizer
-
-MAX_TOKENS = 1 << 20
 
 # tokenizer.ggml.pre: the patterns, and whether a word that is a piece becomes that piece at once.
 PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
@@ -55,10 +54,16 @@ class _Metadata:
     def get(self, name: str, default: Any = None) -> Any:
         return self.pairs.get("tokenizer.ggml." + name, default)
 
-    def column(self, name: str, kind: type, length: int | None = None) -> list[Any]:
+    def column(
+        self, name: str, kind: type, length: int | None = None, limit: int = MAX_TOKENS
+    ) -> list[Any]:
         """Return an array as a list. If ``length`` is given, it must have that many items."""
         found = self.get(name)
-        if isinstance(found, GGUFArray) and len(found) <= 2 * MAX_TOKENS:
+        if isinstance(found, GGUFArray) and len(found) > limit:
+            raise TokenizerError(
+                f"tokenizer.ggml.{name} has {len(found)} items, expected at most {limit}"
+            )
+        if isinstance(found, GGUFArray):
             items = found.tolist()
             if all(type(item) is kind for item in items):
                 if length is not None and len(items) != length:
@@ -145,18 +150,10 @@ def _byte_level(metadata: _Metadata) -> Tokenizer:
         "" if kind == UNUSED else token.decode(errors="replace")
         for token, kind in zip(tokens, types, strict=True)
     ]
-    merges: list[tuple[str, str]] = []
-    for merge in metadata.column("merges", bytes):
-        left, space, right = merge.decode(errors="replace").partition(" ")
-        if not space or not left or not right or " " in right:
-            raise TokenizerError(
-                f"merge {len(merges)} is {merge!r:.80}, expected two pieces and a space"
-            )
-        merges.append((left, right))
     bos = metadata.token("bos", metadata.get("eos_token_id"))
     return MergeTokenizer(
         pieces,
-        merges,
+        _merges(metadata.column("merges", bytes, limit=MAX_MERGES)),
         ByteLevel(patterns),
         bos_id=bos,
         eos_id=metadata.token("eos", bos),
@@ -164,6 +161,14 @@ def _byte_level(metadata: _Metadata) -> Tokenizer:
         whole_first=whole_first,
         adds_bos=metadata.flag("add_bos_token", whole_first),  # the default is llama.cpp's
     )
+
+
+def _merges(merges: list[bytes]) -> Iterator[tuple[str, str]]:
+    for rank, merge in enumerate(merges):
+        left, space, right = merge.decode(errors="replace").partition(" ")
+        if not space or not left or not right or " " in right:
+            raise TokenizerError(f"merge {rank} is {merge!r:.80}, expected two pieces and a space")
+        yield left, right
 
 
 # ---- writing ----

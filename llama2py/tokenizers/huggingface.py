@@ -10,19 +10,28 @@ transformers turns a Llama's tokenizer.model into a tokenizer.json.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import TokenizerError
-from ..formats.bounded_json import Limits, read_object
+from ..formats.bounded_json import Limits, parse_object
+from ..formats.input_file import read_whole
+from .bpe import MAX_MERGES, MAX_TOKENS
 from .merge_tokenizer import LETTERS, SPACE_MARK, ByteLevel, Characters, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS
 from .scores_and_merges import texts_of, to_merges
 from .tokenizer import EOS, UNK, Specials, Tokenizer
 
 _CONFIG = "tokenizer_config.json"
-# Llama 3's has 17 MB. Newer files have a list for each merge: Llama 3's has 280,147.
-LIMITS = Limits(size=64 << 20, containers=1 << 20, items=1 << 21)
+MAX_FILE_SIZE = 64 << 20  # bytes; Llama 3's has 17 MB
+# Counted before the file is parsed: an empty list takes two bytes in it, and sixty in memory.
+# Newer files have a list of two pieces for each merge.
+MAX_CONTAINERS = MAX_MERGES + 50_000
+MAX_ITEMS = MAX_TOKENS + 2 * MAX_MERGES + 50_000  # commas
+MAX_COLONS = MAX_TOKENS + 100_000  # names, and the colons in pieces
+_SMALL = 50_000  # containers or items that a file of any size may have
+_BYTES_PER_CONTAINER, _BYTES_PER_ITEM = 16, 7  # at least, in a larger file
 # The texts of BOS and EOS where no tokenizer_config.json names them.
 _USUAL = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|bos|>", "<|endoftext|>"),
@@ -44,11 +53,29 @@ def read_tokenizer_json(path: Path) -> MergeTokenizer:
     TokenizerError
         If the file is malformed, or needs what is not supported.
     """
-    file = read_object(path, LIMITS, TokenizerError).values
+    file = _read(path)
     beside = path.with_name(_CONFIG)
-    config = read_object(beside, LIMITS, TokenizerError).values if beside.is_file() else {}
+    config = _read(beside) if beside.is_file() else {}
     try:
         return _tokenizer(file, config)
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> Json:
+    """Read a file that contains one JSON object, if it is not more than a vocabulary needs."""
+    text = read_whole(path, MAX_FILE_SIZE, TokenizerError, "a JSON file")
+    limits = Limits(
+        MAX_FILE_SIZE,
+        containers=min(MAX_CONTAINERS, max(_SMALL, len(text) // _BYTES_PER_CONTAINER)),
+        items=min(MAX_ITEMS, max(_SMALL, len(text) // _BYTES_PER_ITEM)),
+    )
+    try:
+        if text.count(b":") > MAX_COLONS:
+            raise TokenizerError(
+                f"the JSON has more names than a vocabulary of {MAX_TOKENS} tokens"
+            )
+        return parse_object(text, limits, TokenizerError)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
 
@@ -62,7 +89,8 @@ def _tokenizer(file: Json, config: Json) -> MergeTokenizer:
         if model.get(name):
             raise TokenizerError(f"model.{name} is {model[name]!r:.80}, expected null")
     specials, pieces, normalized = _pieces(file, model)
-    ids = {piece: token for token, piece in reversed(list(enumerate(pieces)))}
+    # Downwards, so that the lowest id of equal pieces stays.
+    ids = dict(zip(reversed(pieces), range(len(pieces) - 1, -1, -1), strict=True))
     kind = _kind(file, bool(model.get("byte_fallback")))
     if normalized and isinstance(kind, ByteLevel) and kind.form:
         raise TokenizerError(
@@ -85,6 +113,7 @@ def _tokenizer(file: Json, config: Json) -> MergeTokenizer:
             f"the byte 0x{missing[0]:02X} has no piece: all 256 are needed, or an unk_token without"
             " fuse_unk"
         )
+    del ids
     return MergeTokenizer(
         pieces,
         _merges(model),
@@ -166,20 +195,24 @@ def _pieces(file: Json, model: Json) -> tuple[Specials, list[str], list[str]]:
         (control if entry.get("special") else added)[text] = token
         if entry.get("normalized"):
             normalized.append(text)
+    if len(by_id) > MAX_TOKENS:
+        raise TokenizerError(f"the vocabulary has more than {MAX_TOKENS} tokens")
     if sorted(by_id) != list(range(len(by_id))):
         raise TokenizerError(f"the ids of the {len(by_id)} tokens are not 0 to {len(by_id) - 1}")
     return Specials(added, control), [by_id[token] for token in range(len(by_id))], normalized
 
 
-def _merges(model: Json) -> list[tuple[str, str]]:
-    """Return the merges: each is "a b" in older files, ["a", "b"] in newer ones."""
-    merges: list[tuple[str, str]] = []
-    for entry in _check(model.get("merges"), list, "model.merges"):
+def _merges(model: Json) -> Iterator[tuple[str, str]]:
+    """Yield the merges: each is "a b" in older files, ["a", "b"] in newer ones."""
+    entries = _check(model.get("merges"), list, "model.merges")
+    if len(entries) > MAX_MERGES:
+        raise TokenizerError(f"the vocabulary has more than {MAX_MERGES} merges")
+    for rank, entry in enumerate(entries):
+        entries[rank] = None  # frees it
         parts = entry.split(" ") if isinstance(entry, str) else entry
         if not (isinstance(parts, list) and len(parts) == 2 and all(type(p) is str for p in parts)):
-            raise TokenizerError(f"merge {len(merges)} is {entry!r:.80}, expected two pieces")
-        merges.append((parts[0], parts[1]))
-    return merges
+            raise TokenizerError(f"merge {rank} is {entry!r:.80}, expected two pieces")
+        yield parts[0], parts[1]
 
 
 def _steps(file: Json, name: str, inner: str) -> list[Json]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import TokenizerError
 from ..formats.atomic_write import replacing
-from .bpe import FIRST_BYTE
+from .bpe import FIRST_BYTE, MAX_TOKENS
 from .tokenizer import EOS, Tokenizer
 
 MAX_FILE_SIZE = 16 << 20  # bytes; 32,000 tokens take 0.4 MB, 256,000 about 4 MB
@@ -39,7 +39,9 @@ def parse_tokenizer_bin(data: bytes) -> Tokenizer:
     scores = array("f")
     unpack = _RECORD.unpack_from
     offset = _HEADER.size
-    while offset < size:
+    for _ in range(MAX_TOKENS):
+        if offset >= size:
+            break
         start = offset + _RECORD.size
         if start > size:
             raise TokenizerError(
@@ -55,6 +57,8 @@ def parse_tokenizer_bin(data: bytes) -> Tokenizer:
             )
         pieces.append(data[start:offset])
         scores.append(score)
+    if offset < size:
+        raise TokenizerError(f"the vocabulary has more than {MAX_TOKENS} tokens")
     return Tokenizer(pieces, scores)
 
 

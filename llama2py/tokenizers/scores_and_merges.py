@@ -12,7 +12,7 @@ from itertools import pairwise
 from operator import itemgetter
 
 from ..errors import TokenizerError
-from .bpe import N_BYTES, splits
+from .bpe import N_BYTES, all_splits
 from .merge_tokenizer import SPACE_MARK, Characters, MergeTokenizer
 from .tokenizer import BOS, BOS_PIECE, EOS, EOS_PIECE, UNK, Specials, Tokenizer
 
@@ -87,9 +87,8 @@ def to_merges(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[str, str]]:
     }
     # Of equal scores sentencepiece takes the leftmost; merges need an order, here transformers'.
     found = [
-        (-tokenizer.score(token), -len(pair[0]), -len(pair[1]), pair)
-        for text, token in ids.items()
-        for pair in splits(text, ids)
+        (-tokenizer.score(ids[left + right]), -len(left), -len(right), (left, right))
+        for left, right in all_splits(ids)
     ]
     return [pair for *_, pair in sorted(found, key=itemgetter(slice(0, 3)))]
 
@@ -179,9 +178,11 @@ def _ranks(merges: list[tuple[str, str]], ids: Mapping[str, int]) -> dict[str, i
         text = merge[0] + merge[1]
         spans[text] = (spans.get(text, (place, place))[0], place)
         made.setdefault(text, []).append(merge)
+    wanted: dict[str, list[tuple[str, str]]] = {}  # no merge produces a byte token
+    for pair in all_splits(ids):
+        wanted.setdefault(pair[0] + pair[1], []).append(pair)
     for text in {**ids, **made}:
-        wanted = splits(text, ids) if text in ids else []  # no merge produces a byte token
-        if sorted(made.get(text, [])) != sorted(wanted):
+        if sorted(made.get(text, [])) != sorted(wanted.get(text, [])):
             raise TokenizerError(
                 f"{text!r:.60} is missing some of the merges that can produce it, so no scores are"
                 f" equivalent: {_USE_MERGES}"

@@ -17,13 +17,14 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import TokenizerError
-from .bpe import FIRST_BYTE, N_BYTES
+from .bpe import FIRST_BYTE, MAX_TOKENS, N_BYTES
 from .merge_tokenizer import SPACE_MARK
 from .scores_and_merges import texts_of, to_scores
 from .tokenizer import BOS, BOS_PIECE, EOS, EOS_PIECE, UNK, Specials, Tokenizer
 
 MAX_FILE_SIZE = 8 << 20  # bytes; Llama 2's has 0.5 MB, those with 256,000 tokens about 4 MB
-MAX_TOKENS = 1 << 18  # Llama 2 has 32,000
+# Fields of any kind in one file: at most four for each token, and the settings.
+_MAX_FIELDS = 4 * MAX_TOKENS + 100_000
 
 # Types of a piece. GGUF has the same.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -31,6 +32,7 @@ _FIRST_SPECIAL = 3  # unknown, BOS and EOS are never matched in a text
 _BPE = 2  # TrainerSpec.model_type; its default, 1, is the unigram model
 _TRAINER, _NORMALIZER = {3, 24, 40, 41, 42}, {1, 2, 3, 4}  # the settings that are used
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_FIXED_LENGTHS = {_FIXED64: 8, _FIXED32: 4}  # bytes
 _MARK = SPACE_MARK.encode()
 
 
@@ -118,10 +120,11 @@ def parse_sentencepiece(data: bytes) -> Tokenizer:
     types: list[int] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    for field, value in _fields(data):
+    reader = _FieldReader()
+    for field, value in reader.fields(data):
         if field == 1:
             what = f"token {len(pieces)}"
-            entry = {key: of for key, of in _fields(_message(value, what)) if key <= 3}
+            entry = {key: of for key, of in reader.fields(_message(value, what)) if key <= 3}
             score = _message(entry.get(2, bytes(4)), f"the score of {what}")
             kind = entry.get(3, NORMAL)
             if len(score) != 4 or not isinstance(kind, int):
@@ -133,6 +136,7 @@ def parse_sentencepiece(data: bytes) -> Tokenizer:
             piece = _message(entry.get(1, b""), what)
             if kind in (NORMAL, USER_DEFINED) and b" " in piece:
                 piece = b""  # sentencepiece matches where spaces are marks: it never finds this one
+            piece = piece.replace(_MARK, b" ")
             if kind == USER_DEFINED and UNK < len(pieces) <= EOS:
                 raise TokenizerError(f"{what} is user-defined: BOS and EOS must not match a text")
             pieces.append(piece)
@@ -141,7 +145,7 @@ def parse_sentencepiece(data: bytes) -> Tokenizer:
         elif field in (2, 3):
             settings = trainer if field == 2 else normalizer
             known = _TRAINER if field == 2 else _NORMALIZER
-            found = _fields(_message(value, "a block of settings"))
+            found = reader.fields(_message(value, "a block of settings"))
             settings.update((key, of) for key, of in found if key in known)
     if trainer.get(3, 1) != _BPE:
         raise TokenizerError(f"the algorithm is {trainer.get(3, 1)!r}, expected {_BPE} (BPE)")
@@ -173,31 +177,43 @@ def _notes(normalizer: Mapping[int, int | bytes]) -> Iterator[str]:
         )
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the number of each field and its value: an integer, or bytes (fixed32, fixed64, too)."""
-    offset = 0
-    while offset < len(data):
-        start = offset
-        tag, offset = _read_varint(data, offset)
-        wire = tag & 7
-        if wire == _VARINT:
-            value, offset = _read_varint(data, offset)
-            yield tag >> 3, value
-            continue
-        length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
-        if wire == _BYTES:
-            length, offset = _read_varint(data, offset)
-        if (not length and wire != _BYTES) or length > len(data) - offset:
-            raise TokenizerError(
-                f"field {tag >> 3} at byte {start} of {len(data)} has wire type {wire} and"
-                f" length {length} (is this a whole tokenizer.model?)"
-            )
-        yield tag >> 3, data[offset : offset + length]
-        offset += length
+class _FieldReader:
+    """Reads the fields of messages, and counts all of them: a field may have only two bytes."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_FIELDS
+
+    def fields(self, data: bytes) -> Iterator[tuple[int, int | bytes]]:
+        """Yield the number and value of each field: an integer, or bytes (of fixed32, too)."""
+        offset, size = 0, len(data)
+        while offset < size:
+            self._left -= 1
+            if self._left < 0:
+                raise TokenizerError(f"the file has more than {_MAX_FIELDS} fields")
+            start = offset
+            tag, offset = _read_varint(data, offset)
+            wire = tag & 7
+            if wire == _VARINT:
+                value, offset = _read_varint(data, offset)
+                yield tag >> 3, value
+                continue
+            if wire == _BYTES:
+                length, offset = _read_varint(data, offset)
+            else:
+                length = _FIXED_LENGTHS.get(wire, size)  # more than is left: an error
+            if length > size - offset:
+                raise TokenizerError(
+                    f"field {tag >> 3} at byte {start} of {size} has wire type {wire} and"
+                    f" length {length} (is this a whole tokenizer.model?)"
+                )
+            yield tag >> 3, data[offset : offset + length]
+            offset += length
 
 
 def _read_varint(data: bytes, offset: int) -> tuple[int, int]:
     """Return a number (seven bits in each byte, lowest first) and the offset after it."""
+    if offset < len(data) and (byte := data[offset]) < 128:  # as most are
+        return byte, offset + 1
     number = 0
     for i, byte in enumerate(data[offset : offset + 10]):
         number |= (byte & 127) << (7 * i)

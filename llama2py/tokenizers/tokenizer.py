@@ -22,6 +22,7 @@ from ..errors import PromptError, TokenizerError
 from .bpe import FIRST_BYTE, N_BYTES, PairEncoder
 
 UNK, BOS, EOS = 0, 1, 2
+MAX_SPECIAL_LENGTH = 256  # characters of a special token's text; real ones have up to 40
 # llama2.c's exporter puts these two pieces on lines of their own.
 BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
 
@@ -60,48 +61,71 @@ class Specials:
         Yields
         ------
         str or int
-            The text between two special tokens (never empty), or the id of a special token.
+            The text between two special tokens (never empty), or the id of a special token. Of
+            several special tokens that start at one place, the longest counts.
         """
-        return _split(text, self._find_all if trusted else self._find_added, self._all)
+        return (self._all if trusted else self._added).split(text)
 
     def split_at_control(self, text: str) -> Iterator[str | int]:
         """Split a text at its control tokens only. Yields what `split` does."""
-        return _split(text, self._find_control, self.control)
+        return self._control.split(text)
 
     @cached_property
-    def _all(self) -> dict[str, int]:
-        return {**self.control, **self.added}
+    def _added(self) -> _Splitter:
+        return _Splitter(self.added)
 
     @cached_property
-    def _find_added(self) -> re.Pattern[str] | None:
-        return _finder(self.added)
+    def _control(self) -> _Splitter:
+        return _Splitter(self.control)
 
     @cached_property
-    def _find_control(self) -> re.Pattern[str] | None:
-        return _finder(self.control)
-
-    @cached_property
-    def _find_all(self) -> re.Pattern[str] | None:
-        return _finder(self._all)
+    def _all(self) -> _Splitter:
+        return _Splitter({**self.control, **self.added})
 
 
-def _finder(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """Return a pattern that finds the first of some texts, the longest if several start there."""
-    ordered = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+class _Splitter:
+    """Splits texts at some special tokens.
 
+    One pattern of all texts would try every one of them at every place. This one looks up the two
+    characters at a place, and only the lengths of the texts that begin with them.
+    """
 
-def _split(
-    text: str, finder: re.Pattern[str] | None, ids: Mapping[str, int]
-) -> Iterator[str | int]:
-    start = 0
-    for match in finder.finditer(text) if finder else ():
-        if start < match.start():
-            yield text[start : match.start()]
-        start = match.end()
-        yield ids[match[0]]
-    if start < len(text):
-        yield text[start:]
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self._ids = ids
+        lengths: dict[str, set[int]] = {}
+        for text in ids:
+            if text:
+                lengths.setdefault(text[:2], set()).add(len(text))
+        self._lengths = {
+            start: sorted(lengths[start] | lengths.get(start[0], set()), reverse=True)
+            for start in lengths
+        }
+        self._single = {start for start in lengths if len(start) == 1}
+        first = sorted({start[0] for start in lengths})
+        self._find_first = re.compile(f"[{''.join(map(re.escape, first))}]") if first else None
+
+    def split(self, text: str) -> Iterator[str | int]:
+        start = 0  # of the text that is not split yet
+        for match in self._find_first.finditer(text) if self._find_first else ():
+            place = match.start()
+            if place < start:
+                continue  # inside of the last token
+            for length in self._lengths_at(text, place):
+                token = self._ids.get(text[place : place + length])
+                if token is not None:
+                    if start < place:
+                        yield text[start:place]
+                    yield token
+                    start = place + length
+                    break
+        if start < len(text):
+            yield text[start:]
+
+    def _lengths_at(self, text: str, place: int) -> Sequence[int]:
+        lengths = self._lengths.get(text[place : place + 2])
+        if lengths is not None:
+            return lengths
+        return (1,) if text[place] in self._single else ()
 
 
 class Tokenizer:
@@ -217,6 +241,12 @@ class Tokenizer:
             self.n_tokens -= 1
         self._scores = scores
         self._outputs = outputs
+        for text, token in (*specials.added.items(), *specials.control.items()):
+            if len(text) > MAX_SPECIAL_LENGTH:
+                raise TokenizerError(
+                    f"special token {token} has {len(text)} characters, expected at most"
+                    f" {MAX_SPECIAL_LENGTH}"
+                )
         self.specials = specials
         """The special tokens other than unknown, BOS, EOS and the bytes."""
         for token in specials.control.values():

@@ -100,6 +100,7 @@ def train(
     config = config or TrainConfig()
     output = output if isinstance(output, Output) else Output(output)
     say = report if os.environ.get("RANK", "0") == "0" else lambda line: None  # of torchrun's
+    output.check_group_size(config.dim)  # now, not when the first checkpoint is written
     output.check_input(corpus)
     continues = output.has_state() and not fresh
     train_stories, held_out_stories = split_stories(
@@ -118,7 +119,7 @@ def train(
 
         say(f"training a vocabulary of {config.vocab_size:,} tokens")
         vocabulary = train_vocabulary(train_stories, config.vocab_size)
-    say("loading PyTorch and encoding the stories")
+    say("loading PyTorch")
     import matplotlib.figure  # noqa: F401 (if it is missing, fail now, not at a measurement)
 
     from .trainer import Trainer

@@ -18,7 +18,7 @@ from ..checkpoint import (
     write_llama2c,
 )
 from ..config import ModelConfig
-from ..errors import TrainingError
+from ..errors import ParameterError, TrainingError
 from ..formats.atomic_write import replacing
 from ..formats.corpus import SEPARATOR
 from ..model import beside, load
@@ -96,6 +96,18 @@ class Output:
             reason = getattr(error, "strerror", None) or error
             raise TrainingError(f"{self.state}: cannot be read ({reason})") from None
         return True
+
+    def check_group_size(self, dim: int) -> None:
+        """Refuse a group size that does not suit the model.
+
+        Raises
+        ------
+        ParameterError
+            If ``group_size`` does not divide ``dim``.
+        """
+        size = self.group_size
+        if self.int8 and size is not None and (size < 1 or dim % size):
+            raise ParameterError(f"group_size is {size}, expected a positive divisor of dim {dim}")
 
     def check_input(self, path: str | os.PathLike[str]) -> None:
         """Refuse to overwrite a file that the run reads.

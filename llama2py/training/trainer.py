@@ -79,6 +79,7 @@ class Trainer:
         self._report, self._stop = report, stop
         self._processes = Processes(config.device)
         self._accumulate = self._processes.share(config.gradient_accumulation_steps)
+        self._say("encoding the stories")
         batch_tokens = config.batch_size * config.max_seq_len
         self._data = Dataset(train_stories, tokenizer, config.max_seq_len, batch_tokens)
         if self._data.n_batches < self._processes.count:

@@ -1,6 +1,6 @@
-/* `draws`: l2p_forward draws what l2p_argmax or l2p_sample draws from the logits that l2p_forward returns, one token a row
- * or many, and leaves the same sessions behind. Here: any batch; texts drawn ahead, of one session and of many; a
- * workspace that grows; cancelling; several callers. */
+/* `draws`: l2p_forward draws what l2p_argmax or l2p_sample draws from the logits that l2p_forward returns, one token a
+ * row or many, and the sessions are the same afterwards. Here: any batch; texts drawn ahead, of one session and of
+ * many; a workspace that grows; cancelling; several callers. */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -15,7 +15,8 @@ static l2p_draw some_draw(int i, int vocab) {
     static const float temperatures[] = {1.0f, 0.0f, 1.7f, 0.6f, 3.0f}, cuts[] = {0.9f, 1.0f, 0.5f};
     const int counts[] = {vocab, vocab - vocab / 3, vocab, 1 + vocab / 16};
     const float coin = i % 11 == 3 ? 0.0f : (float)(i % 11 == 7 ? 0xffffff : random_u32() >> 8) * 0x1p-24f;
-    return (l2p_draw){.temperature = temperatures[i % 5], .top_p = cuts[i % 3], .coin = coin, .n_tokens = counts[i % 4]};
+    return (l2p_draw){
+        .temperature = temperatures[i % 5], .top_p = cuts[i % 3], .coin = coin, .n_tokens = counts[i % 4]};
 }
 
 /* ---- one token a row, of any batch ---- */
@@ -50,10 +51,11 @@ static void feed_draws(Run *run, const Batch *batch, int first, int step, const 
         const float *logits = run->want[session] + (size_t)position * (size_t)vocab;
         const int32_t want = draw_apart(run, logits, &ways[i]);
         if (got[i] != want)
-            fail("%s, %d threads: draw %d from token %d of a batch of %d is %d, not %d (temperature %g, top-p %g, coin "
-                 "%.9g, of %d tokens)",
-                 how, run->n_threads, i, rows[i], n, got[i], want, (double)ways[i].temperature, (double)ways[i].top_p,
-                 (double)ways[i].coin, ways[i].n_tokens);
+            fail(
+                "%s, %d threads: draw %d from token %d of a batch of %d is %d, not %d (temperature %g, top-p %g, coin "
+                "%.9g, of %d tokens)",
+                how, run->n_threads, i, rows[i], n, got[i], want, (double)ways[i].temperature, (double)ways[i].top_p,
+                (double)ways[i].coin, ways[i].n_tokens);
         CHECK(n_drawn[i] == 1);
         repeated += i > 0 && got[i] == got[i - 1];
     }
@@ -91,7 +93,8 @@ static void draw_from_pieces(Run *run) {
     for (int cut = 0; cut < 5; cut++) {
         Batch piece = {0};
         add(&piece, 0, cuts[cut], cuts[cut + 1]);
-        feed_draws(run, &piece, cut == 2 ? piece.n : piece.n - 1, 1, "a prompt in pieces"); /* the third without draws */
+        feed_draws(run, &piece, cut == 2 ? piece.n : piece.n - 1, 1,
+                   "a prompt in pieces"); /* the third without draws */
     }
     Batch again = {0};
     add(&again, 0, 3, 4), add(&again, 0, 20, 22), add(&again, 0, 36, 37);
@@ -141,9 +144,18 @@ static int tell_ahead(const Run *run, l2p_session *session, int32_t token, int f
                       int n_stop_tokens, const int32_t *stop_tokens, int32_t *told, const int32_t *cancel) {
     const int32_t row = 0, position = from, n_draws = n;
     int32_t n_drawn = -7;
-    const l2p_batch text = {.n_tokens = 1, .tokens = &token, .sessions = &session, .positions = &position, .n_rows = 1,
-                            .rows = &row, .n_draws = &n_draws, .draws = draws, .n_stop_tokens = n_stop_tokens,
-                            .stop_tokens = stop_tokens, .drawn = told, .n_drawn = &n_drawn};
+    const l2p_batch text = {.n_tokens = 1,
+                            .tokens = &token,
+                            .sessions = &session,
+                            .positions = &position,
+                            .n_rows = 1,
+                            .rows = &row,
+                            .n_draws = &n_draws,
+                            .draws = draws,
+                            .n_stop_tokens = n_stop_tokens,
+                            .stop_tokens = stop_tokens,
+                            .drawn = told,
+                            .n_drawn = &n_drawn};
     const int error = l2p_forward(run->model, &text, run->n_threads, cancel);
     if (error == L2P_CANCELLED) CHECK(n_drawn >= 0 && n_drawn < n);
     return error ? -error : n_drawn;
@@ -300,7 +312,7 @@ static void check_one(l2p_config config, int isa, int most_threads) {
     free_synthetic(s);
 }
 
-/* A step of one token of it is split over threads, too */
+/* The threads share even a step of one token of it. */
 void draw_big(void) {
     check_one(with_weights(BIG, 0), best_isa(), 4);
     check_one(with_weights(BIG, 8), best_isa(), 3);
@@ -317,8 +329,8 @@ static l2p_draw hot_draw(int i, int vocab) {
         .temperature = i % 7 == 5 ? 0.0f : 1.5f, .top_p = i % 2 ? 0.9f : 1.0f, .coin = coin, .n_tokens = vocab};
 }
 
-/* From each position to the context's end, in one call: the first one of a fresh workspace, so that nothing but this call
- * has made room for its rows of scores. */
+/* From each position to the context's end, in one call: the first one of a fresh workspace, so that nothing but this
+ * call has made room for its rows of scores. */
 static void check_growing(l2p_config config, int isa, int most_threads) {
     const Synthetic s = synthesize(config);
     Run run = start_run(&s, isa, 1);
@@ -357,8 +369,8 @@ static void counting_rmsnorm(float *out, const float *const *x, int rows, const 
     counted_kernels->rmsnorm(out, x, rows, weight, n, eps);
 }
 
-/* At each norm of a text of three tokens, with one thread or two: the call ends there. What it has drawn stays, and so does
- * what stood before it in the session, which goes on as if nothing had been. */
+/* At each norm of a text of three tokens, with one thread or two: the call ends there. What it has drawn stays, and so
+ * does what stood before it in the session, which goes on as if nothing had been. */
 static void check_cancel(void) {
     enum { DRAWS = 3, BEGIN = 14 };
     const Synthetic s = synthesize(BIG);
@@ -437,7 +449,7 @@ static void check_cancel_by_another(void) {
 enum { CALLERS = 4, TEXTS = 6, CALLERS_TEXT = 13 };
 
 typedef struct {
-    const Run *run; /* whose first session has run the beginning; nobody changes it */
+    const Run *run; /* whose first session has run the beginning; it does not change */
     const l2p_draw *draws;
     const int32_t *want; /* (TEXTS, CALLERS_TEXT), text i from position i on */
     int number;
@@ -469,7 +481,8 @@ static void *caller_main(void *argument) {
     return NULL;
 }
 
-/* On one model, while another thread keeps taking pool and workspace away: whoever has the turn keeps it for the text */
+/* On one model, while another thread keeps taking pool and workspace away: a caller keeps the turn for its whole
+ * text */
 static void check_callers(l2p_config config) {
     const Synthetic s = synthesize(config);
     Run run = start_run(&s, best_isa(), 2);

@@ -3,8 +3,8 @@
 #include "feeding.h"
 #include "parts.h"
 
-/* A batch of two tokens of one session that gives logits of one, and draws two tokens after the other: fine, for checks to
- * spoil one thing of it each. */
+/* A batch of two tokens of one session that gives logits of one, and draws two tokens after the other: fine, for checks
+ * to spoil one thing of it each. */
 typedef struct {
     int32_t tokens[2], positions[2], rows[3], n_draws[2], stop_tokens[1], drawn[4], n_drawn[2];
     l2p_session *sessions[2];
@@ -42,14 +42,14 @@ static Asked *asked_of(const Run *run, int drawing) {
 }
 
 /* Spoil one thing of a batch: it is refused, and nothing is written or run. */
-#define REFUSED(drawing, SPOIL)                                                    \
-    do {                                                                           \
-        Asked *a = asked_of(run, drawing);                                         \
-        SPOIL;                                                                     \
-        CHECK(l2p_forward(run->model, &a->batch, 1, NULL) == L2P_BAD_ARGUMENT);     \
-        for (int at = 0; at < 4; at++) CHECK(a->drawn[at] == -7);                  \
-        for (int at = 0; at < 2; at++) CHECK(a->n_drawn[at] == -7);                \
-        for (int at = 0; at < 3 * 17; at++) CHECK(a->logits[at] == 0.0f);          \
+#define REFUSED(drawing, SPOIL)                                                 \
+    do {                                                                        \
+        Asked *a = asked_of(run, drawing);                                      \
+        SPOIL;                                                                  \
+        CHECK(l2p_forward(run->model, &a->batch, 1, NULL) == L2P_BAD_ARGUMENT); \
+        for (int at = 0; at < 4; at++) CHECK(a->drawn[at] == -7);               \
+        for (int at = 0; at < 2; at++) CHECK(a->n_drawn[at] == -7);             \
+        for (int at = 0; at < 3 * 17; at++) CHECK(a->logits[at] == 0.0f);       \
     } while (0)
 
 static void check_batches(Run *run, l2p_session *foreign) {
@@ -86,8 +86,8 @@ static void check_batches(Run *run, l2p_session *foreign) {
         REFUSED(1, a->n_draws[i] = INT32_MAX);
         REFUSED(1, a->n_draws[i] = c->seq_len - i + 1);
     }
-    REFUSED(1, a->positions[1] = c->seq_len - 1); /* the second draw's token is past the end */
-    REFUSED(1, a->n_draws[0] = 2);                /* of a token that is not the last of its session */
+    REFUSED(1, a->positions[1] = c->seq_len - 1);    /* the second draw's token is past the end */
+    REFUSED(1, a->n_draws[0] = 2);                   /* of a token that is not the last of its session */
     REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 1)); /* stands in the rows twice, and goes on */
     REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 2, a->n_draws[1] = 1));
     REFUSED(1, a->batch.n_draws = NULL);
@@ -100,7 +100,8 @@ static void check_batches(Run *run, l2p_session *foreign) {
     for (size_t i = 0; i < sizeof bad_counts / sizeof bad_counts[0]; i++)
         for (int draw = 0; draw < 3; draw++)
             for (int greedy = 0; greedy <= 1; greedy++)
-                REFUSED(1, (a->draws[draw].n_tokens = bad_counts[i], a->draws[draw].temperature = greedy ? 0.0f : 1.0f));
+                REFUSED(1,
+                        (a->draws[draw].n_tokens = bad_counts[i], a->draws[draw].temperature = greedy ? 0.0f : 1.0f));
     Batch end = {0};
     add(&end, 0, LENGTHS[0] - 1, LENGTHS[0]);
     feed(run, &end, 0, "after what was refused");
@@ -164,8 +165,8 @@ static void check_configs(int n_isas) {
     bad[4].cache_type = L2P_INT8;
     bad[5].group_size = 0;
     bad[6].group_size = -1, bad[6].weight_type = L2P_FLOAT32;
-    bad[7].n_heads = bad[7].n_kv_heads = 1 << 27, bad[7].head_dim = 32;       /* 2^32 rows */
-    bad[8].dim = bad[8].hidden_dim = bad[8].n_layers = 1 << 28;               /* 2^86 bytes of weights */
+    bad[7].n_heads = bad[7].n_kv_heads = 1 << 27, bad[7].head_dim = 32;                  /* 2^32 rows */
+    bad[8].dim = bad[8].hidden_dim = bad[8].n_layers = 1 << 28;                          /* 2^86 bytes of weights */
     bad[9].seq_len = bad[9].n_layers = 1 << 28, bad[9].n_heads = bad[9].n_kv_heads = 64; /* or of keys */
     for (int i = 0; i < 10; i++) {
         now("config %d that is no model's", i);
@@ -249,7 +250,8 @@ void check_errors(void) {
         CHECK(l2p_model_set(int4, L2P_WQ, 0, L2P_INT4, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
         l2p_model_free(int4);
         CHECK(bad == 10);
-        CHECK(l2p_model_set(other.model, L2P_RMS_FINAL_WEIGHT, 0, L2P_FLOAT32, values, NULL, 1, &bad) == L2P_OK && bad == 13);
+        CHECK(l2p_model_set(other.model, L2P_RMS_FINAL_WEIGHT, 0, L2P_FLOAT32, values, NULL, 1, &bad) == L2P_OK &&
+              bad == 13);
         CHECK(l2p_model_set(other.model, L2P_W1, 1, type, values, values, 3, &bad) == L2P_OK);
         /* of int8, the scales are what can be non-finite; group 4: each of the first 8 stands for one group */
         CHECK(bad == 16);

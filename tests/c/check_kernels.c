@@ -50,9 +50,10 @@ static double ulps(double got, double want) {
     return fabs(got - want) / ldexp(1.0, (exponent < -125 ? -125 : exponent) - 24);
 }
 
-/* Is got, over sum, softmax(from / divisor)? EXACT: in llama2.c's order, to the bit. Else near the result in doubles: what is
- * exponentiated has been rounded three times. */
-static int is_softmax(const FloatKernels *kernels, const float *got, float sum, const float *from, int n, float divisor) {
+/* Is got, over sum, softmax(from / divisor)? EXACT: in llama2.c's order, to the bit. Else near the result in doubles:
+ * what is exponentiated has been rounded three times. */
+static int is_softmax(const FloatKernels *kernels, const float *got, float sum, const float *from, int n,
+                      float divisor) {
     float largest = -INFINITY, left_to_right = 0.0f;
     double exact_sum = 0.0;
     for (int i = 0; i < n; i++) largest = fmaxf(largest, from[i]);
@@ -98,8 +99,8 @@ static void check_softmax(const FloatKernels *kernels) {
     CHECK(infinite[0] == 1.0f && infinite[1] == 0.0f);
 }
 
-/* Rows of n, n + step, ... scores, each in whole vectors with `gap` canaries behind, but the last; behind a row's scores is
- * what must not count. */
+/* Rows of n, n + step, ... scores, each in whole vectors, with `gap` canaries after all but the last. What follows a
+ * row's scores must not count. */
 static void check_weigh_rows(const FloatKernels *kernels, int rows, int n, int step, int gap) {
     const float divisor = 2.5f;
     const int longest = (int)round_up(n + (rows - 1) * step, LANES);
@@ -230,8 +231,8 @@ static void check_argmax(const Kernels *kernels) {
             CHECK(kernels->argmax(x, n) == at);
             for (int i = at; i < n; i += 1 + n / 5) x[i] = -0.5f; /* the first of equals */
             CHECK(kernels->argmax(x, n) == at);
-            if (at > 0) x[at - 1] = NAN; /* counts as nothing, */
-            if (at + LANES < n) x[at + LANES] = NAN; /* in the lane of the largest, too */
+            if (at > 0) x[at - 1] = NAN;                        /* counts as nothing, */
+            if (at + LANES < n) x[at + LANES] = NAN;            /* in the lane of the largest, too */
             CHECK(kernels->argmax(x, n) == (at == 1 ? 0 : at)); /* but in front, as in llama2.c */
         }
         for (int i = 0; i < n; i++) x[i] = -INFINITY;

@@ -48,8 +48,8 @@ static TestMatrix test_matrix(int type, int rows, int cols, int group, int offse
         t.scales = malloc((size_t)rows * (size_t)m->groups * sizeof(float));
         for (int row = 0; row < m->blocks * LANES; row++)
             for (int k = 0; k < m->groups * INT4_GROUP; k++) {
-                unsigned char *to = t.packed.array + (size_t)(row / LANES) * m->block_bytes +
-                                    (size_t)(k / INT4_GROUP) * m->group_bytes;
+                unsigned char *to =
+                    t.packed.array + (size_t)(row / LANES) * m->block_bytes + (size_t)(k / INT4_GROUP) * m->group_bytes;
                 const int in = k % INT4_GROUP, inside = row < rows && k < cols;
                 const int value = inside ? (int)(random_u32() >> 28) - 8 : 0;
                 if (inside) t.q[(size_t)row * (size_t)cols + (size_t)k] = (int8_t)value;
@@ -160,14 +160,14 @@ static void check_product(const Kernels *kernels, const TestMatrix *t, int begin
 }
 
 void check_matmul(const Kernels *kernels) {
-    static const int rows[] = {1, 15, 16, 17, 239}; /* 239: more than a panel of blocks */
+    static const int rows[] = {1, 15, 16, 17, 239};          /* 239: more than a panel of blocks */
     static const int counts[] = {1, 2, 3, 5, 7, 12, 23, 27}; /* each size of tile, alone and in sums */
     static const struct {
         int type, cols, group;
-    } kinds[] = {{L2P_FLOAT32, 1, 0}, {L2P_FLOAT32, 15, 0}, {L2P_FLOAT32, 16, 0}, {L2P_FLOAT32, 33, 0},
-                 {L2P_INT8, 5, 1},    {L2P_INT8, 6, 3},     {L2P_INT8, 12, 4},    {L2P_INT8, 15, 5},
-                 {L2P_INT8, 96, 32},  {L2P_INT8, 128, 64},  {L2P_INT8, 130, 65},  {L2P_BFLOAT16, 1, 0}, {L2P_BFLOAT16, 33, 0},
-                 {L2P_INT4, 1, 0},    {L2P_INT4, 32, 0},    {L2P_INT4, 100, 0}};
+    } kinds[] = {{L2P_FLOAT32, 1, 0},   {L2P_FLOAT32, 15, 0}, {L2P_FLOAT32, 16, 0}, {L2P_FLOAT32, 33, 0},
+                 {L2P_INT8, 5, 1},      {L2P_INT8, 6, 3},     {L2P_INT8, 12, 4},    {L2P_INT8, 15, 5},
+                 {L2P_INT8, 96, 32},    {L2P_INT8, 128, 64},  {L2P_INT8, 130, 65},  {L2P_BFLOAT16, 1, 0},
+                 {L2P_BFLOAT16, 33, 0}, {L2P_INT4, 1, 0},     {L2P_INT4, 32, 0},    {L2P_INT4, 100, 0}};
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++)
         for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
             TestMatrix t =
@@ -238,7 +238,10 @@ void check_matmul_bare(const FloatKernels *kernels) {
 
 /* Quantize as the second of three vectors; q, scale and bias must be these, padding 0, the neighbours untouched */
 static void check_groups(const Kernels *kernels, int type, const float *values, int group, int groups, int short_by) {
-    const Matrix m = {.type = type, .cols = group * groups - short_by, .group = group, .groups = groups,
+    const Matrix m = {.type = type,
+                      .cols = group * groups - short_by,
+                      .group = group,
+                      .groups = groups,
                       .group_quads = (group + 3) / 4};
     const size_t padded = (size_t)m.group_quads * 4, ld_q = padded * (size_t)groups, count = (size_t)groups;
     Guarded x = guarded_floats((size_t)m.cols), q = guarded(2 * ld_q), scale = guarded_floats(2 * count);
@@ -290,8 +293,8 @@ void check_quantize(const Kernels *kernels) {
         check_group(kernels, x, groups[s], 3);
         x[0] = -0.0f;
         check_group(kernels, x, groups[s], 1);
-        static const float odd[] = {NAN, -NAN, INFINITY, -INFINITY, 1e-45f, -1e-40f, 1.1754944e-38f, 1.4e-36f,
-                                    1.5e-36f, 3.4028235e38f, -3.4028235e38f};
+        static const float odd[] = {NAN,      -NAN,     INFINITY,      -INFINITY,     1e-45f, -1e-40f, 1.1754944e-38f,
+                                    1.4e-36f, 1.5e-36f, 3.4028235e38f, -3.4028235e38f};
         for (size_t k = 0; k < sizeof odd / sizeof odd[0]; k++) /* at the last place of the second of three groups */
             for (int rest = 0; rest < 2; rest++) {
                 for (int i = 0; i < 260; i++) x[i] = rest ? random_float() * fminf(fabsf(odd[k]), 1.0f) : 0.0f;

@@ -1,4 +1,4 @@
-/* `stories`: eight threads tell stories with one model, and each is what a thread alone tells. */
+/* `stories`: eight threads tell stories with one model, and each is the same as a thread alone tells. */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -10,13 +10,13 @@ enum { TELLERS = 8, STORIES = 8, STORY = 12, BEGINNING = 12, CLOSE_CALLS = 40 };
 
 typedef struct {
     int32_t tokens[STORY];
-    uint64_t hash; /* of all its logits, where these are asked for */
+    uint64_t hash; /* of all its logits, if they are computed */
 } Story;
 
 typedef struct {
     const Synthetic *s;
     const l2p_model *model;
-    l2p_session *trunk; /* has run the beginning that all stories share; nobody changes it */
+    l2p_session *trunk; /* has run the beginning that all stories share; it does not change */
     Story want[STORIES];
     atomic_int telling;
 } Library;
@@ -32,8 +32,8 @@ static float coin(uint64_t *state) {
     return (float)(*state >> 40) * 0x1p-24f;
 }
 
-/* Story `seed`: its beginning run at once, or taken over from the trunk; then token by token, drawn in one of three
- * ways: from the logits that each call gives, or by the call itself. */
+/* Story `seed`: its beginning is run at once or copied from the trunk; then it goes on token by token, each drawn from
+ * the logits that a call returns, or by the call itself. There are three ways to draw. */
 static Story tell(const Library *library, int seed, int n_threads, int copied, int drawing) {
     const int vocab = library->s->config.vocab_size;
     const l2p_draw greedy = {.n_tokens = vocab};
@@ -113,8 +113,7 @@ static void check_library(l2p_config config, int weight_type, const char *name) 
     CHECK(library.trunk != NULL);
     const Run run = {.s = &s, .model = (l2p_model *)library.model, .n_threads = 1};
     float *out = malloc((size_t)config.vocab_size * sizeof *out);
-    for (int at = 0; at < BEGINNING; at++)
-        CHECK(forward_one(&run, library.trunk, s.tokens[0][at], at, out) == L2P_OK);
+    for (int at = 0; at < BEGINNING; at++) CHECK(forward_one(&run, library.trunk, s.tokens[0][at], at, out) == L2P_OK);
     int different = 0;
     for (int seed = 0; seed < STORIES; seed++) {
         library.want[seed] = tell(&library, seed, 1, 0, 0);

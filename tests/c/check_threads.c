@@ -4,6 +4,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
+#if defined(__linux__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 
 #include "check.h"
 #include "feeding.h"
@@ -128,7 +132,7 @@ static void check_cancel(void) {
             const int n_threads = 1 + kind % 2, draws = kind / 2;
             now("%s cancelled in layer %d, %d threads", draws ? "draws" : "logits", layer,
                 n_threads); /* -1: before the call */
-            l2p_release(); /* forgets that an earlier run may have had no use for a second thread */
+            l2p_release();  /* forgets that an earlier run may have had no use for a second thread */
             norms = cancel_flag = 0;
             threads_seen = 0;
             cancel_at = 1 + 2 * layer; /* the first norm of a layer: noticed where the next one begins */
@@ -151,7 +155,7 @@ static void check_cancel(void) {
                                    .n_drawn = &n_drawn};
             const int error = l2p_forward(run.model, &one, n_threads, &cancel_flag);
             CHECK(error == (cancelled ? L2P_CANCELLED : L2P_OK));
-            CHECK((drawn == -7) == (cancelled || !draws)); /* a token that is not there is none */
+            CHECK((drawn == -7) == (cancelled || !draws)); /* a cancelled call draws no token */
             /* each thread norms for itself; a cancelled call ends after the first products of its layer */
             const int want = !cancelled ? 2 * config.n_layers + 1 : 2 * (layer + 1) + 1;
             CHECK(norms == n_threads * want);
@@ -179,8 +183,7 @@ static void check_cancel(void) {
                               .logits = out};
     if (pthread_create(&thread, NULL, cancel_soon, &flag)) fail("no thread for the check");
     int error = L2P_OK;
-    for (time_t end = time(NULL) + 60; !error && time(NULL) < end;)
-        error = l2p_forward(run.model, &prompt, 2, &flag);
+    for (time_t end = time(NULL) + 60; !error && time(NULL) < end;) error = l2p_forward(run.model, &prompt, 2, &flag);
     CHECK(error == L2P_CANCELLED);
     pthread_join(thread, NULL);
     free(out);
@@ -211,8 +214,8 @@ static void work_well(void *context, int thread, int n_threads) {
     while (!atomic_load(second_has_begun)) sched_yield();
 }
 
-/* A run of 20 ms that is all waiting, and the pause behind it: microseconds */
-static int64_t pause_behind(int64_t *run) {
+/* A run of 20 ms that is all waiting, and the pause after it, in microseconds */
+static int64_t pause_after(int64_t *run) {
     CHECK(scheduling_before_run(2) == 2);
     const int64_t start = microseconds();
     threads_run(2, wait_for_the_second, NULL);
@@ -226,14 +229,14 @@ static int64_t pause_behind(int64_t *run) {
     return microseconds() - end;
 }
 
-/* Behind a run that was all waiting there is one thread for a while, longer each time it soon happens again. */
+/* After a run that was all waiting there is one thread for a while; longer each time it soon happens again. */
 static void check_pauses(void) {
-    now("one thread behind a run that was all waiting");
+    now("one thread after a run that was all waiting");
     l2p_release();
     threads_take_turn();
     int64_t run, pause = 0;
     for (int times = 2; times <= 8; times *= 2) {
-        pause = pause_behind(&run);
+        pause = pause_after(&run);
         CHECK(pause >= times * 20000);
     }
     for (int64_t well = 0; well < pause + 20000; well += 10000) { /* as long as the last pause was */
@@ -241,14 +244,14 @@ static void check_pauses(void) {
         scheduling_before_run(2);
         threads_run(2, work_well, &second_has_begun);
     }
-    pause = pause_behind(&run);
+    pause = pause_after(&run);
     CHECK(pause < 12 * run); /* from the start: 2 times, and as long as this thread took to see it */
     CHECK(scheduling_before_run(2) == 2);
     threads_run(2, wait_for_the_second, NULL);
     threads_end_turn();
     l2p_release(); /* which forgets it */
     threads_take_turn();
-    threads_run(2, wait_for_the_second, NULL); /* nobody asked whether two would help: no pause */
+    threads_run(2, wait_for_the_second, NULL); /* a run that is not judged: no pause */
     CHECK(scheduling_before_run(2) == 2);
     threads_end_turn();
 }
@@ -259,7 +262,7 @@ typedef struct {
     cpu_set_t allowed, one;
     clockid_t worker; /* its CPU time */
     atomic_int waits;
-    int parted, wrong;
+    int moved, wrong;
 } Meeting;
 
 /* The second thread comes to the core of the first, waits there for it, and should then be on another. */
@@ -279,7 +282,7 @@ static void meet(void *context, int thread, int n_threads) {
     m->wrong |= sched_setaffinity(0, sizeof m->allowed, &m->allowed) != 0;
     atomic_store(&m->waits, 1);
     threads_barrier(n_threads);
-    m->parted += !CPU_ISSET(sched_getcpu(), &m->one);
+    m->moved += !CPU_ISSET(sched_getcpu(), &m->one);
     m->wrong |= sched_getaffinity(0, sizeof left, &left) != 0 || !CPU_EQUAL(&left, &m->allowed);
 }
 
@@ -290,18 +293,66 @@ static void check_cores(void) {
     CPU_SET(sched_getcpu(), &m.one);
     threads_take_turn();
     threads_run(2, pool_work, &(PoolTest){0}); /* the second thread is there, and may go wherever this one may now */
-    if (sched_setaffinity(0, sizeof m.one, &m.one) == 0) { /* else nobody may say where threads run */
+    if (sched_setaffinity(0, sizeof m.one, &m.one) == 0) { /* else the system does not let us place threads */
         for (int i = 0; i < 8; i++) {
             atomic_store(&m.waits, 0);
             threads_run(2, meet, &m);
         }
-        CHECK(m.parted >= 4 && !m.wrong); /* the system may move them, too */
+        CHECK(m.moved >= 4 && !m.wrong); /* the system may move them, too */
         CHECK(sched_setaffinity(0, sizeof m.allowed, &m.allowed) == 0);
     }
     threads_end_turn();
 }
 #else
 static void check_cores(void) {}
+#endif
+
+/* What LLAMA2PY_SCHEDULING=off leaves to the caller. The engine reads it once, so this is for a process that has it. */
+static void check_off(void) {
+    now("LLAMA2PY_SCHEDULING=off");
+    const Synthetic s = synthesize(SHAPES[1]);
+    l2p_model *small = pack(&s, best_isa(), 1);
+    CHECK(scheduling_threads(small, 1, 2) == 2 && scheduling_threads(small, 1, 1) == 1);
+    CHECK(scheduling_threads(small, 1, 0) == 1 && scheduling_threads(small, 1, INT32_MAX) == MAX_THREADS);
+    threads_take_turn();
+    for (int i = 0; i < 3; i++) {
+        CHECK(scheduling_before_run(2) == 2); /* a run that was all waiting makes no pause */
+        threads_run(2, wait_for_the_second, NULL);
+    }
+    CHECK(scheduling_before_run(2) == 2);
+    threads_end_turn();
+    l2p_model_free(small);
+    free_synthetic(s);
+}
+
+#if defined(__linux__)
+void check_unscheduled(void) {
+    const char *value = getenv("LLAMA2PY_SCHEDULING");
+    if (value && strcmp(value, "off") == 0) {
+        check_off();
+        return;
+    }
+    now("the small model's threads"); /* with scheduling, so that what is switched off can be seen */
+    const Synthetic s = synthesize(SHAPES[1]);
+    l2p_model *small = pack(&s, best_isa(), 1);
+    CHECK(scheduling_threads(small, 1, 2) == 1);
+    l2p_model_free(small);
+    free_synthetic(s);
+    now("a process without scheduling");
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        setenv("LLAMA2PY_SCHEDULING", "off", 1);
+        execl("/proc/self/exe", "kernel_check", "unscheduled", (char *)NULL);
+        _exit(127);
+    }
+    int status;
+    if (child < 0 || waitpid(child, &status, 0) != child) fail("no child process for the check");
+    if (status) fail("see above");
+    printf("unscheduled\n");
+}
+#else
+void check_unscheduled(void) {}
 #endif
 
 void check_threads(void) {

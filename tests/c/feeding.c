@@ -136,7 +136,7 @@ void feed_interleaved(Run *run) { /* no two neighbours of one session, until the
     feed(run, &all, 0, "all sessions interleaved");
 }
 
-void feed_rewound(Run *run) { /* what an earlier use of the session left behind must not matter */
+void feed_rewound(Run *run) { /* what an earlier use left in the session must not matter */
     fresh_sessions(run);
     Synthetic other = *run->s;
     memcpy(other.tokens[0], run->s->tokens[2], sizeof other.tokens[0]);
@@ -158,7 +158,8 @@ static void record(Run *run) {
     for (int i = 0; i < N_SESSIONS; i++) {
         run->want[i] = malloc((size_t)LENGTHS[i] * vocab * sizeof(float));
         for (int t = 0; t < LENGTHS[i]; t++)
-            CHECK(forward_one(run, run->sessions[i], run->s->tokens[i][t], t, run->want[i] + (size_t)t * vocab) == L2P_OK);
+            CHECK(forward_one(run, run->sessions[i], run->s->tokens[i][t], t, run->want[i] + (size_t)t * vocab) ==
+                  L2P_OK);
     }
 }
 
@@ -169,9 +170,8 @@ void end_run(Run *run) {
 
 Run start_run(const Synthetic *s, int isa, int pack_threads) {
     Run run = {.s = s, .model = pack(s, isa, pack_threads), .n_threads = 1};
-    now("%s %s, dim %d, group %d, %s keys", l2p_isa_name(isa),
-        s->config.weight_type == L2P_INT8 ? "int8" : "float32", s->config.dim, s->config.group_size,
-        s->config.cache_type == L2P_BFLOAT16 ? "bfloat16" : "float32");
+    now("%s %s, dim %d, group %d, %s keys", l2p_isa_name(isa), s->config.weight_type == L2P_INT8 ? "int8" : "float32",
+        s->config.dim, s->config.group_size, s->config.cache_type == L2P_BFLOAT16 ? "bfloat16" : "float32");
     record(&run);
     return run;
 }

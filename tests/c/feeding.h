@@ -18,9 +18,9 @@ typedef struct { /* a batch: which session's token at which position */
 void add(Batch *batch, int session, int begin, int end);
 
 int best_isa(void);
-/* Whether to draw texts in an instruction set: in each that this CPU has. The thread sanitizer, which takes minutes for
- * them, gets one only, since which memory the threads share is the same in all: the plainest with vectors, as it does not
- * see what AMX loads into its tiles. */
+/* Should texts be drawn in this instruction set? In each one that this CPU has. The thread sanitizer would take
+ * minutes, and threads share the same memory in all sets: it gets one, the plainest with vectors, as it does not see
+ * AMX's loads. */
 int draws_in(int isa);
 Run start_run(const Synthetic *s, int isa, int pack_threads);
 void end_run(Run *run);
@@ -40,7 +40,7 @@ int forward_one(const Run *run, l2p_session *session, int32_t token, int positio
 /* Draw from logits (vocab_size,), which stay as they are, by l2p_argmax or l2p_sample */
 int32_t draw_apart(const Run *run, const float *logits, const l2p_draw *draw);
 
-/* Run a batch; its logits, of the rows from `first` on backwards and of one row twice, must be run->want */
+/* Run a batch. Its logits must be run->want: those of all rows back to `first`, with one row twice. */
 void feed(Run *run, const Batch *batch, int first, const char *how);
 
 void feed_token_by_token(Run *run);

@@ -10,6 +10,7 @@ void check_models(void);
 void check_draws(void);
 void check_texts(void);
 void check_threads(void);
+void check_unscheduled(void);
 void check_stories(void);
 
 /* Of check_products.c, for check_kernels */

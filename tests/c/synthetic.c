@@ -7,22 +7,75 @@ const int LENGTHS[N_SESSIONS] = {37, 9, 18};
 
 /* dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, seq_len, shared_classifier */
 const l2p_config SHAPES[N_SHAPES] = {
-    {.dim = 10, .hidden_dim = 1201, .n_layers = 1, .n_heads = 5, .n_kv_heads = 5, .head_dim = 2, .vocab_size = 1,
-     .seq_len = 37, .shared_classifier = 1, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
-    {.dim = 36, .hidden_dim = 301, .n_layers = 2, .n_heads = 6, .n_kv_heads = 2, .head_dim = 6, .vocab_size = 17,
-     .seq_len = 48, .shared_classifier = 0, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
-    {.dim = 64, .hidden_dim = 172, .n_layers = 2, .n_heads = 8, .n_kv_heads = 4, .head_dim = 8, .vocab_size = 500,
-     .seq_len = 50, .shared_classifier = 1, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
-    {.dim = 96, .hidden_dim = 130, .n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 48, .vocab_size = 500,
-     .seq_len = 64, .shared_classifier = 0, .norm_eps = 1e-6f, .rope_theta = 500000.0f},
+    {.dim = 10,
+     .hidden_dim = 1201,
+     .n_layers = 1,
+     .n_heads = 5,
+     .n_kv_heads = 5,
+     .head_dim = 2,
+     .vocab_size = 1,
+     .seq_len = 37,
+     .shared_classifier = 1,
+     .norm_eps = 1e-5f,
+     .rope_theta = 10000.0f},
+    {.dim = 36,
+     .hidden_dim = 301,
+     .n_layers = 2,
+     .n_heads = 6,
+     .n_kv_heads = 2,
+     .head_dim = 6,
+     .vocab_size = 17,
+     .seq_len = 48,
+     .shared_classifier = 0,
+     .norm_eps = 1e-5f,
+     .rope_theta = 10000.0f},
+    {.dim = 64,
+     .hidden_dim = 172,
+     .n_layers = 2,
+     .n_heads = 8,
+     .n_kv_heads = 4,
+     .head_dim = 8,
+     .vocab_size = 500,
+     .seq_len = 50,
+     .shared_classifier = 1,
+     .norm_eps = 1e-5f,
+     .rope_theta = 10000.0f},
+    {.dim = 96,
+     .hidden_dim = 130,
+     .n_layers = 2,
+     .n_heads = 2,
+     .n_kv_heads = 1,
+     .head_dim = 48,
+     .vocab_size = 500,
+     .seq_len = 64,
+     .shared_classifier = 0,
+     .norm_eps = 1e-6f,
+     .rope_theta = 500000.0f},
     /* heads wider than dim / n_heads */
-    {.dim = 100, .hidden_dim = 65, .n_layers = 1, .n_heads = 3, .n_kv_heads = 1, .head_dim = 100, .vocab_size = 17,
-     .seq_len = 1024, .shared_classifier = 1, .norm_eps = 1e-5f, .rope_theta = 10000.0f},
+    {.dim = 100,
+     .hidden_dim = 65,
+     .n_layers = 1,
+     .n_heads = 3,
+     .n_kv_heads = 1,
+     .head_dim = 100,
+     .vocab_size = 17,
+     .seq_len = 1024,
+     .shared_classifier = 1,
+     .norm_eps = 1e-5f,
+     .rope_theta = 10000.0f},
 };
 
-const l2p_config BIG = {
-    .dim = 72, .hidden_dim = 250, .n_layers = 2, .n_heads = 12, .n_kv_heads = 3, .head_dim = 6, .vocab_size = 15001,
-    .seq_len = 40, .shared_classifier = 0, .norm_eps = 1e-5f, .rope_theta = 10000.0f};
+const l2p_config BIG = {.dim = 72,
+                        .hidden_dim = 250,
+                        .n_layers = 2,
+                        .n_heads = 12,
+                        .n_kv_heads = 3,
+                        .head_dim = 6,
+                        .vocab_size = 15001,
+                        .seq_len = 40,
+                        .shared_classifier = 0,
+                        .norm_eps = 1e-5f,
+                        .rope_theta = 10000.0f};
 
 l2p_config with_weights(l2p_config config, int group) { /* 0: float32 */
     config.weight_type = group ? L2P_INT8 : L2P_FLOAT32;
@@ -32,10 +85,18 @@ l2p_config with_weights(l2p_config config, int group) { /* 0: float32 */
 
 static void shape_of(const l2p_config *c, int tensor, int *rows, int *cols) {
     const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
-    const int shapes[N_TENSORS][2] = {
-        {c->vocab_size, c->dim}, {1, c->dim},      {q_rows, c->dim},     {kv_rows, c->dim},
-        {kv_rows, c->dim},       {c->dim, q_rows}, {1, c->dim},          {c->hidden_dim, c->dim},
-        {c->dim, c->hidden_dim}, {c->hidden_dim, c->dim}, {1, c->dim},   {c->vocab_size, c->dim}};
+    const int shapes[N_TENSORS][2] = {{c->vocab_size, c->dim},
+                                      {1, c->dim},
+                                      {q_rows, c->dim},
+                                      {kv_rows, c->dim},
+                                      {kv_rows, c->dim},
+                                      {c->dim, q_rows},
+                                      {1, c->dim},
+                                      {c->hidden_dim, c->dim},
+                                      {c->dim, c->hidden_dim},
+                                      {c->hidden_dim, c->dim},
+                                      {1, c->dim},
+                                      {c->vocab_size, c->dim}};
     *rows = shapes[tensor][0];
     *cols = shapes[tensor][1];
 }
@@ -47,7 +108,7 @@ static int is_norm(int tensor) {
 static int layers_of(const l2p_config *c, int tensor) {
     if (tensor == L2P_WCLS && c->shared_classifier) return 0;
     return tensor == L2P_TOKEN_EMBEDDING_TABLE || tensor == L2P_WCLS || tensor == L2P_RMS_FINAL_WEIGHT ? 1
-                                                                                                      : c->n_layers;
+                                                                                                       : c->n_layers;
 }
 
 /* One for each group_size values, the last may be short */
@@ -106,7 +167,8 @@ l2p_model *pack(const Synthetic *s, int isa, int n_threads) {
             memcpy(values.array, from + at, size * width);
             if (n_scales) memcpy(scales.array, s->scales[tensor] + (size_t)layer * n_scales, n_scales * sizeof(float));
             int64_t non_finite = 0;
-            CHECK(l2p_model_set(model, tensor, layer, s->q[tensor] ? L2P_INT8 : L2P_FLOAT32, values.array, scales.array, n_threads, &non_finite) == L2P_OK);
+            CHECK(l2p_model_set(model, tensor, layer, s->q[tensor] ? L2P_INT8 : L2P_FLOAT32, values.array, scales.array,
+                                n_threads, &non_finite) == L2P_OK);
             CHECK(non_finite == 0);
         }
         unguard(values), unguard(scales);

@@ -8,9 +8,9 @@ extern const int LENGTHS[N_SESSIONS]; /* across blocks of positions, and attenti
 
 typedef struct {
     l2p_config config;
-    float *values[N_TENSORS];  /* float32, and norms: (layers, rows, cols) */
-    int8_t *q[N_TENSORS];      /* int8, the same shape */
-    float *scales[N_TENSORS];  /* int8: (layers, rows * cols / group_size rounded up) */
+    float *values[N_TENSORS]; /* float32, and norms: (layers, rows, cols) */
+    int8_t *q[N_TENSORS];     /* int8, the same shape */
+    float *scales[N_TENSORS]; /* int8: (layers, rows * cols / group_size rounded up) */
     int32_t tokens[N_SESSIONS][TOKENS];
 } Synthetic;
 

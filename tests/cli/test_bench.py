@@ -33,4 +33,4 @@ def test_bench_measures_every_weight_type(test_data: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     rows = [line.split(" | ")[0] for line in shown.stdout.splitlines() if line.startswith("| ")]
     assert rows == ["| weights", "| ---", "| float32", "| bfloat16", "| int8", "| int4"]
-    assert "is none of float32" in llama2py("bench", path, *flags, "float16").stderr
+    assert "is not one of float32" in llama2py("bench", path, *flags, "float16").stderr

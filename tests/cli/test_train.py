@@ -79,26 +79,40 @@ def test_a_corpus_that_never_ends_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_signal_before_training_ends_the_program_at_once() -> None:
-    stop = StopOnSignal()
-    with stop.installed():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signum)
+    with StopOnSignal().installed():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(SystemExit, match="143"):
+            signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_signal_while_training_lets_the_batch_end(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_training_lets_the_batch_end(
+    capfd: pytest.CaptureFixture[str], signum: signal.Signals
+) -> None:
     stop = StopOnSignal()
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signum)
     with stop.installed():
         assert not stop()
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signum)
         assert capfd.readouterr().err == (
             "stopping after this batch; a second signal stops at once\n"
         )
         assert stop()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert stop.signum == signum
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            signal.raise_signal(signum)
+    assert signal.getsignal(signum) == before
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """A run under nohup survives the end of its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopOnSignal().installed():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
@@ -118,7 +132,7 @@ def test_a_signal_during_the_start_ends_the_program_quietly(
         rest = process.stderr.read()
         process.wait()
     assert time.monotonic() - began < 20  # on a busy machine; it takes a fraction of a second
-    assert process.returncode == 130
+    assert process.returncode == 128 + signum
     assert "Traceback" not in rest
 
 

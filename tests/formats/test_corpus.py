@@ -66,7 +66,7 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", " \r\n\t\n", "<|endoftext|>", "\n<|endoftext|>\n" * 3])
 def test_a_file_without_a_story_is_an_error(tmp_path: Path, content: str) -> None:
-    with pytest.raises(CorpusError, match=r"stories\.txt: the file holds no story"):
+    with pytest.raises(CorpusError, match=r"stories\.txt: the text holds no story"):
         read_stories(written(tmp_path, content))
 
 

@@ -47,8 +47,8 @@ def accept_tokens(guide: StoryGuide, tokens: Sequence[int]) -> None:
 def test_a_story_goes_on_until_it_has_more_than_max_words(max_words: int) -> None:
     """The last word is complete when the next one begins."""
     g = guide("One two.", max_words)
-    for _ in range(max_words - 2):
-        assert accept_bytes(g, " ab")
+    for n in range(max_words - 2):
+        assert accept_bytes(g, f" {n}")  # no word twice, which could be a loop
     assert not accept_bytes(g, " a")
 
 
@@ -68,7 +68,16 @@ def test_each_word_of_a_piece_counts() -> None:
 @pytest.mark.parametrize("gap", ["\n\n", "  ", " \n"])
 def test_white_space_does_not_count_as_words(gap: str) -> None:
     g = guide("One.", 10)
-    assert accept_bytes(g, f"{gap}b" * 8)  # nine words in all
+    assert accept_bytes(g, gap + gap.join("bcdefghi"))  # nine words in all
+
+
+def test_a_story_ends_when_it_loops() -> None:
+    g = guide("One two.")
+    assert accept_bytes(g, " ran." + " ab" * 7)
+    assert g.text_before_loop is None
+    assert accept_bytes(g, " a")
+    assert not accept_bytes(g, "b")  # 24 tokens
+    assert g.text_before_loop == "One two. ran. ab"
 
 
 # ---- words ----

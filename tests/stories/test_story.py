@@ -186,31 +186,27 @@ def test_nothing_runs_before_the_first_story_is_taken() -> None:
 
 @pytest.fixture
 def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoryTeller], Callable[[], int]]:
-    """Watch a teller's model: the largest number of sessions open at a time."""
+    """Watch all sessions: the largest number that is open at a time."""
 
     def watch(teller: StoryTeller) -> Callable[[], int]:
-        now = most = 0
         teller.model.reuse_prefixes(0)  # the cache would keep some sessions open
-        make = teller.model.session
+        is_open: set[int] = set()
+        most = 0
+        make, close = Session.__init__, Session.close
 
-        def session() -> Session:
-            nonlocal now, most
-            opened = make()
-            shut, done = opened.close, False
-            now += 1
-            most = max(most, now)
+        def init(self: Session, *args: Any, **kwargs: Any) -> None:
+            nonlocal most
+            make(self, *args, **kwargs)
+            is_open.add(id(self))
+            most = max(most, len(is_open))
 
-            def close() -> None:
-                nonlocal now, done
-                now -= not done
-                done = True
-                shut()
+        def shut(self: Session) -> None:
+            is_open.discard(id(self))
+            close(self)
 
-            monkeypatch.setattr(opened, "close", close)
-            return opened
-
-        monkeypatch.setattr(teller.model, "session", session)
-        return lambda: most if now == 0 else -now
+        monkeypatch.setattr(Session, "__init__", init)
+        monkeypatch.setattr(Session, "close", shut)
+        return lambda: -len(is_open) or most
 
     return watch
 

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from llama2py.errors import TokenizerError
 from llama2py.tokenizers.gguf import gguf_pairs
-from llama2py.tokenizers.huggingface import LIMITS, tokenizer_config, tokenizer_json
+from llama2py.tokenizers.huggingface import (
+    MAX_COLONS,
+    MAX_CONTAINERS,
+    MAX_ITEMS,
+    tokenizer_config,
+    tokenizer_json,
+)
 from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
 from llama2py.tokenizers.scores_and_merges import to_scores
@@ -185,17 +191,23 @@ def test_the_config_says_whether_texts_begin_with_bos(
     assert tokenizer.encode("", bos=False) == []
 
 
-def test_far_too_many_items_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    for many in ("[]" * (LIMITS.containers + 1), "," * (LIMITS.items + 1)):
-        path.write_text('{"model": ' + many, "utf-8")
-        with pytest.raises(TokenizerError, match=r"\d+ commas, many more than a real"):
+def test_far_more_items_than_a_vocabulary_has_are_refused(tmp_path: Path) -> None:
+    path, large = tmp_path / "tokenizer.json", " " * 20_000_000
+    for many, message in (
+        ("[]" * 60_000, "60001 lists and objects and 0 commas, many more than a real file of"),
+        ("," * 60_000, "60000 commas, many more than a real file of its size"),
+        ("[" * (MAX_CONTAINERS + 1) + large, r"\d+ lists and objects and 0 commas, many more"),
+        ("," * (MAX_ITEMS + 1) + large, r"\d+ commas, many more than a real file"),
+        (":" * (MAX_COLONS + 1), "more names than a vocabulary of 300000 tokens"),
+    ):
+        path.write_text('{"model" ' + many, "utf-8")
+        with pytest.raises(TokenizerError, match=message):
             load_tokenizer(path)
 
 
 def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    for content in (b"{", b'{"a": \xff}', b"{" * 200_000, b'{"a":' * 200_000):
+    for content in (b"{", b'{"a": \xff}', b"{" * 40_000, b'{"a":' * 40_000):
         path.write_bytes(content)
         with pytest.raises(TokenizerError, match=r"json: (this is not JSON \(|the JSON is nested)"):
             load_tokenizer(path)

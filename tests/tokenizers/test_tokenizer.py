@@ -17,7 +17,7 @@ from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import ByteLevel, Characters, MergeTokenizer
 from llama2py.tokenizers.pretokenize import QWEN2
-from llama2py.tokenizers.tokenizer import BOS, EOS, Tokenizer
+from llama2py.tokenizers.tokenizer import BOS, EOS, Specials, Tokenizer
 from tests.conftest import tiny_tokenizer
 from tests.support.made_tokenizers import early_specials, merging_with, scored_vocabulary
 from tests.support.vocabulary_files import SPECIAL
@@ -113,6 +113,38 @@ def test_padding_decodes_to_nothing(tmp_path: Path) -> None:
     again = load_tokenizer(tmp_path / "t.bin", 310)
     assert again.encode("a cab") == ids
     assert again.decode([1, 305, 309]) == ""
+
+
+# ---- special tokens ----
+
+SPECIAL_TEXTS = st.dictionaries(st.text("ab<", max_size=4), st.integers(0, 99), max_size=8)
+
+
+def split_by_hand(text: str, ids: dict[str, int]) -> list[str | int]:
+    """At each place, try every special token, the longest first."""
+    parts: list[str | int] = []
+    plain, place = "", 0
+    while place < len(text):
+        found = [name for name in ids if name and text.startswith(name, place)]
+        if found:
+            longest = max(found, key=len)
+            parts += [plain, ids[longest]] if plain else [ids[longest]]
+            plain, place = "", place + len(longest)
+        else:
+            plain, place = plain + text[place], place + 1
+    return [*parts, plain] if plain else parts
+
+
+@relaxed
+@given(SPECIAL_TEXTS, SPECIAL_TEXTS, st.text("ab<c", max_size=30))
+@example({"aab": 1, "ab": 2, "a": 3}, {"aa": 4, "]^-\\": 5}, "aaab]^-\\")
+def test_a_text_is_split_at_the_longest_special_tokens(
+    added: dict[str, int], control: dict[str, int], text: str
+) -> None:
+    specials = Specials(added, control)
+    assert list(specials.split(text)) == split_by_hand(text, added)
+    assert list(specials.split(text, trusted=True)) == split_by_hand(text, {**control, **added})
+    assert list(specials.split_at_control(text)) == split_by_hand(text, control)
 
 
 # ---- the rest ----

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2py import TrainingError
+from llama2py import ParameterError, TrainingError
 from llama2py.formats.corpus import read_stories
 from llama2py.training import Output, train
 from tests.conftest import tiny_tokenizer
@@ -53,6 +53,13 @@ def test_a_folder_where_a_file_belongs_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file.train").write_text("a file")
     with pytest.raises(TrainingError, match="cannot be created or cleared"):
         Output(tmp_path / "file.bin").begin(tiny_tokenizer(), [], fresh=True)
+
+
+def test_an_unsuitable_group_size_is_refused_before_training(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "stories.txt")
+    for size in (0, 7, 256):
+        with pytest.raises(ParameterError, match="expected a positive divisor of dim 128"):
+            train(corpus, Output(tmp_path / "s.bin", int8=True, group_size=size))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "story.train", "/"])

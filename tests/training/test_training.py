@@ -16,6 +16,7 @@ from llama2py.checkpoint import open_checkpoint
 from llama2py.formats.corpus import read_stories
 from llama2py.scoring import score_texts
 from llama2py.training import Output, train
+from tests.conftest import run_python
 from tests.support.tiny_training import TINY, write_corpus
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
@@ -193,6 +194,27 @@ def test_fresh_deletes_only_what_training_wrote(corpus: Path, tmp_path: Path) ->
     assert again.step == 2
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "photos" / "a.png").read_text() == "mine, too"
+
+
+def test_a_run_removes_what_a_killed_one_left(corpus: Path, tmp_path: Path) -> None:
+    out, folder = tmp_path / "data.bin", tmp_path / "data.train"
+    folder.mkdir()
+    names = ("state.pt", "best.bin", "held-out.txt", "history.csv", "curve.svg")
+    targets = [str(path) for path in (out, *(folder / name for name in names))]
+    killed = run_python(
+        "-c",
+        "import os, pathlib, sys\n"
+        "from llama2py.errors import TrainingError\n"
+        "from llama2py.formats.atomic_write import replacing\n"
+        "blocks = [replacing(pathlib.Path(p), TrainingError) for p in sys.argv[1:]]\n"
+        "for block in blocks: block.__enter__().write(b'half')\n"
+        "os._exit(9)",
+        *targets,
+    )
+    assert killed.returncode == 9, killed.stderr
+    assert len(list(tmp_path.rglob(".*"))) == len(targets)
+    train(corpus, out, replace(TINY, max_iters=1))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_the_output_can_be_int8(corpus: Path, tmp_path: Path) -> None:
