@@ -307,11 +307,6 @@ def test_the_api_reference_lists_every_public_name() -> None:
     listed = api_names()
     assert sorted(listed) == sorted(set(listed))
     public = {f"llama2py.{name}" for name in llama2py.__all__}
-    public |= {
-        f"llama2py.errors.{name}"
-        for name, value in vars(llama2py.errors).items()
-        if isinstance(value, type) and name not in llama2py.__all__
-    }
     assert set(listed) == public | {"llama2py.checkpoint.open_checkpoint", "llama2py.meta.Llama"}
 
 
