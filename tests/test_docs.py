@@ -379,6 +379,12 @@ def test_no_link_of_the_long_description_is_relative(monkeypatch: pytest.MonkeyP
     assert given["long_description_content_type"] == "text/markdown"
 
 
+def test_the_numpy_reference_is_as_short_as_the_readme_says() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (limit, path) = re.findall(r"\[in under (\d+) lines of NumPy\]\((.*?)\)", text)[0]
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) < int(limit)
+
+
 def test_contributing_names_targets_of_the_makefile() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
