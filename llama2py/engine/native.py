@@ -208,26 +208,47 @@ class Engine:
                 progress(done, self._n_params)
 
     def _pack(self, name: str, layer: int, tensor: Tensor, group_size: int) -> None:
-        # Some tensors make their arrays on use; these live until the engine has read them.
-        arrays: tuple[np.ndarray[Any, Any], ...]
-        if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
-            values, scales = tensor.parts()
-            kind, arrays = lib.L2P_INT4, (values, scales.astype(np.float16))
-        elif isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
-            kind, arrays = lib.L2P_INT8, tensor.parts()
-        elif isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and tensor.is_plain:
-            stored = tensor.stored
-            kind, arrays = _STORED[stored.dtype], (stored,)  # widened as it is packed
-        else:
-            kind = lib.L2P_FLOAT32
-            arrays = (np.ascontiguousarray(tensor.dequantize()),)
-        addresses = [*map(_address, arrays), ffi.NULL]
-        bad = ffi.new("int64_t *")
-        error = lib.l2p_model_set(
-            self.handle, _TENSORS[name], layer, kind, *addresses[:2], self.threads, bad
-        )
-        _check(error, f"tensor {name}")
+        where, bad = (_TENSORS[name], layer), ffi.new("int64_t *")
+        if not self._pack_from_file(where, tensor, group_size, bad):
+            # Some tensors make their arrays on use; these live until the engine has read them.
+            arrays: tuple[np.ndarray[Any, Any], ...]
+            if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and self.dtype == "int4":
+                values, scales = tensor.parts()
+                kind, arrays = lib.L2P_INT4, (values, scales.astype(np.float16))
+            elif isinstance(tensor, QuantizedTensor) and tensor.group_size == group_size:
+                kind, arrays = lib.L2P_INT8, tensor.parts()
+            elif isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and tensor.is_plain:
+                stored = tensor.stored
+                kind, arrays = _STORED[stored.dtype], (stored,)  # widened as it is packed
+            else:
+                kind = lib.L2P_FLOAT32
+                arrays = (np.ascontiguousarray(tensor.dequantize()),)
+            addresses = [*map(_address, arrays), ffi.NULL][:2]
+            error = lib.l2p_model_set(self.handle, *where, kind, *addresses, self.threads, bad)
+            _check(error, f"tensor {name}")
         self.non_finite += bad[0]
+
+    def _pack_from_file(
+        self, where: tuple[int, int], tensor: Tensor, group_size: int, bad: Any
+    ) -> bool:
+        """Pack a matrix whose rows lie in a file, without a copy; False if they do not."""
+        rows, scales = tensor.rows_in_file, None
+        if rows is None:
+            return False
+        if isinstance(tensor, QuantizedTensor):
+            if tensor.group_size != group_size:
+                return False
+            kind, scales = lib.L2P_INT8, tensor.scales  # alive during the call
+        elif self.dtype == "int8" and tensor.shape[1] % group_size:
+            return False  # a group that is quantized reaches from one row into the next
+        else:
+            kind = _STORED[rows.dtype]
+        source = rows.file.fileno(), rows.offset, ffi.NULL if scales is None else _address(scales)
+        error = lib.l2p_model_read(self.handle, *where, kind, *source, self.threads, bad)
+        if error == lib.L2P_READ_FAILED:
+            rows.read()  # raises an error that says why
+        _check(error, f"the tensor at byte {rows.offset} of {rows.file.path}")
+        return True
 
     @property
     def handle(self) -> Any:
