@@ -8,7 +8,7 @@
 
 /* The version of this header. Raise it with every change of a declaration, here and in llama2py/engine/extension.py:
  * Python refuses an extension that was compiled from another version. */
-enum { L2P_API_VERSION = 2 };
+enum { L2P_API_VERSION = 3 };
 
 /* Error codes of the functions that return int: 0 is success. */
 enum {
@@ -16,7 +16,8 @@ enum {
     L2P_NO_MEMORY = 1,
     L2P_BAD_ARGUMENT = 2,
     L2P_CANCELLED = 3,
-    L2P_UNSUPPORTED = 4 /* this CPU lacks the instruction set */
+    L2P_UNSUPPORTED = 4, /* this CPU lacks the instruction set */
+    L2P_READ_FAILED = 5  /* a file is shorter than its tensor, or cannot be read */
 };
 
 /* The types of matrices, in a file and packed. */
@@ -78,6 +79,11 @@ void l2p_model_digest(const l2p_model *model, uint64_t *out);
  * that are NaN or infinite; in a quantized model, of scales. */
 int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
                   int n_threads, int64_t *non_finite);
+/* As l2p_model_set, of a matrix whose values lie at byte `offset` of the open file fd: each thread reads a few rows at
+ * a time, and a file that is shorter is an error. If the values are to be quantized to int8, the groups must divide the
+ * columns. */
+int l2p_model_read(l2p_model *model, int tensor, int layer, int values_type, int fd, int64_t offset, const void *scales,
+                   int n_threads, int64_t *non_finite);
 
 /* A cache of seq_len positions. The system gives it memory page by page as positions are used. NULL: no memory. */
 l2p_session *l2p_session_new(const l2p_model *model);
@@ -137,6 +143,11 @@ int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperatu
 double l2p_time_reading(const l2p_model *model, int n_threads);
 double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads);
 int64_t l2p_products_a_round(int weight_type);
+
+/* A flag that one thread waits for and another one sets, without locks that a signal handler could need.
+ * l2p_wait_flag returns *flag as soon as it is not 0, or 0 when the milliseconds are over. */
+int32_t l2p_wait_flag(const int32_t *flag, int milliseconds);
+void l2p_set_flag(int32_t *flag); /* to 1 */
 
 /* End the pool's threads and free the workspace; the next call that needs them makes new ones. */
 void l2p_release(void);

@@ -1,7 +1,11 @@
 /* Packing: from a tensor as a file has it, row by row, to the model's layout and type. */
+#define _GNU_SOURCE /* pread */
+#include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels.h"
 
@@ -10,12 +14,20 @@ typedef struct {
     int first, step;             /* source block b becomes block first + b * step of `to` */
     int rows, cols;              /* of the source */
     int type;                    /* of the source */
-    const unsigned char *values; /* (rows, cols), of any alignment */
+    const unsigned char *values; /* (rows, cols), of any alignment; of a file, the rows that a thread has read */
+    int64_t first_value;         /* index of *values in the flattened tensor */
+    int fd;                      /* the file with the values, or -1 */
+    int64_t fd_offset;           /* where they begin in it */
     const unsigned char *scales; /* of an int8 source: float32, one per file_group values of the flattened tensor;
                                   * of an int4 source: float16, one per INT4_GROUP values of a row */
     int file_group, offset;
-    atomic_llong non_finite;
 } Packing;
+
+typedef struct {
+    Packing packing; /* each thread that reads a file has its own copy */
+    atomic_llong non_finite;
+    atomic_int error;
+} Job;
 
 /* ---- the source ---- */
 
@@ -27,15 +39,16 @@ static float read_float(const unsigned char *floats, int64_t index) {
 
 /* n values of the flattened source from `index` on, out (n,) */
 static void read_values(const Packing *p, int64_t index, int n, float *out) {
+    const int64_t at = index - p->first_value;
     if (p->type == L2P_FLOAT32) {
-        memcpy(out, p->values + index * (int64_t)sizeof *out, (size_t)n * sizeof *out);
+        memcpy(out, p->values + at * (int64_t)sizeof *out, (size_t)n * sizeof *out);
     } else if (p->type == L2P_INT8) {
         for (int i = 0; i < n; i++)
-            out[i] = (float)(int8_t)p->values[index + i] * read_float(p->scales, (index + i) / p->file_group);
+            out[i] = (float)(int8_t)p->values[at + i] * read_float(p->scales, (index + i) / p->file_group);
     } else {
         for (int i = 0; i < n; i++) {
             uint16_t half;
-            memcpy(&half, p->values + (index + i) * (int64_t)sizeof half, sizeof half);
+            memcpy(&half, p->values + (at + i) * (int64_t)sizeof half, sizeof half);
             out[i] = p->type == L2P_FLOAT16 ? float16_to_float(half) : bfloat16_to_float(half);
         }
     }
@@ -108,7 +121,7 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
             if (p->type == L2P_INT8) {
                 scales[lane] = read_float(p->scales, source / p->file_group);
                 for (int k = 0; k < m->group; k++)
-                    to[(k / 4) * LANES * 4 + k % 4] = (unsigned char)(p->values[source + k] + p->offset);
+                    to[(k / 4) * LANES * 4 + k % 4] = (unsigned char)(p->values[source - p->first_value + k] + p->offset);
             } else {
                 scales[lane] = int8_scale(p, source / p->file_group);
                 for (int k = 0; scales[lane] > 0.0f && k < m->group; k++) { /* not NaN, and not 0 */
@@ -153,7 +166,7 @@ static int64_t pack_int4(const Packing *p, unsigned char *block, int row, int he
             int8_t whole[INT4_GROUP] = {0};
             if (p->type == L2P_INT4) {
                 const int64_t group = (int64_t)(row + lane) * m->groups + g;
-                memcpy(whole, p->values + source, (size_t)n);
+                memcpy(whole, p->values + source - p->first_value, (size_t)n);
                 memcpy(&scales[lane], p->scales + group * (int64_t)sizeof *scales, sizeof *scales);
             } else {
                 float values[INT4_GROUP];
@@ -174,19 +187,49 @@ static int64_t pack_int4(const Packing *p, unsigned char *block, int row, int he
 
 /* ---- a tensor ---- */
 
+static size_t value_bytes(int type) { return type == L2P_FLOAT32 ? 4 : type == L2P_INT8 || type == L2P_INT4 ? 1 : 2; }
+
+/* n bytes of a file at `offset` to out (n,); 0 if the file has fewer or cannot be read */
+static int read_file(int fd, int64_t offset, unsigned char *out, size_t n) {
+    while (n > 0) {
+        const ssize_t got = pread(fd, out, n, (off_t)offset);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return 0;
+        out += got;
+        offset += got;
+        n -= (size_t)got;
+    }
+    return 1;
+}
+
 static void pack_share(void *context, int thread, int n_threads) {
-    Packing *p = context;
+    Job *job = context;
+    Packing p = job->packing;
+    unsigned char *rows = NULL; /* (LANES, cols) of a file: they stay in the second-level cache */
+    const size_t row_bytes = (size_t)p.cols * value_bytes(p.type);
     int begin, end;
     int64_t non_finite = 0;
-    threads_share(blocks_of(p->rows), 1, thread, n_threads, &begin, &end);
-    for (int b = begin; b < end; b++) {
-        unsigned char *block = p->to->data + (size_t)(p->first + b * p->step) * p->to->block_bytes;
-        const int row = b * LANES, height = p->rows - row < LANES ? p->rows - row : LANES;
-        non_finite += p->to->type == L2P_INT8   ? pack_int8(p, block, row, height)
-                      : p->to->type == L2P_INT4 ? pack_int4(p, block, row, height)
-                                                : pack_dense(p, block, row, height);
+    threads_share(blocks_of(p.rows), 1, thread, n_threads, &begin, &end);
+    if (p.fd >= 0 && begin < end) {
+        p.values = rows = malloc(LANES * row_bytes);
+        if (!rows) atomic_store(&job->error, L2P_NO_MEMORY);
     }
-    atomic_fetch_add(&p->non_finite, non_finite);
+    for (int b = begin; b < end && !atomic_load(&job->error); b++) {
+        unsigned char *block = p.to->data + (size_t)(p.first + b * p.step) * p.to->block_bytes;
+        const int row = b * LANES, height = p.rows - row < LANES ? p.rows - row : LANES;
+        if (rows) {
+            p.first_value = (int64_t)row * p.cols;
+            if (!read_file(p.fd, p.fd_offset + row * (int64_t)row_bytes, rows, (size_t)height * row_bytes)) {
+                atomic_store(&job->error, L2P_READ_FAILED);
+                break;
+            }
+        }
+        non_finite += p.to->type == L2P_INT8   ? pack_int8(&p, block, row, height)
+                      : p.to->type == L2P_INT4 ? pack_int4(&p, block, row, height)
+                                               : pack_dense(&p, block, row, height);
+    }
+    free(rows);
+    atomic_fetch_add(&job->non_finite, non_finite);
 }
 
 static int64_t copy_vector(float *to, const unsigned char *values, int n) {
@@ -198,9 +241,9 @@ static int64_t copy_vector(float *to, const unsigned char *values, int n) {
     return non_finite;
 }
 
-int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
-                  int n_threads, int64_t *non_finite) {
-    if (!model || !values || !non_finite) return L2P_BAD_ARGUMENT;
+/* p: everything about the source but its shape */
+static int pack_tensor(l2p_model *model, int tensor, int layer, Packing p, int n_threads, int64_t *non_finite) {
+    const int values_type = p.type;
     const l2p_config *c = &model->config;
     const int of_layer = tensor != L2P_TOKEN_EMBEDDING_TABLE && tensor != L2P_RMS_FINAL_WEIGHT && tensor != L2P_WCLS;
     if (layer < 0 || layer >= (of_layer ? c->n_layers : 1)) return L2P_BAD_ARGUMENT;
@@ -211,12 +254,15 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
     const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
 
-    Packing p = {.step = 1, .type = values_type, .values = values, .scales = scales, .file_group = c->group_size};
+    p.step = 1;
+    p.file_group = c->group_size;
     p.offset = model->kernels->int8_offset;
+    if (p.fd >= 0 && (tensor == L2P_RMS_ATT_WEIGHT || tensor == L2P_RMS_FFN_WEIGHT || tensor == L2P_RMS_FINAL_WEIGHT))
+        return L2P_BAD_ARGUMENT; /* only matrices are read from files */
     switch (tensor) {
-    case L2P_RMS_ATT_WEIGHT: *non_finite += copy_vector(l->att_norm, values, c->dim); return L2P_OK;
-    case L2P_RMS_FFN_WEIGHT: *non_finite += copy_vector(l->ffn_norm, values, c->dim); return L2P_OK;
-    case L2P_RMS_FINAL_WEIGHT: *non_finite += copy_vector(model->final_norm, values, c->dim); return L2P_OK;
+    case L2P_RMS_ATT_WEIGHT: *non_finite += copy_vector(l->att_norm, p.values, c->dim); return L2P_OK;
+    case L2P_RMS_FFN_WEIGHT: *non_finite += copy_vector(l->ffn_norm, p.values, c->dim); return L2P_OK;
+    case L2P_RMS_FINAL_WEIGHT: *non_finite += copy_vector(model->final_norm, p.values, c->dim); return L2P_OK;
     case L2P_TOKEN_EMBEDDING_TABLE:
         p.to = &model->embedding;
         p.rows = c->vocab_size;
@@ -237,11 +283,28 @@ int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, cons
     /* clang-format on */
     default: return L2P_BAD_ARGUMENT;
     }
-    if ((values_type == L2P_INT8 || values_type == L2P_INT4) && !scales) return L2P_BAD_ARGUMENT;
+    if ((values_type == L2P_INT8 || values_type == L2P_INT4) && !p.scales) return L2P_BAD_ARGUMENT;
     p.cols = p.to->cols;
+    if (p.fd >= 0 && p.to->type == L2P_INT8 && values_type != L2P_INT8 && p.cols % c->group_size)
+        return L2P_BAD_ARGUMENT; /* a group would reach into rows that are not read yet */
+    Job job = {.packing = p};
     threads_take_turn();
-    threads_run(scheduling_threads(model, 1, n_threads), pack_share, &p);
+    threads_run(scheduling_threads(model, 1, n_threads), pack_share, &job);
     threads_end_turn();
-    *non_finite += p.non_finite;
-    return L2P_OK;
+    *non_finite += job.non_finite;
+    return job.error;
+}
+
+int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
+                  int n_threads, int64_t *non_finite) {
+    if (!model || !values || !non_finite) return L2P_BAD_ARGUMENT;
+    const Packing source = {.type = values_type, .values = values, .scales = scales, .fd = -1};
+    return pack_tensor(model, tensor, layer, source, n_threads, non_finite);
+}
+
+int l2p_model_read(l2p_model *model, int tensor, int layer, int values_type, int fd, int64_t offset, const void *scales,
+                   int n_threads, int64_t *non_finite) {
+    if (!model || fd < 0 || offset < 0 || !non_finite) return L2P_BAD_ARGUMENT;
+    const Packing source = {.type = values_type, .scales = scales, .fd = fd, .fd_offset = offset};
+    return pack_tensor(model, tensor, layer, source, n_threads, non_finite);
 }

@@ -46,6 +46,10 @@ class Tensor(Protocol):
     def nbytes(self) -> int:
         """Size in bytes, as stored."""
 
+    @property
+    def rows_in_file(self) -> FileArray | None:
+        """Where the rows of a matrix lie in a file, one after the other; None if they do not."""
+
     def count_non_finite(self) -> int:
         """Return how many weights are NaN or infinite (of a quantized tensor, how many scales)."""
 
@@ -87,6 +91,11 @@ class DenseTensor:
     def data(self) -> NDArray[np.float32]:
         """The weights, of this tensor's shape: read anew where they lie in a file."""
         return in_memory(self._data)
+
+    @property
+    def rows_in_file(self) -> FileArray | None:
+        """Where the rows of a matrix lie in a file, one after the other; None if they do not."""
+        return _rows_in_file(self._data)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,6 +169,11 @@ class StoredTensor:
             else self._stored.flags.c_contiguous
         )
         return in_c_order and not self.n_heads
+
+    @property
+    def rows_in_file(self) -> FileArray | None:
+        """Where the rows of a matrix lie in a file, one after the other; None if they do not."""
+        return _rows_in_file(self._stored) if self.is_plain else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -245,6 +259,10 @@ class JoinedTensor:
         """What all parts are stored as, or ``'float32'`` where they differ."""
         dtypes = {part.dtype for part in self.parts}
         return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+    @property
+    def rows_in_file(self) -> None:
+        """None: the parts lie apart."""
 
     @property
     def nbytes(self) -> int:
@@ -335,6 +353,11 @@ class QuantizedTensor:
         return in_memory(self._scales)
 
     @property
+    def rows_in_file(self) -> FileArray | None:
+        """Where the rows of values lie in a file, one after the other; None if they do not."""
+        return _rows_in_file(self._values)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """``(rows, cols)``."""
         rows, cols = self._values.shape
@@ -373,6 +396,12 @@ class QuantizedTensor:
         # infinite: it stays so, without a warning.
         with np.errstate(over="ignore", invalid="ignore"):
             return (groups * scales[:, np.newaxis]).reshape(self.shape)
+
+
+def _rows_in_file(array: Array) -> FileArray | None:
+    if isinstance(array, FileArray) and array.ndim == 2 and array.strides is None:
+        return array
+    return None
 
 
 def quantize(weights: NDArray[np.float32], group_size: int) -> QuantizedTensor:

@@ -102,12 +102,11 @@ class InputFile:
         Llama2pyError
             The file ends before the buffer is full, or cannot be read.
         """
-        if self._descriptor is None:
-            raise ClosedError(f"{self.path}: the file is closed, so its tensors cannot be read")
+        descriptor = self.fileno()
         left = memoryview(out).cast("B")
         while left:
             try:
-                count = os.preadv(self._descriptor, [left[:_MOST]], offset)
+                count = os.preadv(descriptor, [left[:_MOST]], offset)
             except OSError as trouble:
                 reason = trouble.strerror or trouble
                 raise self._error(f"{self.path}: cannot be read ({reason})") from trouble
@@ -118,6 +117,18 @@ class InputFile:
                 )
             offset += count
             left = left[count:]
+
+    def fileno(self) -> int:
+        """Return the descriptor, for code that reads with its own checks.
+
+        Raises
+        ------
+        ClosedError
+            After `close`.
+        """
+        if self._descriptor is None:
+            raise ClosedError(f"{self.path}: the file is closed, so its tensors cannot be read")
+        return self._descriptor
 
     def array(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> FileArray:
         """Describe an array in C order that begins at byte ``offset``, without reading it."""

@@ -1,4 +1,8 @@
 /* `errors`: wrong arguments come back as error codes, and leave everything usable. */
+#define _GNU_SOURCE /* fileno */
+#include <stdio.h>
+#include <string.h>
+
 #include "check.h"
 #include "feeding.h"
 #include "parts.h"
@@ -255,6 +259,22 @@ void check_errors(void) {
         CHECK(l2p_model_set(other.model, L2P_W1, 1, type, values, values, 3, &bad) == L2P_OK);
         /* of int8, the scales are what can be non-finite; group 4: each of the first 8 stands for one group */
         CHECK(bad == 16);
+        now("l2p_model_read");
+        FILE *file = tmpfile();
+        CHECK(file && fwrite(values, sizeof values, 1, file) == 1 && fflush(file) == 0);
+        const int fd = fileno(file);
+        uint64_t from_memory[4], from_file[4];
+        l2p_model_digest(other.model, from_memory);
+        CHECK(l2p_model_read(other.model, L2P_W1, 1, type, fd, 0, values, 3, &bad) == L2P_OK && bad == 19);
+        l2p_model_digest(other.model, from_file);
+        CHECK(memcmp(from_memory, from_file, sizeof from_file) == 0);
+        CHECK(l2p_model_read(other.model, L2P_W1, 1, type, fd, sizeof values - 9, values, 3, &bad) == L2P_READ_FAILED);
+        CHECK(l2p_model_read(other.model, L2P_W1, 1, type, -1, 0, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_read(other.model, L2P_W1, 1, type, fd, -1, values, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_read(other.model, L2P_W1, 1, L2P_INT8, fd, 0, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_read(other.model, L2P_RMS_FINAL_WEIGHT, 0, L2P_FLOAT32, fd, 0, NULL, 1, &bad) ==
+              L2P_BAD_ARGUMENT);
+        fclose(file);
         l2p_config shared = *c;
         shared.shared_classifier = 1;
         l2p_model *small = new_model(&shared);

@@ -46,6 +46,10 @@ class BlockTensor:
         """Size in bytes, as stored."""
         return self._stored.nbytes
 
+    @property
+    def rows_in_file(self) -> None:
+        """None: the file has blocks, not numbers."""
+
     def _bands(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Consecutive slices of the blocks, each with its weights: (n, format.size)."""
         decode = self.format.decode
@@ -141,6 +145,10 @@ class Q8Tensor(QuantizedTensor):
         for band, blocks in bands(self._stored, 32):
             out[band] = blocks["d"]
         return out
+
+    @property
+    def rows_in_file(self) -> None:
+        """None: in the file, values and scales alternate."""
 
     @property
     def shape(self) -> tuple[int, ...]:
