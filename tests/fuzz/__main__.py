@@ -4,7 +4,7 @@
     python -m tests.fuzz gguf --seconds 3600 --corpus gguf-corpus
 
 What is wrong, whatever a file holds: another exception than Llama2pyError, more than two seconds,
-memory of more than twice the file and 16 MB. Such inputs are told once for each place, and kept in
+memory of more than twice the file and 16 MB. Such inputs are reported once for each place, and kept in
 the corpus folder as ``finding-...``; ``--replay FILE`` reads one of them again. ``--list`` names
 the readers. The corpus grows from run to run; it begins with small whole files, made here.
 """
@@ -81,7 +81,7 @@ def main() -> None:
         corpus: Path = args.corpus or Path(tempfile.gettempdir()) / f"llama2py-fuzz-{args.reader}"
         corpus.mkdir(parents=True, exist_ok=True)
         loaded = set(sys.modules)
-        read(seeds[0])  # raises if it is refused: nothing behind that place would be reached
+        read(seeds[0])  # an error here means that nothing after this place would be reached
         for i, seed in enumerate(seeds):
             check(read, seed, folder)
             assert len(seed) <= MAX_INPUT  # libFuzzer would cut it
