@@ -8,7 +8,7 @@
 
 /* The version of this header. Raise it with every change of a declaration, here and in llama2py/engine/extension.py:
  * Python refuses an extension that was compiled from another version. */
-enum { L2P_API_VERSION = 2 };
+enum { L2P_API_VERSION = 3 };
 
 /* Error codes of the functions that return int: 0 is success. */
 enum {
@@ -143,6 +143,11 @@ int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperatu
 double l2p_time_reading(const l2p_model *model, int n_threads);
 double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads);
 int64_t l2p_products_a_round(int weight_type);
+
+/* A flag that one thread waits for and another one sets, without locks that a signal handler could need.
+ * l2p_wait_flag returns *flag as soon as it is not 0, or 0 when the milliseconds are over. */
+int32_t l2p_wait_flag(const int32_t *flag, int milliseconds);
+void l2p_set_flag(int32_t *flag); /* to 1 */
 
 /* End the pool's threads and free the workspace; the next call that needs them makes new ones. */
 void l2p_release(void);

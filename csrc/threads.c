@@ -107,15 +107,70 @@ static void start_round(Worker *worker) {
     pthread_mutex_unlock(&worker->mutex);
 }
 
+/* ---- flags ---- */
+
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t set; /* some flag */
+} flags = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static void make_flags(void) {
+#if defined(__linux__) /* a clock that nobody sets */
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&flags.set, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+#else
+    pthread_cond_init(&flags.set, NULL);
+#endif
+}
+
+static void lock_flags(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_flags);
+    pthread_mutex_lock(&flags.mutex);
+}
+
+int32_t l2p_wait_flag(const int32_t *flag, int milliseconds) {
+    struct timespec end;
+#if defined(__linux__)
+    clock_gettime(CLOCK_MONOTONIC, &end);
+#else
+    clock_gettime(CLOCK_REALTIME, &end);
+#endif
+    const int64_t nanos = end.tv_nsec + (int64_t)milliseconds % 1000 * 1000000;
+    end.tv_sec += milliseconds / 1000 + nanos / 1000000000;
+    end.tv_nsec = nanos % 1000000000;
+    lock_flags();
+    while (*flag == 0 && pthread_cond_timedwait(&flags.set, &flags.mutex, &end) == 0) continue;
+    const int32_t value = *flag;
+    pthread_mutex_unlock(&flags.mutex);
+    return value;
+}
+
+void l2p_set_flag(int32_t *flag) {
+    lock_flags();
+    *flag = 1;
+    pthread_cond_broadcast(&flags.set);
+    pthread_mutex_unlock(&flags.mutex);
+}
+
+/* ---- fork ---- */
+
 /* fork() copies only the calling thread. It waits until no run is in progress, and the child starts its own workers. */
 static void before_fork(void) { pthread_mutex_lock(&pool.turn); }
 static void after_fork_in_parent(void) { pthread_mutex_unlock(&pool.turn); }
 static void after_fork_in_child(void) {
     pool.n_workers = 0;
     pthread_mutex_init(&pool.turn, NULL);
+    pthread_mutex_init(&flags.mutex, NULL);
+    make_flags();
 }
 
 static void watch_fork(void) { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); }
+
+/* ---- the pool ---- */
 
 static void add_workers(int wanted) {
     /* Workers block all signals: Ctrl-C must interrupt the threads that the caller knows. */

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TokenizerError,
         TooBigError,
         TrainingError,
+        UnknownOptionError,
     )
     from .generation.job import FinishReason, Overflow, Timings
     from .generation.logits import LogitsProcessor
@@ -86,6 +87,7 @@ __all__ = [
     "TokenizerError",
     "TooBigError",
     "TrainingError",
+    "UnknownOptionError",
     "convert",
     "download",
     "load",
@@ -117,6 +119,7 @@ _MODULES = {
         "TokenizerError",
         "TooBigError",
         "TrainingError",
+        "UnknownOptionError",
     ),
     "generation.job": ("FinishReason", "Overflow", "Timings"),
     "generation.logits": ("LogitsProcessor",),

@@ -16,9 +16,13 @@ from typing import Any, get_args
 import pytest
 
 import llama2py
+from llama2py import config
 from llama2py.chat.templates import TEMPLATES
 from llama2py.checkpoint.export import FileDtype
 from llama2py.checkpoint.gguf.blocks import FORMATS
+from llama2py.checkpoint.gguf.files import MAX_PARTS
+from llama2py.checkpoint.huggingface.reader import MAX_FILES
+from llama2py.checkpoint.meta import MAX_SHARDS
 from llama2py.cli import build_parser
 from llama2py.config import Dtype
 from llama2py.conversion import _HOLDS
@@ -27,6 +31,8 @@ from llama2py.engine.session import SessionOverflow
 from llama2py.generation.job import Overflow
 from llama2py.generation.options import Options
 from llama2py.hub import STORIES
+from llama2py.tokenizers import bpe, huggingface, llama2c, sentencepiece, tiktoken
+from llama2py.tokenizers.tokenizer import MAX_SPECIAL_LENGTH
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -230,6 +236,26 @@ def test_generate_page_lists_every_option() -> None:
         assert re.search(rf"`{option}(=[^`]*)?`|\b{option}=", text), option
 
 
+def test_formats_page_gives_the_bounds_of_the_readers() -> None:
+    from tests.fuzz.bounds import MAX_BYTES, MAX_SECONDS
+    from tests.tokenizers.test_limits import PER_MERGE, PER_TOKEN
+
+    rows = dict(table_of((DOCS / "formats.md").read_text(encoding="utf-8"), "what"))
+    numbers = {
+        what: [int(n) for n in re.findall(r"(?<!\^)\b\d+", text.replace(",", ""))]
+        for what, text in rows.items()
+    }
+    assert numbers["refusing a file"] == [MAX_SECONDS, MAX_BYTES >> 20]
+    assert numbers["loading a vocabulary"] == [PER_TOKEN, PER_MERGE]
+    assert numbers["size of a vocabulary"] == [bpe.MAX_TOKENS, bpe.MAX_MERGES, MAX_SPECIAL_LENGTH]
+    readers = llama2c, sentencepiece, tiktoken, huggingface
+    first, second, third, fourth = (reader.MAX_FILE_SIZE >> 20 for reader in readers)
+    assert numbers["size of a tokenizer file"] == [first, second, 3, third, fourth]
+    assert (config.MAX_WIDTH, config.MAX_VOCAB, config.MAX_SEQ_LEN) == (1 << 20, 1 << 24, 1 << 24)
+    assert numbers["shape of a model"] == [2, config.MAX_LAYERS, 2]
+    assert numbers["files of a model"] == [MAX_SHARDS, MAX_FILES, MAX_PARTS]
+
+
 def test_numerics_page_lists_every_instruction_set() -> None:
     (listed,) = re.findall(r"LLAMA2PY_ISA=([\w|]+\|[\w|]+)", (DOCS / "numerics.md").read_text())
     assert set(listed.split("|")) >= set(isa_names())
@@ -351,6 +377,12 @@ def test_no_link_of_the_long_description_is_relative(monkeypatch: pytest.MonkeyP
     assert [link for link in targets if not link.startswith(("https://", "#"))] == []
     assert any(link.endswith("/blob/main/docs/generate.md") for link in targets)
     assert given["long_description_content_type"] == "text/markdown"
+
+
+def test_the_numpy_reference_is_as_short_as_the_readme_says() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (limit, path) = re.findall(r"\[in under (\d+) lines of NumPy\]\((.*?)\)", text)[0]
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) < int(limit)
 
 
 def test_contributing_names_targets_of_the_makefile() -> None:

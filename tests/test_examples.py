@@ -20,7 +20,7 @@ from llama2py._data import builtin_model
 from llama2py.checkpoint import open_checkpoint
 from llama2py.checkpoint.meta import NAMES
 from llama2py.model import beside
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 from tests.support.foreign_files import torch_file, torch_state
 
 # Without the cookbook: test_cookbook.py runs its programs, each in its own process.
@@ -106,6 +106,14 @@ def test_the_python_of_a_page_runs(
         else:
             exec(compile("\n" * line + code, str(page), "exec"), names)
     assert runner.summarize(verbose=False).failed == 0
+
+
+CONSOLE = re.compile(r"^```console\n\$ python (-m llama2py .*)\n((?:.+\n)*)```$", re.MULTILINE)
+
+
+def test_the_readmes_command_prints_the_story_that_it_shows() -> None:
+    ((command, shown),) = CONSOLE.findall((ROOT / "README.md").read_text("utf-8"))
+    assert run_python(*command.split()).stdout == shown
 
 
 def test_the_programs_of_the_pages_run(models: Path, tmp_path: Path) -> None:

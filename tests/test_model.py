@@ -66,7 +66,9 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("max_batch", [1, 5, 32])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_each_is_what_it_is_alone(model: Model, options: dict[str, Any], max_batch: int) -> None:
+def test_each_text_of_a_list_is_what_it_is_alone(
+    model: Model, options: dict[str, Any], max_batch: int
+) -> None:
     """Token for token, log-probability for log-probability."""
     seeds = [7 * i for i in range(40)]
     many = model.generate(prompts(40), seed=seeds, logprobs=3, max_batch=max_batch, **options)
@@ -90,7 +92,7 @@ def test_prompts_may_be_tokens_and_seeds_one_or_none(model: Model) -> None:
     assert model.generate(["", "a"], seed=1)[0].prompt_tokens == [BOS]
 
 
-def test_as_many_seeds_as_prompts(model: Model) -> None:
+def test_a_list_of_seeds_must_have_one_for_each_prompt(model: Model) -> None:
     with pytest.raises(ParameterError, match="2 seeds for 3 prompts"):
         model.generate(["a", "b", "c"], seed=[1, 2])
 
@@ -102,7 +104,7 @@ def test_a_bad_prompt_among_many_is_an_error_at_once(model: Model) -> None:
         model.generate(["a"], max_batch=0)
 
 
-def test_generate_many_is_endless_and_in_order(model: Model) -> None:
+def test_generate_many_takes_endless_prompts_in_order(model: Model) -> None:
     taken = 0
 
     def endless() -> Iterator[str]:
@@ -119,7 +121,7 @@ def test_generate_many_is_endless_and_in_order(model: Model) -> None:
         assert facts(g) == facts(alone)
 
 
-def test_progress_is_shown(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_many_shows_its_progress(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(model.generate_many(["a"] * 3, max_tokens=2, progress=True))) == 3
     assert "3/3" in capsys.readouterr().err
     assert threading.active_count() == 1  # tqdm would leave one of its own
@@ -157,7 +159,7 @@ def test_logprobs_are_the_models_own(model: Model, temperature: float) -> None:
         assert [p for _, p in entry.top] == pytest.approx(list(expected[best]), abs=1e-5)
 
 
-def test_no_logprobs_unless_asked_for(model: Model) -> None:
+def test_logprobs_are_kept_only_on_request(model: Model) -> None:
     plain, asked = model.generate("a", seed=2), model.generate("a", seed=2, logprobs=0)
     assert plain.logprobs is None
     assert plain.tokens == asked.tokens
@@ -167,14 +169,14 @@ def test_no_logprobs_unless_asked_for(model: Model) -> None:
         model.generate("a", logprobs=-1)
 
 
-def test_of_equals_the_lower_id() -> None:
+def test_the_lower_id_comes_first_among_equal_logprobs() -> None:
     flat = np.log(np.array([0.25] * 4))
     entry = token_logprob(flat, 3, 2)
     assert entry == TokenLogprob(3, math.log(0.25), ((0, math.log(0.25)), (1, math.log(0.25))))
     assert len(token_logprob(flat, 3, 99).top) == 4
 
 
-def test_score_and_perplexity(model: Model) -> None:
+def test_score_and_perplexity_equal_the_textbook(model: Model) -> None:
     tokens = model.tokenizer.encode("abc de")
     with model.session() as session:
         rows = session.forward(tokens, all_logits=True)
@@ -186,7 +188,7 @@ def test_score_and_perplexity(model: Model) -> None:
     assert len(model.score("a" * 500)) > 64  # longer than the context
 
 
-def test_what_cannot_be_scored(model: Model) -> None:
+def test_texts_that_cannot_be_scored_are_errors(model: Model) -> None:
     with pytest.raises(PromptError, match="perplexity needs at least two tokens"):
         model.perplexity("")
     with pytest.raises(PromptError, match="no tokens"):
@@ -248,7 +250,7 @@ def test_seeds_that_run_out_are_an_error(model: Model) -> None:
         list(texts)
 
 
-def test_what_is_held_back_comes_when_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_held_back_is_shown_when_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The " a" may be the beginning of the stop text, until nothing more comes."""
     cancel = threading.Event()
     model = Model(ScriptedBackend([260, 260, 259, 260, 260], 300), tiny_tokenizer())

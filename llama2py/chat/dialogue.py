@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 from .._util import Closing, counted
 from ..engine.parameters import one_of, whole_number
 from ..engine.session import SessionOverflow
-from ..errors import ContextError, ParameterError
+from ..errors import ContextError, UnknownOptionError
 from ..generation.job import Job
 from ..generation.logits import LogitsProcessor
 from ..generation.prefix_cache import shared
@@ -151,8 +151,8 @@ class Chat(Closing):
             default_system(conventions.chat_template) if found.name == "chatml" else None
         )
         if unknown := options.keys() - ChatOptions.__annotations__.keys():
-            listed = ", ".join(ChatOptions.__annotations__)
-            raise ParameterError(f"there is no option {min(unknown)!r}, expected one of {listed}")
+            listed = ", ".join(["max_tokens", "temperature", "top_p", *ChatOptions.__annotations__])
+            raise UnknownOptionError(f"unknown option {min(unknown)!r}, expected one of {listed}")
         sampling: dict[str, Any] = dict(options)
         stop = sampling.pop("stop", ())
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import llama2py
 
@@ -41,12 +41,22 @@ COMMANDS = (
 ERROR, USAGE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 1, 2, 130, 141, 143
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, with room for the longest command and for most options in the left column."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 28, **settings})
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line, and an unknown option gets a suggestion."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **settings)
+
     def error(self, message: str) -> NoReturn:
         """Print a usage error and exit."""
-        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(USAGE, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
     def parse_known_args(  # type: ignore[override]  # argparse's overloads
         self,
@@ -151,20 +161,27 @@ def execute(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         _drop_output()
         return CLOSED_PIPE
-    except OSError as error:  # a full disk that standard output goes to, a name that is too long
-        _drop_output()
-        return _fail(str(error))
+    except OSError as error:  # such as a full disk that standard output goes to
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+        return _fail(f"{where}{error.strerror or error}")
     except MemoryError:
         return _fail("not enough memory")
     return code
 
 
 def _fail(message: str) -> int:
-    """Print an error as one line without control characters, whatever a file is called."""
-    line = " ".join(message.split())
-    line = "".join(char if char.isprintable() else "?" for char in line)
-    print(f"llama2py: {line}", file=sys.stderr)
+    print(f"llama2py: {one_line(message)}", file=sys.stderr)
     return ERROR
+
+
+def one_line(message: str) -> str:
+    """Return a message as one line without control characters, whatever a file is called."""
+    line = " ".join(message.split())
+    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any, Protocol, get_args
 
 from ..config import CacheDtype, Dtype
 from ..engine.cpu import MAX_THREADS
+from ..engine.parameters import shown
 from ..errors import ParameterError
 from ..generation.sampling import SamplingParams
 
@@ -55,7 +56,7 @@ def sampling_number(name: str) -> Callable[[str], float]:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
         try:
             SamplingParams(**{name: value})  # type: ignore[arg-type]  # the name of a float
         except ParameterError as error:
@@ -70,14 +71,14 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
 
 
 def natural_number(text: str) -> int:
     """A whole number of at least 0."""
     value = whole_number(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative, expected 0 or more")
+        raise argparse.ArgumentTypeError(f"{shown(value)} is negative, expected 0 or more")
     return value
 
 
@@ -85,7 +86,7 @@ def seed(text: str) -> int:
     """A seed; 0 stands for a random one."""
     value = natural_number(text)
     if value >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{value} is above 2**64 - 1")
+        raise argparse.ArgumentTypeError(f"{shown(value)} is above 2**64 - 1")
     return value
 
 
@@ -93,7 +94,7 @@ def threads(text: str) -> int:
     """A number of threads."""
     value = count(text)
     if value > MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{value} is above {MAX_THREADS}")
+        raise argparse.ArgumentTypeError(f"{shown(value)} is above {MAX_THREADS}")
     return value
 
 
@@ -101,7 +102,7 @@ def count(text: str) -> int:
     """A whole number of at least 1."""
     value = whole_number(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+        raise argparse.ArgumentTypeError(f"{shown(value)} is less than 1")
     return value
 
 

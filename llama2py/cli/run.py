@@ -121,8 +121,8 @@ def _chat(model: Model, args: argparse.Namespace, first: str | None) -> int:
     with Chat(model, None, *how, **_sampling(args)) as chat:
         try:
             system = args.system_prompt
-            if system is None:  # an empty line: the template's default
-                system = _ask("Enter system prompt (optional): ") or None
+            if system is None:
+                system = _ask_system_prompt(first)
             chat.system = system
             if first is not None:
                 answer = _answer(chat, first)
@@ -141,6 +141,20 @@ def _chat(model: Model, args: argparse.Namespace, first: str | None) -> int:
     if answer is not None:
         _report(answer.timings, answer.seed)
     return code
+
+
+def _ask_system_prompt(first: str | None) -> str | None:
+    """Read the system prompt; an empty line chooses the template's default.
+
+    At the end of the input, so does a chat whose first message came from the command line.
+    """
+    try:
+        return _ask("Enter system prompt (optional): ") or None
+    except EOFError:
+        if first is None:
+            raise
+        _write("\n")
+        return None
 
 
 def _answer(chat: Chat, user: str) -> Stream:

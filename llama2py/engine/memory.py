@@ -1,4 +1,4 @@
-"""How much memory a model takes, how much is free, and whether that is enough: before loading."""
+"""How much memory a model needs and how much is free, checked before loading."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _log = logging.getLogger(__name__)
 
 
 def packed_bytes(checkpoint: Checkpoint, dtype: Dtype) -> int:
-    """Bytes of a checkpoint's weights in the engine, as matrices of a dtype."""
+    """Return the bytes of a checkpoint's weights in the engine, with matrices of a dtype."""
     from . import c_config  # the C extension; the reference runs without it
 
     return c_config.packed_bytes(checkpoint, dtype)
 
 
 def memory_by_dtype(checkpoint: Checkpoint) -> dict[Dtype, int]:
-    """Bytes of a checkpoint's weights in the engine, for each dtype that `load` takes."""
+    """Return the bytes of a checkpoint's weights in the engine, for each dtype of `load`."""
     return {dtype: packed_bytes(checkpoint, dtype) for dtype in get_args(Dtype)}
 
 
 def check_memory(checkpoint: Checkpoint, dtype: Dtype, session: int) -> None:
-    """Refuse a model whose weights are more than can be had, before any of them is read.
+    """Refuse a model whose weights need more memory than is free, before any of them is read.
 
-    Does nothing where it is not known how much that is. A session's keys and values, so many bytes
-    at full length, take memory only as it grows: if they would not fit, that is logged.
+    Does nothing where the free memory is unknown. The keys and values of a session (``session``
+    bytes at full length) take memory only as it grows: if they would not fit, that is logged.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def check_memory(checkpoint: Checkpoint, dtype: Dtype, session: int) -> None:
 
 
 def shortage(checkpoint: Checkpoint, dtype: Dtype, free: int) -> TooBigError | None:
-    """The error if the weights do not fit into so many bytes, or None."""
+    """Return the error if the weights do not fit into ``free`` bytes, or None."""
     sizes = memory_by_dtype(checkpoint)
     needed = sizes[dtype]
     if needed <= free:
@@ -63,7 +63,7 @@ def shortage(checkpoint: Checkpoint, dtype: Dtype, free: int) -> TooBigError | N
     smaller = {other: size for other, size in sizes.items() if size < needed}
     fits = next((other for other, size in smaller.items() if size <= free), None)
     listed = ", ".join(f"{amount(size)} as {other}" for other, size in smaller.items())
-    advice = f": use dtype={fits!r}" if fits else ", expected a smaller model or more memory"
+    advice = f": use dtype={fits!r}" if fits else ": use a smaller model or free memory"
     return TooBigError(
         f"{checkpoint.path} needs {amount(needed)} as {dtype}{f' ({listed})' if listed else ''}"
         f" and {amount(free)} are free{advice}",
@@ -72,10 +72,10 @@ def shortage(checkpoint: Checkpoint, dtype: Dtype, free: int) -> TooBigError | N
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process could still have, without anybody being killed for it.
+    """Return the bytes that this process can still allocate without being killed.
 
-    What the system says is available, and a container's limits (cgroup v1 and v2) less what is in
-    use there. Cached files count as free, mapped ones too, and so does swap: rather too much than
+    The system's available memory, and the limits of a container (cgroup v1 and v2) minus what is in
+    use there. Cached and mapped files count as free, and so does swap: this is rather too much than
     too little.
 
     Parameters
@@ -86,7 +86,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
     Returns
     -------
     int or None
-        None where the system does not say, as outside Linux.
+        None where the system does not say, such as outside Linux.
     """
     system = _numbers(root / "proc" / "meminfo", unit=1024)
     if "MemAvailable:" not in system:
@@ -98,7 +98,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
 
 
 def _cgroups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups, and of those that these are in."""
+    """Yield the folders of this process's control groups, and of the groups around them."""
     try:
         lines = (root / "proc" / "self" / "cgroup").read_text("utf-8").splitlines()
     except (OSError, UnicodeError):
@@ -109,7 +109,9 @@ def _cgroups(root: Path) -> Iterator[Path]:
         if controllers and "memory" not in controllers.split(","):
             continue
         base = root / "sys" / "fs" / "cgroup" / ("memory" if controllers else "")
-        folder = base / path.lstrip("/")  # may be missing: a container sees its own as the root
+        folder = base / path.lstrip(
+            "/"
+        )  # may be missing: a container sees its own group as the root
         yield folder
         while folder != base and base in folder.parents:
             folder = folder.parent
@@ -117,7 +119,7 @@ def _cgroups(root: Path) -> Iterator[Path]:
 
 
 def _free_in_group(folder: Path, swap: int) -> int | None:
-    """Bytes left below a group's limit; None if it has none."""
+    """Return the bytes left below a group's limit; None if it has no limit."""
     stat = _numbers(folder / "memory.stat")
     limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
     if limit is not None and used is not None:
@@ -135,7 +137,7 @@ def _free_in_group(folder: Path, swap: int) -> int | None:
 
 
 def _number(file: Path) -> int | None:
-    """The whole number that a file holds; None if there is none, or ``max``."""
+    """Return the whole number that a file holds; None if it holds ``max`` or no number."""
     try:
         return int(file.read_text("ascii"))
     except (OSError, ValueError):  # a UnicodeError is a ValueError
@@ -143,7 +145,7 @@ def _number(file: Path) -> int | None:
 
 
 def _numbers(file: Path, unit: int = 1) -> dict[str, int]:
-    """Lines of a name, a whole number of units, and perhaps the unit; none if unreadable."""
+    """Return the numbers of lines like ``name: 5 kB``, times ``unit``; {} if unreadable."""
     try:
         lines = [line.split() for line in file.read_text("ascii").splitlines()]
         return {name: int(value) * unit for name, value, *_ in lines}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import math
+from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from threading import Event, Thread, current_thread, main_thread
+from threading import current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ LONG_WORK = 1_000_000_000
 # Python's caches are cold after each call, which would take a large part of a small model's time.
 _AHEAD_BYTES = 120_000_000
 _MOST_AHEAD = 16
+
+# Milliseconds after which the main thread handles signals while it waits for a pass.
+_SIGNALS_EVERY = 20
 
 _TENSORS = {
     "token_embedding_table": lib.L2P_TOKEN_EMBEDDING_TABLE,
@@ -74,13 +78,35 @@ class EngineCache:
             )
         self._session: Any = ffi.gc(session, lib.l2p_session_free)
         self.cancel: Any = ffi.new("int32_t *")  # the engine reads it once a layer
+        self._pass: Any = None  # a flag that it has ended, and its `cancel`
 
     @property
     def handle(self) -> Any:
         """The C pointer."""
         if self._session is None:
             raise ClosedError("the session is closed")
+        if self._pass is not None:
+            self._end_pass()
         return self._session
+
+    def note_pass(self, ended: Any, cancel: Any) -> None:
+        """Note that a thread of its own runs a pass over this cache."""
+        self._pass = ended, cancel
+
+    def forget_pass(self) -> None:
+        """Note that it has ended."""
+        self._pass = None
+
+    def _end_pass(self) -> None:
+        """Wait for the pass of another thread, which may still write here."""
+        ended, cancel = self._pass
+        if current_thread() is main_thread():  # which does not wait any more: it was interrupted
+            cancel[0] = 1
+        while not lib.l2p_wait_flag(ended, _SIGNALS_EVERY):
+            pass
+        self._pass = None
+        if self._session is not None:
+            cancel[0] = 0
 
     def copy(self, n_positions: int) -> EngineCache:
         model, session = self._engine.handle, self.handle  # alive during the copy
@@ -285,7 +311,7 @@ class Engine:
         if self._n_params * n_tokens < LONG_WORK or current_thread() is not main_thread():
             error = lib.l2p_forward(*arguments)
         else:
-            error = _run_aside(lib.l2p_forward, arguments, alive, cancel)
+            error = _run_aside(lib.l2p_forward, arguments, alive, caches)
         _check(error, "a forward pass")
 
     def digest(self) -> bytes:
@@ -313,33 +339,47 @@ class Engine:
 
 
 def _run_aside(
-    call: Callable[..., int], arguments: tuple[Any, ...], alive: list[Any], cancel: Any
+    call: Callable[..., int],
+    arguments: tuple[Any, ...],
+    alive: list[Any],
+    caches: Sequence[EngineCache],
 ) -> int:
-    """A forward pass in a thread of its own, while the main one, which gets the signals, waits.
+    """Run a forward pass in a thread of its own, while the main thread handles signals.
 
-    An exception that a signal handler raises, such as Ctrl-C's, ends the pass within a layer.
+    An exception that a signal handler raises, such as Ctrl-C's, ends the pass within a layer. It
+    may come between any two instructions here, and another one while the first is handled. So the
+    caches know of the pass before it begins, and whoever uses one next ends the pass first. No
+    lock is held here that a handler could need.
     """
     errors: list[int] = []
-    done = Event()  # Python 3.11's Thread.join takes an interrupted thread for one that has ended
+    ended, cancel = ffi.new("int32_t *"), arguments[-1]
 
     def run() -> None:
         try:
             errors.append(call(*arguments))
         finally:
-            done.set()
+            lib.l2p_set_flag(ended)
             alive.clear()  # until here, whatever becomes of the caller
 
+    started: list[int] = []
     try:
-        Thread(target=run, daemon=True).start()
-    except RuntimeError:  # the system gives no thread
-        return call(*arguments)
-    try:
-        done.wait()
-    except BaseException:
-        cancel[0] = 1
-        if done.wait(10):
-            cancel[0] = 0  # the session stays of use; one closed meanwhile says so by itself
+        for cache in set(caches):
+            cache.note_pass(ended, cancel)
+        # One call of C: no signal handler runs after the thread has started and before we know it.
+        started.extend(map(start_new_thread, [run], [()]))
+        while not lib.l2p_wait_flag(ended, _SIGNALS_EVERY):
+            pass
+    except BaseException as error:
+        if started:
+            cancel[0] = 1
+            lib.l2p_wait_flag(ended, 10_000)  # longer if it waits for another thread's pass
+            raise
+        ended[0] = 1  # nothing runs
+        if type(error) is RuntimeError and "start new thread" in str(error):
+            return call(*arguments)  # the system gives no thread
         raise
+    for cache in set(caches):
+        cache.forget_pass()
     return errors[0]
 
 

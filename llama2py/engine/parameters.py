@@ -142,7 +142,7 @@ def prompt_ids(tokens: Iterable[Any]) -> list[int]:
     Raises
     ------
     PromptError
-        If there is none, or they are no token ids.
+        If there are no tokens, or they are no token ids.
     """
     ids = token_ids("tokens", tokens, PromptError)
     if not ids:

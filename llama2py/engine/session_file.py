@@ -1,8 +1,8 @@
-"""A session in a file: its tokens, their keys and values, and whose they are.
+"""A session in a file: its tokens, their keys and values, and the model they belong to.
 
 The file, little-endian: the magic, uint32 version, uint32 n, 32 bytes of the model's fingerprint,
-int32 tokens[n], float32 keys[n_layers][n_kv_heads][n][head_dim], values of the same shape, 32
-bytes SHA-256 of all that is before them.
+int32 tokens[n], float32 keys[n_layers][n_kv_heads][n][head_dim], values of the same shape, and 32
+bytes of SHA-256 over everything before.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _fingerprints: WeakKeyDictionary[Backend, bytes] = WeakKeyDictionary()
 
 
 def fingerprint(backend: Backend) -> bytes:
-    """32 bytes that tell a model from others: its config, its weights, and how it computes.
+    """Return 32 bytes that identify a model: its config, its weights, and how it computes.
 
-    How, the logits behind a few tokens tell: an instruction set with the same bits is the same
-    model, the portable kernels are not, nor are int8 weights packed for another dot product.
-    Reads all weights, once for a model.
+    The logits after a few tokens stand for how it computes. Instruction sets with the same bits
+    give the same fingerprint; the portable kernels and int8 weights packed for another dot product
+    give others. Reads all weights, once for each model.
     """
     known = _fingerprints.get(backend)
     if known is None:
@@ -54,7 +54,7 @@ def fingerprint(backend: Backend) -> bytes:
 
 
 def write_session(path: Path, backend: Backend, cache: Cache, tokens: Sequence[int]) -> None:
-    """Write the first ``len(tokens)`` positions of a cache, whole or not at all.
+    """Write the tokens and their positions of a KV cache, as a whole or not at all.
 
     Raises
     ------
@@ -77,25 +77,25 @@ def write_session(path: Path, backend: Backend, cache: Cache, tokens: Sequence[i
 
 
 def read_session(path: Path, backend: Backend) -> tuple[Cache, list[int]]:
-    """Read what `write_session` has written.
+    """Read a file that `write_session` has written.
 
     Returns
     -------
     Cache
-        A new one with these positions.
+        A new KV cache with these positions.
     list of int
         The tokens.
 
     Raises
     ------
     SessionError
-        If the file is missing, malformed, cut short, changed, or another model's.
+        If the file is missing, malformed, truncated or changed, or belongs to another model.
     EngineError
-        If there is no memory for the cache.
+        If there is not enough memory for the KV cache.
     """
     try:
         if not path.is_file():
-            problem = "this is no regular file" if path.exists() else "no such file"
+            problem = "not a regular file" if path.exists() else "no such file"
             raise SessionError(f"{path}: {problem}, expected a saved session")
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -104,9 +104,8 @@ def read_session(path: Path, backend: Backend) -> tuple[Cache, list[int]]:
             n = _check_header(path, head, size, backend.config)
             if head[-_DIGEST:] != fingerprint(backend):
                 raise SessionError(
-                    f"{path}: this session is of another model, or of the same one computed"
-                    " otherwise (dtype, cache_dtype, backend, portable kernels)"
-                    ", expected one of this model"
+                    f"{path}: this session belongs to another model, or to this one with another"
+                    " dtype, cache_dtype, backend, or with the portable kernels"
                 )
             body = file.read(size - _HEADER.size)
     except OSError as error:
@@ -115,11 +114,15 @@ def read_session(path: Path, backend: Backend) -> tuple[Cache, list[int]]:
     digest = hashlib.sha256(head)
     digest.update(content)
     if len(body) != size - _HEADER.size or digest.digest() != body[-_DIGEST:]:
-        raise SessionError(f"{path}: its checksum is wrong, expected the file as it was written")
+        raise SessionError(
+            f"{path}: the checksum is wrong: the file has changed since it was written"
+        )
     config = backend.config
     tokens = np.frombuffer(content[: 4 * n], "<i4").tolist()
     if not all(0 <= token < config.vocab_size for token in tokens):
-        raise SessionError(f"{path}: a token is out of the vocabulary of {config.vocab_size}")
+        raise SessionError(
+            f"{path}: a token is outside the vocabulary ({config.vocab_size} tokens)"
+        )
     shape = (2, config.n_layers, config.n_kv_heads, n, config.head_dim)
     keys, values = np.frombuffer(content[4 * n :], "<f4").reshape(shape)
     cache = backend.new_cache()
@@ -128,14 +131,14 @@ def read_session(path: Path, backend: Backend) -> tuple[Cache, list[int]]:
 
 
 def _check_header(path: Path, head: bytes, size: int, config: ModelConfig) -> int:
-    """The number of tokens, if the file is of the size that belongs to it."""
+    """Return the number of tokens, if the file has the right size for it."""
     if len(head) < _HEADER.size or not head.startswith(MAGIC):
         raise SessionError(
-            f"{path}: this is no session of llama2py, or a cut one ({size} bytes), expected one"
+            f"{path}: not a saved session of llama2py, or a truncated one ({size} bytes)"
         )
     _, version, n, _ = _HEADER.unpack(head)
     if version != VERSION:
-        raise SessionError(f"{path}: version {version} of saved sessions, expected {VERSION}")
+        raise SessionError(f"{path}: the file has version {version}, expected {VERSION}")
     if n > config.seq_len:
         raise SessionError(f"{path}: {n} tokens, expected at most the context's {config.seq_len}")
     expected = _HEADER.size + 4 * n + 8 * config.n_layers * config.kv_dim * n + _DIGEST

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import TokenizerError
-from ..formats.gguf_metadata import GGUFArray
+from ..formats.gguf_metadata import GGUFFields
 from .bpe import MAX_MERGES, MAX_TOKENS
 from .merge_tokenizer import ByteLevel, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, LLAMA3, LLAMACPP_DEFAULT, QWEN2, TEKKEN
@@ -45,53 +45,6 @@ PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
 # ---- reading ----
 
 
-class _Metadata:
-    """Checked access to the pairs whose keys begin with ``tokenizer.ggml.``."""
-
-    def __init__(self, pairs: Mapping[str, Any]) -> None:
-        self.pairs = pairs
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.pairs.get("tokenizer.ggml." + name, default)
-
-    def column(
-        self, name: str, kind: type, length: int | None = None, limit: int = MAX_TOKENS
-    ) -> list[Any]:
-        """Return an array as a list. If ``length`` is given, it must have that many items."""
-        found = self.get(name)
-        if isinstance(found, GGUFArray) and len(found) > limit:
-            raise TokenizerError(
-                f"tokenizer.ggml.{name} has {len(found)} items, expected at most {limit}"
-            )
-        if isinstance(found, GGUFArray):
-            items = found.tolist()
-            if all(type(item) is kind for item in items):
-                if length is not None and len(items) != length:
-                    raise TokenizerError(
-                        f"tokenizer.ggml.{name} has {len(items)} items for {length} tokens"
-                    )
-                return items
-        raise TokenizerError(
-            f"tokenizer.ggml.{name} is missing or of another type,"
-            f" expected an array of {kind.__name__}"
-        )
-
-    def flag(self, name: str, default: bool) -> bool:
-        found = self.get(name, default)
-        if type(found) is not bool:
-            raise TokenizerError(f"tokenizer.ggml.{name} is {found!r:.80}, expected a bool")
-        return found
-
-    def token(self, name: str, default: int | None = None) -> int:
-        """Return the id of BOS, EOS or unknown."""
-        found = self.get(name + "_token_id", default)
-        if type(found) is not int:
-            raise TokenizerError(
-                f"tokenizer.ggml.{name}_token_id is {found!r:.80}, expected the id of a token"
-            )
-        return found
-
-
 def tokenizer_of_pairs(pairs: Mapping[str, Any]) -> Tokenizer:
     """Make a tokenizer from the metadata of a GGUF file.
 
@@ -105,61 +58,64 @@ def tokenizer_of_pairs(pairs: Mapping[str, Any]) -> Tokenizer:
     TokenizerError
         Without a file name: if the vocabulary is malformed, or of a kind that is not supported.
     """
-    metadata = _Metadata(pairs)
-    model = metadata.get("model")
+    fields = GGUFFields(pairs, TokenizerError, "tokenizer.ggml.")
+    model = fields.text("model", None)
     if model == b"llama":
-        return _sentencepiece(metadata)
+        return _sentencepiece(fields)
     if model == b"gpt2":
-        return _byte_level(metadata)
-    raise TokenizerError(
-        f"tokenizer.ggml.model is {model!r:.80}, expected b'llama' (sentencepiece)"
-        " or b'gpt2' (byte level)"
-    )
+        return _byte_level(fields)
+    raise fields.wrong("model", "b'llama' (sentencepiece) or b'gpt2' (byte level)")
 
 
-def _sentencepiece(metadata: _Metadata) -> Tokenizer:
-    if metadata.get("add_space_prefix", True) is not True:
+def _sentencepiece(fields: GGUFFields) -> Tokenizer:
+    if not fields.flag("add_space_prefix", True):
         raise TokenizerError(
-            "tokenizer.ggml.add_space_prefix is not true: llama2.c always adds that space"
+            "tokenizer.ggml.add_space_prefix is false: llama2.c always adds that space"
         )
-    for name, expected in [("unknown", UNK), ("bos", BOS)]:
-        token = metadata.token(name, expected)
-        if token != expected:
-            raise TokenizerError(
-                f"tokenizer.ggml.{name}_token_id is {token!r}, expected {expected}"
-            )
-    tokens = metadata.column("tokens", bytes)
-    scores = metadata.column("scores", float, len(tokens))
-    types = metadata.column("token_type", int, len(tokens))
+    for name, expected in [("unknown_token_id", UNK), ("bos_token_id", BOS)]:
+        if fields.integer(name, expected) != expected:
+            raise fields.wrong(name, str(expected))
+    tokens = fields.list("tokens", bytes, MAX_TOKENS)
+    scores = fields.list("scores", float, MAX_TOKENS)
+    types = _types(fields, len(tokens))
+    if len(scores) != len(tokens):
+        raise TokenizerError(f"{len(tokens)} tokens have {len(scores)} scores")
     tokens = [b"" if kind == UNUSED else token for token, kind in zip(tokens, types, strict=True)]
-    return tokenizer_of_pieces(
-        tokens, scores, types, metadata.token("eos", EOS), metadata.flag("add_bos_token", True)
-    )
+    eos_id = fields.integer("eos_token_id", EOS)
+    return tokenizer_of_pieces(tokens, scores, types, eos_id, fields.flag("add_bos_token", True))
 
 
-def _byte_level(metadata: _Metadata) -> Tokenizer:
-    pre = metadata.get("pre", b"default")
-    if not isinstance(pre, bytes) or pre not in PRE:
-        raise TokenizerError(
-            f"tokenizer.ggml.pre is {pre!r:.80}, expected {b', '.join(PRE).decode()}"
-        )
+def _types(fields: GGUFFields, n_tokens: int) -> list[int]:
+    types = fields.list("token_type", int, MAX_TOKENS)
+    if len(types) != n_tokens:
+        raise TokenizerError(f"{n_tokens} tokens have {len(types)} types")
+    return types
+
+
+def _byte_level(fields: GGUFFields) -> Tokenizer:
+    pre = fields.text("pre", b"default")
+    if pre not in PRE:
+        raise fields.wrong("pre", b", ".join(PRE).decode())
     patterns, whole_first = PRE[pre]
-    tokens = metadata.column("tokens", bytes)
-    types = metadata.column("token_type", int, len(tokens))
+    tokens = fields.list("tokens", bytes, MAX_TOKENS)
+    types = _types(fields, len(tokens))
     pieces = [
         "" if kind == UNUSED else token.decode(errors="replace")
         for token, kind in zip(tokens, types, strict=True)
     ]
-    bos = metadata.token("bos", metadata.get("eos_token_id"))
+    eos_id = fields.integer("eos_token_id", None)
+    bos_id = fields.integer("bos_token_id", eos_id)
+    if bos_id is None:
+        raise fields.wrong("bos_token_id", "the id of a token")
     return MergeTokenizer(
         pieces,
-        _merges(metadata.column("merges", bytes, limit=MAX_MERGES)),
+        _merges(fields.list("merges", bytes, MAX_MERGES)),
         ByteLevel(patterns),
-        bos_id=bos,
-        eos_id=metadata.token("eos", bos),
+        bos_id=bos_id,
+        eos_id=bos_id if eos_id is None else eos_id,
         specials=specials_of(pieces, types),
         whole_first=whole_first,
-        adds_bos=metadata.flag("add_bos_token", whole_first),  # the default is llama.cpp's
+        adds_bos=fields.flag("add_bos_token", whole_first),  # the default is llama.cpp's
     )
 
 

@@ -102,5 +102,7 @@ def _named(path: Path, parse: Any, found: Any) -> Tokenizer:
     try:
         tokenizer: Tokenizer = parse(found)
     except TokenizerError as error:
+        if str(error).startswith(f"{path}: "):  # the file cannot be read
+            raise
         raise TokenizerError(f"{path}: {error}") from None
     return tokenizer

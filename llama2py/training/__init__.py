@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..formats.corpus import read_stories
@@ -107,6 +108,7 @@ def train(
         read_stories(corpus), config.valid_share, config.seed
     )
     say(f"{len(train_stories):,} stories to train on, {len(held_out_stories):,} held out")
+    vocabulary: Tokenizer | None = None
     if isinstance(tokenizer, Tokenizer):
         vocabulary = tokenizer
     elif tokenizer is not None:
@@ -114,14 +116,13 @@ def train(
         vocabulary = load_tokenizer(Path(tokenizer))
     elif continues:
         vocabulary = load_tokenizer(output.tokenizer)
-    else:
+    _check_extra()
+    if vocabulary is None:
         from .vocabulary import train_vocabulary
 
         say(f"training a vocabulary of {config.vocab_size:,} tokens")
         vocabulary = train_vocabulary(train_stories, config.vocab_size)
     say("loading PyTorch")
-    import matplotlib.figure  # noqa: F401 (if it is missing, fail now, not at a measurement)
-
     from .trainer import Trainer
 
     trainer = Trainer(config, vocabulary, train_stories, held_out_stories, output, report, stop)
@@ -132,3 +133,10 @@ def train(
         trainer.close()
     progress = trainer.progress
     return TrainResult(finished, progress.step, progress.history, output)
+
+
+def _check_extra() -> None:
+    """Fail now if a module is missing, not when the first measurement needs it."""
+    for name in ("torch", "sentencepiece", "matplotlib"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

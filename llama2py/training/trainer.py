@@ -364,10 +364,11 @@ class Trainer:
 
     def _log(self, loss: float, speed: float) -> None:
         step, steps = self.progress.step, self.config.max_iters
-        minutes = (steps - step) * self.progress.seconds / step / 60
+        seconds = (steps - step) * self.progress.seconds / step
+        left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         self._say(
             f"{step}/{steps} loss {loss:.4f} lr {self.config.learning_rate_at(step - 1):.2e}"
-            f" {speed:,.0f} tok/s, {minutes:.0f} min left"
+            f" {speed:,.0f} tok/s, {left} left"
         )
 
     def _save(self) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from llama2py import __version__
-from llama2py.cli import COMMANDS, main
+from llama2py import ConfigError, __version__
+from llama2py.cli import COMMANDS, execute, main
 from tests.cli.conftest import Call
 from tests.support.command_line import llama2py
 
@@ -181,3 +182,82 @@ def test_an_unknown_instruction_set_is_one_line(story: list[str]) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("llama2py: LLAMA2PY_ISA=sse9: no such instruction set")
     assert done.stderr.count("\n") == 1
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", f"./{LONG}"],
+        ["run", f"./{LONG}/{LONG}.bin"],
+        ["run", "-z", LONG],
+        ["info", f"{LONG}.gguf"],
+        ["story", f"{LONG}.bin", "a dog"],
+        ["score", "builtin", LONG],
+        ["convert", "builtin", "-o", f"{LONG}.bin"],
+        ["export-tokenizer", LONG, "-o", "out.bin"],
+        ["train-tokenizer", LONG, "-o", "out.bin"],
+        ["download", f"owner/{LONG}:{LONG}"],
+        ["run", "/dev/zero"],
+        ["run", "-z", "/dev/zero"],
+        ["info", "/dev/zero"],
+        ["score", "builtin", "/dev/zero"],
+        ["convert", "/dev/zero", "-o", "out.bin"],
+        ["export-tokenizer", "/dev/zero", "-o", "out.bin"],
+        ["train-tokenizer", "/dev/zero", "-o", "out.bin"],
+        ["info", "nested"],
+        ["convert", "nested", "-o", "out.bin"],
+        ["run", "-i", "a\0b\ud800"],
+    ],
+    ids=lambda args: " ".join(args).replace(LONG, "LONG").replace("\0", "0")[:60],
+)
+def test_a_hostile_name_or_file_is_one_line_and_exit_code_1(
+    args: list[str], hub_cache: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    """Never a traceback of an OSError, a RecursionError or an OverflowError, and never a hang."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("nested").mkdir()
+    Path("nested/config.json").write_text('{"a":' * 50_000)
+    done = call(*args)
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (1, 1, "")
+    assert done.stderr.startswith("llama2py: ")
+
+
+@pytest.mark.parametrize("digits", [21, 5000])
+@pytest.mark.parametrize("flag", ["-n", "-s", "-t", "--top-k", "--threads"])
+def test_a_number_of_many_digits_is_a_short_usage_error(flag: str, digits: int, call: Call) -> None:
+    done = call("run", flag, "-" + "9" * digits)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert len(done.stderr) < 300
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(36, "File name too long", "a\x1b[31m.bin"), "a?[31m.bin: File name too long"),
+        (MemoryError(), "not enough memory"),
+        (ConfigError("dim is 0\nand more"), "dim is 0 and more"),
+    ],
+)
+def test_an_error_of_a_command_is_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        print("some output")
+        raise error
+
+    assert execute(Namespace(run=run)) == 1
+    assert capsys.readouterr() == ("some output\n", f"llama2py: {line}\n")
+
+
+def test_an_unexpected_error_keeps_its_traceback() -> None:
+    """It is a fault of llama2py, which a report should show."""
+
+    def run(args: object) -> int:
+        raise ZeroDivisionError("oh")
+
+    with pytest.raises(ZeroDivisionError, match="oh"):
+        execute(Namespace(run=run))

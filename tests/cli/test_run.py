@@ -228,9 +228,27 @@ def test_chat_takes_turns_until_the_input_ends(call: Call, story: list[str]) -> 
     assert flagged.stdout.removeprefix("Assistant: ") == done.stdout.partition("Assistant: ")[2]
 
 
+def test_chat_drops_a_bom_and_the_line_ends_of_windows(story: list[str]) -> None:
+    """A whole process, as the standard input of a test's process is another object."""
+    flags = ["-m", "chat", "-t", "0", "-n", "120"]
+    plain = llama2py(*story, *flags, stdin=b"Be kind.\nHello\n")
+    windows = llama2py(*story, *flags, stdin=b"\xef\xbb\xbfBe kind.\r\nHello\r\n")
+    assert windows.stdout == plain.stdout
+    assert "Assistant: " in plain.stdout
+
+
 def test_chat_without_input_ends_at_once(call: Call, story: list[str]) -> None:
     done = call(*story, "-m", "chat")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_chat_answers_a_first_message_though_there_is_no_input(
+    call: Call, story: list[str]
+) -> None:
+    flags = ["-m", "chat", "-t", "0", "-n", "60", "-i", "Hello"]
+    asked, named = call(*story, *flags), call(*story, *flags, "-y", "")
+    assert asked.stdout == f"Enter system prompt (optional): \n{named.stdout}"
+    assert "Assistant: " in named.stdout
 
 
 def test_chat_goes_on_after_a_message_it_refuses(call: Call, story: list[str]) -> None:

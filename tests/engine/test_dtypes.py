@@ -124,7 +124,7 @@ def test_every_instruction_set_computes_what_numpy_does(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_types_differ(dtype: Dtype) -> None:
+def test_each_dtype_computes_other_logits(dtype: Dtype) -> None:
     """Or the test above would compare four times the same."""
     checkpoint = random_checkpoint(SHAPES["hd8-gqa"])
     others = [logits(Engine(checkpoint, 1, other)) for other in DTYPES if other != dtype]
@@ -172,12 +172,12 @@ def test_half_precision_files_pack_as_what_they_widen_to(dtype: Dtype, stored_as
         name: tuple(DenseTensor(layer.dequantize()) for layer in layers)
         for name, layers in halves.items()
     }
-    got = logits(Engine(in_memory(checkpoint.config, halves), 1, dtype))
+    got = logits(Engine(in_memory(checkpoint.config, {**halves}), 1, dtype))
     want = logits(Engine(in_memory(checkpoint.config, wide), 1, dtype))
     assert np.array_equal(got, want)
 
 
-def test_int8_on_loading_is_the_v2_file(tmp_path: Path) -> None:
+def test_int8_made_while_loading_equals_the_v2_file(tmp_path: Path) -> None:
     for config, group_size in ((SHAPES["hd8-gqa"], 64), (SHAPES["hd6-gqa"], 8)):
         checkpoint = random_checkpoint(config)
         write_llama2c(tmp_path / "q80.bin", checkpoint, 2, group_size, threads=2)
@@ -200,7 +200,7 @@ def test_a_nan_is_counted_and_stays(dtype: Dtype, name: str) -> None:
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32)))
-def test_bfloat16_is_the_nearest_with_16_zero_bits(values: NDArray[np.float32]) -> None:
+def test_bfloat16_rounds_to_the_nearest_value(values: NDArray[np.float32]) -> None:
     rounded = round_to_bfloat16(values)
     assert np.array_equal(np.isnan(rounded), np.isnan(values))
     finite = np.isfinite(values)
@@ -222,7 +222,7 @@ def test_bfloat16_ties_go_to_even() -> None:
 
 
 @given(matrices)
-def test_int4_is_within_half_a_step_or_one_at_the_far_end(weights: NDArray[np.float32]) -> None:
+def test_int4_rounds_within_half_a_step_or_one_at_the_far_end(weights: NDArray[np.float32]) -> None:
     weights = np.clip(weights, -6e4, 6e4).astype(np.float32)
     quantized = quantize_int4(weights)
     assert quantized.shape == weights.shape
@@ -265,7 +265,7 @@ def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     vocabulary = tmp_path / "in.tokenizer.bin"
     write_tokenizer_bin(tiny_tokenizer(), vocabulary)
     assert main(["quantize", os.fspath(source), "-o", os.fspath(out)]) == 0
-    assert "3.8 times smaller, a scale for every 64 weights" in capsys.readouterr().err
+    assert "3.8 times smaller, one scale for 64 weights" in capsys.readouterr().err
     assert (tmp_path / "out.tokenizer.bin").read_bytes() == vocabulary.read_bytes()
     with open_checkpoint(out) as stored:
         assert stored.dtype == "int8"

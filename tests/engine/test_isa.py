@@ -43,7 +43,7 @@ def test_an_instruction_set_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.exists(), reason="reads cpuinfo")
-def test_no_instruction_set_is_overlooked() -> None:
+def test_every_instruction_set_of_the_cpu_is_listed() -> None:
     """Or every test that goes through `isa_names` would leave its kernels out, silently."""
     flags = set(re.findall(r"\S+", CPUINFO.read_text("ascii").split("flags", 1)[1].split("\n")[0]))
     vnni = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
@@ -63,7 +63,9 @@ def test_no_instruction_set_is_overlooked() -> None:
 
 
 @pytest.mark.parametrize("unset", [True, False])
-def test_the_best_one_is_the_default(unset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_instruction_set_is_the_default(
+    unset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if unset:
         monkeypatch.delenv("LLAMA2PY_ISA", raising=False)
     else:
@@ -72,7 +74,7 @@ def test_the_best_one_is_the_default(unset: bool, monkeypatch: pytest.MonkeyPatc
     assert isa_names()[-1] == "portable"
 
 
-def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA2PY_ISA", "sse9")
     with pytest.raises(EngineError) as raised:
         Engine(random_checkpoint(TINY))
@@ -82,7 +84,7 @@ def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_one_that_the_cpu_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instruction_set_that_the_cpu_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this CPU has: pretend that it lacks the best."""
     monkeypatch.setattr("llama2py.engine.isa._all_isas", lambda: ["best", "portable"])
     monkeypatch.setattr("llama2py.engine.isa._is_here", bool)  # but the first
@@ -93,7 +95,7 @@ def test_one_that_the_cpu_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     assert isa_names() == ["portable"]
 
 
-def test_a_forced_one_alone_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_forced_instruction_set_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system gives AMX for good, and other libraries may suffer from it: there is a way out."""
     asked: list[int] = []
 

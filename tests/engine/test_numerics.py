@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,7 @@ def test_instruction_sets_give_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("group_size", [4, 6, 64])
-def test_extreme_int8_weights(group_size: int) -> None:
+def test_extreme_int8_weights_do_not_overflow(group_size: int) -> None:
     """-128, which llama2.c's exporter never writes, and sums as large as they get.
 
     Where an instruction adds pairs in 16 bits, this is where they would saturate.
@@ -67,7 +66,7 @@ def test_extreme_int8_weights(group_size: int) -> None:
             values = np.where(tensor.values < 0, np.int8(-128), np.int8(127)).astype(np.int8)
             values[::3] = -128
             values[1::3] = 127
-            changed = replace(tensor, values=values)
+            changed = QuantizedTensor(values, tensor.scales, tensor.group_size)
             tensors[name] = (*tensors[name][:i], changed, *tensors[name][i + 1 :])
     checkpoint = in_memory(config, tensors, group_size)
     tokens = some_tokens(config)
@@ -78,7 +77,7 @@ def test_extreme_int8_weights(group_size: int) -> None:
 
 @pytest.mark.parametrize("isa", isa_names())
 @pytest.mark.parametrize("name", MODELS)
-def test_close_to_numpy(name: str, isa: str) -> None:
+def test_logits_are_close_to_numpys(name: str, isa: str) -> None:
     checkpoint = checkpoint_of(name)
     tokens = some_tokens(checkpoint.config)
     ours, theirs = run(engine(checkpoint, isa), tokens), run(Reference(checkpoint), tokens)
@@ -113,7 +112,7 @@ def test_threads_give_the_same_bits_token_by_token() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
-def test_threads_really_run() -> None:
+def test_more_threads_than_one_do_run() -> None:
     """Or the two tests above would show nothing."""
     backend = engine(threaded("hd8-gqa"))
     tokens = some_tokens(backend.config)
@@ -202,7 +201,7 @@ def test_blocks_of_a_prompt_give_the_same_bits(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hd6-gqa", "hd8-mqa", "q80-group8"])
-def test_logits_of_some_rows(name: str) -> None:
+def test_logits_of_some_rows_equal_those_of_all(name: str) -> None:
     checkpoint = checkpoint_of(name)
     backend = engine(checkpoint)
     tokens = some_tokens(checkpoint.config, 12)

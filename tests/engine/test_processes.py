@@ -30,7 +30,7 @@ def run_program(path: Path, code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_spawned_processes_tell_the_same(tmp_path: Path) -> None:
+def test_spawned_processes_generate_the_same_text(tmp_path: Path) -> None:
     """A pool's workers, each with a model, while the parent has used its own; nothing is left."""
     done = run_program(
         tmp_path / "spawning.py",
@@ -60,7 +60,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_child_forked_while_a_thread_looks_for_a_prefix(tmp_path: Path) -> None:
+def test_a_child_forked_while_a_thread_searches_a_prefix_does_not_hang(tmp_path: Path) -> None:
     """The thread, and with it the lock's owner, is not there in the child."""
     done = run_program(
         tmp_path / "forking.py",
@@ -95,7 +95,7 @@ assert tell() == expected
 
 
 @pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_what_lies_in_the_engine_is_not_pickled(how: Any) -> None:
+def test_models_and_sessions_cannot_be_pickled(how: Any) -> None:
     """As an argument of a pool's job would be; the error says what to do instead."""
     with llama2py.load() as model, model.session() as session, llama2py.Chat(model) as chat:
         with pytest.raises(TypeError, match=r"^a Model cannot .*: call llama2py\.load\(\) in"):

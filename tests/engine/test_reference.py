@@ -94,7 +94,7 @@ def plain_attention(q: Vector, keys: list[Vector], values: list[Vector], c: Mode
 
 
 def plain_forward(checkpoint: Checkpoint, tokens: Sequence[int]) -> NDArray[np.float64]:
-    """Logits behind each token."""
+    """Logits after each token."""
     c, tensors = checkpoint.config, checkpoint.tensors
     norms = {name: [t.dequantize() for t in tensors[name]] for name in tensors if "rms" in name}
     keys: list[list[Vector]] = [[] for _ in range(c.n_layers)]
@@ -157,7 +157,7 @@ def test_forward_equals_the_plain_one(
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
 
 
-def test_the_comparison_bites() -> None:
+def test_the_comparison_finds_a_wrong_model() -> None:
     """A wrong epsilon, a wrong RoPE base, another token: none passes for right."""
     config = ModelConfig(16, 17, 2, 4, 2, 11, 12)
     tokens = [1, 4, 2, 0, 3]
@@ -209,7 +209,7 @@ def test_an_int8_product_keeps_groups_that_cross_rows(group: int) -> None:
     np.testing.assert_allclose(linear(tensor)(x), plain, rtol=0, atol=1e-5)
 
 
-def test_closed() -> None:
+def test_a_closed_reference_is_an_error() -> None:
     reference = Reference(random_checkpoint(ModelConfig(8, 9, 1, 2, 1, 5, 4)))
     cache = reference.new_cache()
     reference.close()

@@ -37,7 +37,7 @@ def alike(model: Model, a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
 # ---- forward ----
 
 
-def test_shapes_and_positions(model: Model) -> None:
+def test_forward_returns_logits_and_moves_the_position(model: Model) -> None:
     with model.session() as session:
         assert (session.position, session.room) == (0, 64)
         last = session.forward(TOKENS[:3])
@@ -55,7 +55,7 @@ def test_all_logits_end_with_the_last(model: Model) -> None:
         assert alike(model, one.forward(TOKENS, all_logits=True)[-1], other.forward(TOKENS))
 
 
-def test_a_long_prompt_is_run_in_blocks_of_any_size() -> None:
+def test_a_long_prompt_gives_the_same_bits_in_blocks_of_any_size() -> None:
     """Longer than the largest block that the session gives the engine."""
     config = ModelConfig(24, 44, 2, 4, 2, 300, 600)
     model = Model(Engine(random_checkpoint(config)), tiny_tokenizer())
@@ -77,7 +77,7 @@ def test_tokens_may_be_numpy_integers(model: Model) -> None:
             assert same(session.forward(tokens), expected)  # type: ignore[arg-type]
 
 
-def test_results_do_not_change_later(model: Model) -> None:
+def test_logits_do_not_change_when_the_session_runs_on(model: Model) -> None:
     """They are the caller's own arrays."""
     with model.session() as session:
         first = session.forward(TOKENS)
@@ -93,7 +93,7 @@ def test_results_do_not_change_later(model: Model) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 5, 8])
-def test_rewinding_forgets(model: Model, position: int) -> None:
+def test_rewind_forgets_the_tokens_after_a_position(model: Model, position: int) -> None:
     """The same bits as a session that never went astray."""
     other = [9, 200, 44, 268]
     with model.session() as straight:
@@ -106,7 +106,7 @@ def test_rewinding_forgets(model: Model, position: int) -> None:
 
 
 @pytest.mark.parametrize("position", [-1, 9])
-def test_rewinding_elsewhere_is_an_error(model: Model, position: int) -> None:
+def test_rewind_outside_the_run_tokens_is_an_error(model: Model, position: int) -> None:
     with model.session() as session:
         session.forward(TOKENS)
         with pytest.raises(
@@ -129,7 +129,7 @@ def test_rewinding_elsewhere_is_an_error(model: Model, position: int) -> None:
         ([1] * 57, "no room for 57 tokens at position 8: the model's context holds 64"),
     ],
 )
-def test_errors_change_nothing(model: Model, tokens: list[int], message: str) -> None:
+def test_a_refused_forward_changes_nothing(model: Model, tokens: list[int], message: str) -> None:
     with model.session() as session, model.session() as undisturbed:
         session.forward(TOKENS)
         undisturbed.forward(TOKENS)
@@ -148,7 +148,7 @@ def test_tokens_are_whole_numbers(model: Model, tokens: Any) -> None:
         assert session.position == 0
 
 
-def test_a_full_context_takes_no_more(model: Model) -> None:
+def test_a_full_context_takes_no_more_tokens(model: Model) -> None:
     with model.session() as session:
         session.forward([3] * 64)
         with pytest.raises(PromptError, match="no room for 1 token at position 64"):

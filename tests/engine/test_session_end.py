@@ -1,4 +1,4 @@
-"""What models and sessions leave behind: no thread, no memory, no message."""
+"""Models and sessions leave no thread, no memory and no message."""
 
 from __future__ import annotations
 

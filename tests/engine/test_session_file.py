@@ -21,7 +21,7 @@ from llama2py.engine.reference import Reference
 from tests.conftest import TINY, in_memory, random_checkpoint, tiny_model, tiny_tokenizer
 
 TOKENS = [1, 270, 33, 259, 5, 299, 0, 271, *range(3, 43)]
-# Heads of whole blocks of 16, and a context that is none.
+# Heads of whole blocks of 16, and a context that is no multiple of 16.
 WIDE = ModelConfig(64, 48, 2, 2, 1, 300, 50)
 
 MAKES: dict[str, Callable[[], Model]] = {
@@ -42,7 +42,7 @@ def saved(model: Model, path: Path, tokens: list[int]) -> bytes:
 
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 47])
 @pytest.mark.parametrize("kind", MAKES)
-def test_it_goes_on_with_the_same_bits(kind: str, n: int, tmp_path: Path) -> None:
+def test_a_loaded_session_continues_with_the_same_bits(kind: str, n: int, tmp_path: Path) -> None:
     """In another model of the same weights, as another process has it."""
     path = tmp_path / "a.session"
     with MAKES[kind]() as model, model.session() as straight:
@@ -80,7 +80,9 @@ def test_the_engines_keys_are_the_references(config: ModelConfig) -> None:
     assert not np.allclose(found[0][0], found[0][1])
 
 
-def test_any_simd_kernels_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_any_simd_kernels_continue_a_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("LLAMA2PY_ISA", raising=False)
     path = tmp_path / "a.session"
     saved(tiny_model(), path, TOKENS)
@@ -117,13 +119,15 @@ def changed(name: str, how: str) -> Model:
 
 @pytest.mark.parametrize("how", ["sign", "zero", "order"])
 @pytest.mark.parametrize("name", sorted(random_checkpoint(TINY).tensors))
-def test_one_tensor_makes_another_model(name: str, how: str, tmp_path: Path) -> None:
+def test_a_session_of_a_model_with_one_other_tensor_is_refused(
+    name: str, how: str, tmp_path: Path
+) -> None:
     saved(tiny_model(), tmp_path / "a.session", TOKENS)
-    with pytest.raises(SessionError, match="this session is of another model"):
+    with pytest.raises(SessionError, match="this session belongs to another model"):
         changed(name, how).load_session(tmp_path / "a.session")
 
 
-def test_another_dtype_or_backend_is_another_model(tmp_path: Path) -> None:
+def test_a_session_of_another_dtype_or_backend_is_refused(tmp_path: Path) -> None:
     saved(tiny_model(), tmp_path / "a.session", TOKENS)
     checkpoint = random_checkpoint(TINY)
     others: list[Any] = [
@@ -133,7 +137,7 @@ def test_another_dtype_or_backend_is_another_model(tmp_path: Path) -> None:
         Engine(random_checkpoint(TINY, seed=1)),
     ]
     for other in others:
-        with pytest.raises(SessionError, match="of another model"):
+        with pytest.raises(SessionError, match="belongs to another model"):
             Model(other, tiny_tokenizer()).load_session(tmp_path / "a.session")
     with pytest.raises(SessionError, match=r"expected .* for 48 tokens"):
         MAKES["wide"]().load_session(tmp_path / "a.session")
@@ -166,7 +170,7 @@ def refusal(path: Path, data: bytes) -> str:
     return str(raised.value)
 
 
-def test_the_file_is_what_the_module_says(whole: bytes) -> None:
+def test_the_file_has_the_documented_layout(whole: bytes) -> None:
     magic, version, n = struct.unpack_from("<16sII", whole)
     assert (magic, version, n) == (b"llama2py session", 1, 3)
     assert struct.unpack_from("<3i", whole, 24 + 32) == tuple(TOKENS[:3])
@@ -175,7 +179,7 @@ def test_the_file_is_what_the_module_says(whole: bytes) -> None:
     assert hashlib.sha256(whole[:-32]).digest() == whole[-32:]
 
 
-def test_cut_anywhere(whole: bytes, tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_is_refused(whole: bytes, tmp_path: Path) -> None:
     for size in range(len(whole)):
         refusal(tmp_path / "cut.session", whole[:size])
     refusal(tmp_path / "long.session", whole + b"\0")
@@ -183,7 +187,9 @@ def test_cut_anywhere(whole: bytes, tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
-def test_any_changed_byte(data: st.DataObject, whole: bytes, tmp_path_factory: Any) -> None:
+def test_a_file_with_any_changed_byte_is_refused(
+    data: st.DataObject, whole: bytes, tmp_path_factory: Any
+) -> None:
     path = Path(tmp_path_factory.getbasetemp()) / "changed.session"
     at = data.draw(st.integers(0, len(whole) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda byte: byte != whole[at]))
@@ -192,7 +198,7 @@ def test_any_changed_byte(data: st.DataObject, whole: bytes, tmp_path_factory: A
 
 @settings(deadline=None, max_examples=200)
 @given(junk=st.binary(max_size=400), with_magic=st.booleans())
-def test_any_bytes(junk: bytes, with_magic: bool, tmp_path_factory: Any) -> None:
+def test_any_bytes_are_refused(junk: bytes, with_magic: bool, tmp_path_factory: Any) -> None:
     path = Path(tmp_path_factory.getbasetemp()) / "junk.session"
     refusal(path, b"llama2py session" * with_magic + junk)
 
@@ -201,21 +207,21 @@ def signed(body: bytes) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def test_lies_with_a_right_checksum(whole: bytes, tmp_path: Path) -> None:
+def test_wrong_fields_with_a_right_checksum_are_refused(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "lie.session"
     body = whole[:-32]
     lie = signed(body[:56] + struct.pack("<i", 300) + body[60:])
-    assert "out of the vocabulary" in refusal(path, lie)
+    assert "outside the vocabulary" in refusal(path, lie)
     assert "version 2" in refusal(path, signed(body[:16] + struct.pack("<I", 2) + body[20:]))
     many = signed(body[:20] + struct.pack("<I", 0xFFFFFFFF) + body[24:])
     assert "4294967295 tokens, expected at most the context's 64" in refusal(path, many)
     assert "bytes, expected" in refusal(path, signed(body[:20] + struct.pack("<I", 4) + body[24:]))
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="no such file"):
         MODEL.load_session(tmp_path / "none.session")
-    with pytest.raises(SessionError, match="no regular file"):
+    with pytest.raises(SessionError, match="not a regular file"):
         MODEL.load_session(tmp_path)
     with MODEL.session() as session:
         with pytest.raises(SessionError, match="cannot be written"):
@@ -245,7 +251,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(
         assert len(path.read_bytes()) > len(before)
 
 
-def test_a_closed_one_is_an_error(tmp_path: Path) -> None:
+def test_saving_a_closed_session_is_an_error(tmp_path: Path) -> None:
     model = tiny_model()
     session = model.session()
     session.save(tmp_path / "a.session")

@@ -1,4 +1,4 @@
-"""Many sessions at once: taking turns, in threads, and behind a fork."""
+"""Many sessions at once: taking turns, in threads, and after a fork."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[Model]:
         yield model
 
 
-def test_sessions_taking_turns_do_not_meet(model: Model) -> None:
+def test_sessions_that_take_turns_do_not_affect_each_other(model: Model) -> None:
     stories = [[(i + 1) * k % 300 for k in range(20)] for i in range(5)]
     alone = []
     for story in stories:
@@ -41,7 +41,7 @@ def test_sessions_taking_turns_do_not_meet(model: Model) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_eight_threads_generate_on_one_model(threads: int) -> None:
+def test_eight_threads_generate_with_one_model(threads: int) -> None:
     with tiny_model(threads=threads) as model:
 
         def story(seed: int) -> list[list[int]]:

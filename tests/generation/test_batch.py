@@ -127,20 +127,20 @@ def test_each_text_is_what_it_is_alone(model: Model, max_batch: int) -> None:
     assert {job.finish_reason for job in done} == {"stop", "length"}
 
 
-def test_texts_that_end_at_once_make_room_in_order(model: Model) -> None:
-    """A long text holds back those behind it, which are done before."""
+def test_texts_that_end_at_once_come_in_order(model: Model) -> None:
+    """A long text holds back the texts after it, which are done earlier."""
     asked = [Wish("", 3), *[Wish("a", seed, max_tokens=seed % 3) for seed in range(20)], Wish("b")]
     done = run_jobs(model, (wish.job(model) for wish in asked), 3)
     assert [result(job) for job in done] == [wish.alone(model) for wish in asked]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_jobs_without_a_budget_end_empty(model: Model, n: int) -> None:
+def test_jobs_without_tokens_to_generate_end_empty(model: Model, n: int) -> None:
     jobs = [Wish("abc", max_tokens=0).job(model) for _ in range(n)]
     assert [result(job) for job in run_jobs(model, jobs, 2)] == [("", [], "length")] * n
 
 
-def test_no_job_is_no_text(model: Model) -> None:
+def test_no_jobs_give_no_texts(model: Model) -> None:
     assert list(run_jobs(model, [], 4)) == []
 
 
@@ -151,7 +151,7 @@ def test_a_full_context_leaves_one_token(model: Model) -> None:
     assert len(job.tokens) == 1
 
 
-def test_bos_ends_a_text_and_is_none_of_its_tokens() -> None:
+def test_bos_ends_a_text_and_does_not_belong_to_it() -> None:
     model = scripted(A, B, BOS)
     (job,) = run_jobs(model, [greedy(model, [BOS, C])], 1)
     assert result(job) == ("ab", [A, B], "stop")
@@ -171,7 +171,7 @@ def test_the_last_token_is_not_run() -> None:
     assert backend.runs == [(0, BOS), (1, C), (2, A), (3, B)]
 
 
-def test_characters_are_whole() -> None:
+def test_a_text_holds_whole_characters() -> None:
     """The two texts' bytes come in turns, and each has its own decoder."""
     model = scripted(*[token for pair in zip(DOG, [A, *DOG[:3]], strict=True) for token in pair])
     jobs = [greedy(model, [BOS], 4), greedy(model, [BOS], 4)]
@@ -180,7 +180,7 @@ def test_characters_are_whole() -> None:
     assert (second.text, second.tokens) == ("a\ufffd", [A, *DOG[:3]])
 
 
-def test_a_space_behind_bos_is_the_encoders() -> None:
+def test_a_space_after_bos_is_not_shown() -> None:
     model = scripted(C, C, BOS)
     (job,) = run_jobs(model, [greedy(model, [BOS])], 1)
     assert job.text == "c c"
@@ -190,7 +190,7 @@ def test_a_space_behind_bos_is_the_encoders() -> None:
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 5])
-def test_an_endless_iterable_is_taken_as_there_is_room(
+def test_an_endless_iterable_is_read_as_there_is_room(
     model: Model, watched: Watched, max_batch: int
 ) -> None:
     taken = 0
@@ -212,7 +212,7 @@ def test_an_endless_iterable_is_taken_as_there_is_room(
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 8])
-def test_no_more_sessions_than_asked_for_and_none_left(
+def test_a_batch_opens_max_batch_sessions_and_closes_all(
     model: Model, watched: Watched, max_batch: int
 ) -> None:
     jobs = [wish.job(model) for wish in wishes(20)]
@@ -221,7 +221,7 @@ def test_no_more_sessions_than_asked_for_and_none_left(
     assert watched.open_now == 0
 
 
-def test_places_are_filled_again(model: Model) -> None:
+def test_the_next_text_takes_the_place_of_one_that_ended(model: Model) -> None:
     """Continuous: 3 texts of 4 tokens and one of 12 share two places in 12 passes, not 16."""
     passes = 0
     backend = ScriptedBackend([A] * 99, 300)
@@ -322,7 +322,7 @@ def test_a_batch_without_a_place_is_an_error(model: Model, max_batch: int) -> No
 
 
 class Recorder:
-    """A guide that forces some tokens and ends the text behind one."""
+    """A guide that forces some tokens and ends the text after one."""
 
     def __init__(self, forced: list[int], last: int | None = None) -> None:
         self.heard: list[tuple[int, str]] = []
@@ -344,23 +344,23 @@ def test_a_guide_may_choose_every_token(model: Model) -> None:
     job = Wish("a").job(model)
     job.guide = guide
     assert result(next(run_jobs(model, [job], 1))) == ("a🐶b", tokens, "stop")
-    pieces = ["a", "", "", "", "🐶", "b"]  # text as it is completed; BOS is not told of
+    pieces = ["a", "", "", "", "🐶", "b"]  # text as it is completed; BOS is not reported
     assert guide.heard == list(zip(tokens, pieces, strict=True))
 
 
-def test_a_guide_may_end_the_text_behind_a_token(model: Model) -> None:
+def test_a_guide_may_end_the_text_after_a_token(model: Model) -> None:
     job = Wish("a").job(model)
     job.guide = Recorder([A, C, B, A], last=B)
     assert result(next(run_jobs(model, [job], 1))) == ("a cb", [A, C, B], "stop")
 
 
-def test_a_guide_that_ends_the_text_in_a_character_shows_it(model: Model) -> None:
+def test_a_guide_that_ends_the_text_within_a_character_shows_it(model: Model) -> None:
     job = Wish("a").job(model)
     job.guide = Recorder(DOG, last=DOG[1])
     assert result(next(run_jobs(model, [job], 1))) == ("\ufffd", DOG[:2], "stop")
 
 
-def test_a_guide_says_nothing_about_other_texts(model: Model) -> None:
+def test_a_guide_does_not_affect_other_texts(model: Model) -> None:
     asked = [Wish("a", seed) for seed in range(3)]
     jobs = [wish.job(model) for wish in asked]
     jobs[1].guide = Recorder([C] * 64)
@@ -370,7 +370,7 @@ def test_a_guide_says_nothing_about_other_texts(model: Model) -> None:
         assert result(done[i]) == asked[i].alone(model)
 
 
-def test_a_guide_without_a_wish_changes_nothing(model: Model) -> None:
+def test_a_guide_that_changes_nothing_changes_no_text(model: Model) -> None:
     asked = [Wish("ab", seed) for seed in range(5)]
     jobs = [wish.job(model) for wish in asked]
     for job in jobs:

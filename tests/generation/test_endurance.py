@@ -68,7 +68,7 @@ def test_500_prompts_in_batches_are_what_each_is_alone(model: Model, kind: str) 
 # ---- threads ----
 
 
-def test_eight_threads_tell_what_one_tells(model: Model) -> None:
+def test_eight_threads_generate_what_one_generates(model: Model) -> None:
     """Texts that share long beginnings, so that kept sessions go from thread to thread."""
 
     def tell(seed: int) -> Generation:
@@ -84,7 +84,7 @@ def test_eight_threads_tell_what_one_tells(model: Model) -> None:
     assert len({g.text for g in told}) > 100
 
 
-def test_eight_threads_for_a_while() -> None:
+def test_eight_threads_run_for_a_while() -> None:
     """Stories of the built-in model in every way there is to ask, at random, beside each other."""
     seconds = 60.0 if LONG else 1.5
     beginning = "Once upon a time, there was a little girl named Lily. She had a "

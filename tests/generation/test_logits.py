@@ -71,7 +71,7 @@ def allowed(p: Sequence[float], **cuts: Any) -> list[int]:
         ({}, [0, 1, 2, 3]),
     ],
 )
-def test_exact_cuts(cuts: dict[str, Any], tokens: list[int]) -> None:
+def test_cuts_keep_exactly_the_expected_tokens(cuts: dict[str, Any], tokens: list[int]) -> None:
     neutral = {"top_k": 0, "typical_p": 1.0, "top_p": 1.0, "min_p": 0.0}
     assert list(cut(np.array(PROBABILITIES), **{**neutral, **cuts})) == tokens
 
@@ -111,7 +111,7 @@ def plain_distribution(logits: Sequence[float], temperature: float, **cuts: Any)
         {"top_k": 7, "typical_p": 0.9, "top_p": 0.85, "min_p": 0.05},
     ],
 )
-def test_frequencies_fit(cuts: dict[str, Any]) -> None:
+def test_frequencies_fit_the_definition(cuts: dict[str, Any]) -> None:
     """Chi-square: above 27.9 in one of a thousand fair samplers of 10 tokens; the seed is fixed."""
     n = 10000
     logits = np.random.default_rng(5).standard_normal(10).astype(np.float32)
@@ -127,7 +127,7 @@ def test_frequencies_fit(cuts: dict[str, Any]) -> None:
 def adjusted(
     logits: list[float], prompt: list[int], generated: list[int], **params: Any
 ) -> list[float]:
-    """The logits as a processor, which comes behind the rest, sees them."""
+    """The logits as a processor sees them, after the steps before it."""
     seen: list[list[float]] = []
 
     def look(tokens: Sequence[int], logits: Logits) -> Logits:
@@ -140,7 +140,7 @@ def adjusted(
     return seen[0]
 
 
-def test_penalties_by_hand() -> None:
+def test_penalties_equal_those_computed_by_hand() -> None:
     logits, prompt, generated = [2.0, -2.0, 1.0, 3.0], [0, 1], [2, 2, 1]
     assert adjusted(logits, prompt, generated, repetition_penalty=2) == [1.0, -4.0, 0.5, 3.0]
     assert adjusted(logits, prompt, generated, frequency_penalty=0.5) == [2.0, -2.5, 0.0, 3.0]
@@ -212,7 +212,7 @@ def test_a_token_outside_the_vocabulary_is_an_error_at_once(name: str, token: in
     assert sampler.params == SamplingParams()
 
 
-def test_a_processor_must_give_logits() -> None:
+def test_a_processor_must_return_logits() -> None:
     params = SamplingParams(logits_processor=lambda _, logits: logits[:2])
     with pytest.raises(ParameterError, match=r"shape \(2,\), expected \(4,\)"):
         Sampler(ENGINE, params, seed=1).sample(np.array(LOGITS, np.float32))
@@ -237,7 +237,7 @@ def test_out_of_range(name: str, value: Any) -> None:
         SamplingParams(**{name: value})
 
 
-def test_infinite_logits_share_all() -> None:
+def test_infinite_logits_share_all_probability() -> None:
     """A bias of infinity forces a token; it must not make probabilities of NaN."""
     choices: list[dict[str, Any]] = [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}]
     for cuts in choices:
@@ -248,7 +248,7 @@ def test_infinite_logits_share_all() -> None:
     assert {both.sample(np.array(LOGITS, np.float32)) for _ in range(50)} == {1, 2}
 
 
-def test_nothing_but_nan_is_an_error() -> None:
+def test_logits_of_nan_alone_are_an_error() -> None:
     sampler = Sampler(ENGINE, SamplingParams(top_k=2), seed=3)
     with pytest.raises(ParameterError, match="no token is left"):
         sampler.sample(np.full(4, np.nan, np.float32))
@@ -261,7 +261,7 @@ def test_bans_may_come_as_iterators_and_arrays() -> None:
     assert hash(SamplingParams()) == hash(SamplingParams())
 
 
-def test_a_processor_may_give_a_view() -> None:
-    """Reversed: the engine wants its numbers one behind the other."""
+def test_a_processor_may_return_a_view() -> None:
+    """Reversed: the engine wants contiguous numbers."""
     params = SamplingParams(0.0, logits_processor=lambda tokens, logits: logits[::-1])
     assert Sampler(ENGINE, params).sample(np.array(LOGITS, np.float32)) == 2

@@ -29,7 +29,7 @@ def fresh(model: Model, tokens: list[int]) -> Any:
 # ---- sessions ----
 
 
-def test_half_of_the_tokens_behind_bos_go() -> None:
+def test_a_shift_forgets_half_of_the_tokens_after_bos() -> None:
     with small() as model, model.session() as session:
         session.forward([BOS, 3, 4, 5, 6, 7, 8, 9])
         session.shift()
@@ -64,7 +64,7 @@ def test_a_session_that_shifts_takes_any_number_of_tokens(n: int) -> None:
                 assert fork.overflow == "shift"
 
 
-def test_more_than_the_context_is_an_error_all_the_same() -> None:
+def test_more_tokens_than_the_context_are_an_error_in_any_case() -> None:
     with small() as model, model.session(overflow="shift") as session:
         session.forward([BOS, 5, 6])
         with pytest.raises(ContextError, match="no room for 24 tokens after the 1 that stay"):
@@ -75,7 +75,7 @@ def test_more_than_the_context_is_an_error_all_the_same() -> None:
         assert session.tokens == [BOS, 5, 6]
 
 
-def test_an_error_is_the_default() -> None:
+def test_a_session_raises_at_the_end_of_the_context_by_default() -> None:
     with small() as model, model.session() as session:
         session.forward([3] * 24)
         with pytest.raises(ContextError, match="no room for 1 token at position 24"):
@@ -98,7 +98,7 @@ def by_hand(model: Model, prompt: list[int], n: int) -> list[int]:
     return tokens
 
 
-def test_a_text_goes_on_behind_the_context() -> None:
+def test_a_text_continues_past_the_end_of_the_context() -> None:
     prompt = [BOS, 270, 33, 259]
     with small() as model:
         expected = by_hand(model, prompt, 80)
@@ -119,7 +119,7 @@ def test_the_end_of_the_context_ends_a_text_by_default() -> None:
             assert (len(result.tokens), result.finish_reason) == (5, "length")
 
 
-def test_or_is_an_error() -> None:
+def test_the_end_of_the_context_can_be_an_error() -> None:
     with small() as model:
         options: Any = {"stop_tokens": (), "seed": 1, "overflow": "error"}
         stream = model.stream([BOS] * 20, **options)
@@ -141,7 +141,7 @@ def test_a_prompt_that_does_not_fit_is_an_error(overflow: Any) -> None:
         assert model.generate([BOS] * 24, overflow=overflow, max_tokens=1).tokens
 
 
-def test_an_unknown_policy_is_an_error() -> None:
+def test_an_unknown_overflow_is_an_error() -> None:
     with small() as model, pytest.raises(ParameterError, match="expected one of stop, error"):
         model.generate(overflow="wrap")  # type: ignore[call-overload]
 
@@ -194,7 +194,7 @@ def test_a_long_answer_loses_its_older_tokens() -> None:
     assert len(run_of(chat)) == len(run_of(other)) + len(chat._exchanges[-1].job.tokens) - 1
 
 
-def test_an_error_by_default() -> None:
+def test_a_chat_raises_at_the_end_of_the_context_by_default() -> None:
     backend, chat = chat_of([260, EOS], "error", 80)
     chat.say("a").finish()
     runs = len(backend.runs)
@@ -205,7 +205,7 @@ def test_an_error_by_default() -> None:
         Chat(tiny_model(), overflow="stop")  # type: ignore[arg-type]
 
 
-def test_a_turn_longer_than_the_context_is_an_error_even_so() -> None:
+def test_a_turn_longer_than_the_context_is_an_error_in_any_case() -> None:
     backend, chat = chat_of([260, EOS])
     with pytest.raises(ContextError, match="do not fit"):
         chat.say("b" * 60)

@@ -43,8 +43,8 @@ def padded(request: pytest.FixtureRequest) -> Iterator[Model]:
         yield model
 
 
-def test_where_padding_begins() -> None:
-    """Behind the last piece, also of a vocabulary that a file holds with its padding."""
+def test_padding_begins_after_the_last_piece() -> None:
+    """Also in a vocabulary that a file holds with its padding."""
     plain = short_tokenizer()
     assert plain.n_tokens == len(plain) == N_TOKENS
     made = plain.padded(300)
@@ -100,7 +100,7 @@ def test_padding_is_never_drawn(padded: Model, ask: Ask, options: dict[str, Any]
     assert max(tokens) < N_TOKENS
 
 
-def test_greedy_takes_the_best_token_that_there_is(padded: Model) -> None:
+def test_temperature_zero_takes_the_best_token_that_is_no_padding(padded: Model) -> None:
     seen_padding = False
     text = padded.generate("a", temperature=0, max_tokens=30, stop_tokens=())
     assert (
@@ -116,7 +116,7 @@ def test_greedy_takes_the_best_token_that_there_is(padded: Model) -> None:
     assert seen_padding
 
 
-def test_metas_call_and_chats_draw_none() -> None:
+def test_metas_api_and_chats_never_draw_padding() -> None:
     for tokenizer in (tiny_tokenizer(), short_tokenizer().padded(TINY.vocab_size)):
         with random_model(tokenizer) as model:
             tokens, _ = Llama(model).generate([[1, 300 - 1, 8], [1]], 50, temperature=3.0, top_p=1)
@@ -127,7 +127,7 @@ def test_metas_call_and_chats_draw_none() -> None:
             assert any(token in PADDING for token in found) == (tokenizer.n_tokens == 300)
 
 
-def test_log_probabilities_are_of_all_ids(padded: Model) -> None:
+def test_log_probabilities_count_padding(padded: Model) -> None:
     """Nothing is scaled: what padding has is missing from the sum over tokens."""
     text = padded.generate("a", seed=1, max_tokens=1, logprobs=TINY.vocab_size)
     assert text.logprobs is not None
@@ -139,12 +139,12 @@ def test_log_probabilities_are_of_all_ids(padded: Model) -> None:
     assert padded.score([1, 299])[0] == pytest.approx(dict(whole[0].top)[299])
 
 
-def test_only_padding_left_is_an_error(padded: Model) -> None:
+def test_banning_all_but_padding_is_an_error(padded: Model) -> None:
     with pytest.raises(ParameterError, match="no token is left to draw"):
         padded.generate("a", max_tokens=3, banned_tokens=range(N_TOKENS))
 
 
-def test_what_the_metadata_names_as_an_end_is_a_token() -> None:
+def test_an_end_token_of_the_metadata_is_no_padding() -> None:
     """A ChatML model beside whose tokenizer.model its two tokens are in another file."""
     tokenizer = short_tokenizer().padded(300)
     conventions = Conventions(end_tokens=frozenset([281]))
@@ -157,7 +157,9 @@ def test_what_the_metadata_names_as_an_end_is_a_token() -> None:
 
 
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["cuts"]], ids=["plain", "cuts"])
-def test_an_end_beyond_the_models_ids_is_none(padded: Model, options: dict[str, Any]) -> None:
+def test_an_end_token_beyond_the_models_ids_is_ignored(
+    padded: Model, options: dict[str, Any]
+) -> None:
     """Whether or not the backend draws by itself."""
     options = {"max_tokens": 60, "seed": 7, **options}
     expected = padded.generate([1, 40], stop_tokens=(), **options).tokens

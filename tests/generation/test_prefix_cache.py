@@ -30,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[Model]:
 
 
 @pytest.mark.parametrize("position", [0, 1, 8, 17, 33])
-def test_a_fork_goes_its_own_way(model: Model, position: int) -> None:
+def test_a_fork_is_independent_of_its_trunk(model: Model, position: int) -> None:
     """Around the borders of 16 positions; neither hears of the other."""
     start = [(7 * i) % 300 for i in range(position)]
     with model.session() as trunk, model.session() as straight:
@@ -103,7 +103,7 @@ class Lettered(ScriptedBackend):
         super().__init__(iter(lambda: 260, None), 300, 256)
 
 
-def test_what_is_shared_is_not_run_again() -> None:
+def test_a_shared_prefix_is_not_run_again() -> None:
     backend = Lettered()
     model = Model(backend, tiny_tokenizer())
     first, second = [BOS, *[5] * 200], [BOS, *[5] * 195, *[6] * 5]
@@ -144,7 +144,7 @@ def test_memory_is_bounded_and_freed(made: list[Session]) -> None:
     assert all(map(closed, made))
 
 
-def test_the_one_that_shares_most_is_taken() -> None:
+def test_the_session_that_shares_most_is_taken() -> None:
     with medium() as model:
         kept = PrefixCache(model.backend, 1 << 20)
         sessions = [model.session() for _ in range(3)]
@@ -159,7 +159,7 @@ def test_the_one_that_shares_most_is_taken() -> None:
         assert sessions[2].position == 39
 
 
-def test_a_short_beginning_does_not_cost_a_long_session() -> None:
+def test_a_short_shared_prefix_does_not_cost_a_long_session() -> None:
     """Such as a system prompt that all dialogs have: each dialog goes on where it was."""
     backend = Lettered()
     model = Model(backend, tiny_tokenizer())
@@ -173,7 +173,7 @@ def test_a_short_beginning_does_not_cost_a_long_session() -> None:
     assert backend.runs[151:] == [(91, 8), (91, 8)]
 
 
-def test_a_branch_is_the_same_whether_copied_or_gone_back_to() -> None:
+def test_a_branch_is_the_same_whether_copied_or_rewound() -> None:
     with medium() as model:
         kept = PrefixCache(model.backend, 1 << 20)
         for n, is_copy in ((40, True), (60, False)):
@@ -190,7 +190,7 @@ def test_a_branch_is_the_same_whether_copied_or_gone_back_to() -> None:
             assert branch.forward([9, 9]).tobytes() == expected.tobytes()
 
 
-def test_what_a_session_takes() -> None:
+def test_nbytes_of_a_session_never_shrink() -> None:
     """Memory that is written once stays, however far a session goes back."""
     with medium() as model, model.session() as session:
         per_token = model.backend.cache_bytes // model.config.seq_len
@@ -205,7 +205,7 @@ def test_what_a_session_takes() -> None:
                 session.fork(position)
 
 
-def test_no_bound_below_zero() -> None:
+def test_a_negative_bound_is_an_error() -> None:
     with medium() as model:
         assert model.generate([BOS, *[5] * 40], max_tokens=2, seed=1).tokens
         with pytest.raises(ParameterError, match="max_bytes is -1, expected a whole"):
@@ -213,7 +213,7 @@ def test_no_bound_below_zero() -> None:
         assert len(model.prefix_cache._kept) == 1  # all is as before
 
 
-def test_nothing_is_kept_behind_close() -> None:
+def test_a_closed_cache_keeps_no_session() -> None:
     with medium() as model:
         kept, session = PrefixCache(model.backend, 1 << 20), model.session()
         session.forward([5] * 20)
@@ -234,7 +234,7 @@ def test_a_stream_closed_at_its_end_closes_no_kept_session() -> None:
         assert again.finish().tokens == stream.tokens
 
 
-def test_a_batch_skips_what_earlier_texts_have_run() -> None:
+def test_a_batch_skips_prefixes_that_earlier_texts_have_run() -> None:
     backend = Lettered()
     model = Model(backend, tiny_tokenizer())
     first, second = [BOS, *[5] * 200], [BOS, *[5] * 195, *[6] * 5]

@@ -119,7 +119,7 @@ def test_seed_zero_is_a_seed_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, -(2**70)])
-def test_seed_out_of_range(seed: int) -> None:
+def test_a_seed_out_of_range_is_an_error(seed: int) -> None:
     with pytest.raises(ParameterError, match=f"seed is {seed}, expected"):
         Coin(seed)
 
@@ -145,7 +145,7 @@ def test_argmax_takes_the_first_of_equals(backend: Backend, n: int) -> None:
         assert backend.argmax(logits) == at
 
 
-def test_argmax_of_infinities(backend: Backend) -> None:
+def test_argmax_takes_the_first_infinity(backend: Backend) -> None:
     inf = np.float32(np.inf)
     assert backend.argmax(np.array([-inf, -3, -inf], np.float32)) == 1
     assert backend.argmax(np.array([-inf] * 20, np.float32)) == 0
@@ -200,7 +200,9 @@ LOG_HALVES = [math.log(p) for p in (0.125, 0.5, 0.125, 0.25)]
         (0.9, 0.876, 2),
     ],
 )
-def test_exact_cases(backend: Backend, top_p: float, coin: float, token: int) -> None:
+def test_draws_of_exact_probabilities(
+    backend: Backend, top_p: float, coin: float, token: int
+) -> None:
     assert sample(backend, LOG_HALVES, 1.0, top_p, coin) == (token, token)
 
 
@@ -219,7 +221,7 @@ def test_the_nucleus_exceeds_top_p(backend: Backend) -> None:
     st.sampled_from([0.0, 1.0]) | st.floats(1e-3, 0.999),
     st.integers(0, 2**24 - 1).map(lambda x: x / 2**24),
 )
-def test_equals_the_definition(
+def test_draws_equal_the_definition(
     kernels: str, logits: list[float], temperature: float, top_p: float, coin: float
 ) -> None:
     """Exactly, given the same probabilities."""
@@ -236,7 +238,9 @@ def test_a_flat_distribution_with_a_tiny_top_p_takes_the_first(n: int, top_p: fl
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 12.0], ids=["flat", "usual", "peaky"])
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999, 1.0])
-def test_large_vocabularies(backend: Backend, scale: float, top_p: float) -> None:
+def test_draws_from_large_vocabularies_equal_the_definition(
+    backend: Backend, scale: float, top_p: float
+) -> None:
     """32000 tokens; in a flat distribution nearly all of them are in the nucleus."""
     logits = np.random.default_rng(2).standard_normal(32000) * scale
     for coin in (0.0, 0.3, 0.77, LAST_COIN):
@@ -245,7 +249,7 @@ def test_large_vocabularies(backend: Backend, scale: float, top_p: float) -> Non
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
-def test_engine_and_numpy_draw_alike(top_p: float) -> None:
+def test_engine_and_numpy_draw_the_same_tokens(top_p: float) -> None:
     """Their probabilities differ in the last bits; few coins in a hundred thousand can tell."""
     logits = (np.random.default_rng(3).standard_normal(500) * 3).astype(np.float32)
     coin = Coin(11)
@@ -307,13 +311,13 @@ def test_engine_and_numpy_treat_nan_alike() -> None:
         assert backend.argmax(np.array([nan, nan], np.float32)) == 0
 
 
-def test_a_huge_temperature_is_fair(backend: Backend) -> None:
+def test_a_huge_temperature_draws_all_tokens_equally(backend: Backend) -> None:
     logits = [100.0, -100.0, 0.0, 50.0]
     for token in range(4):
         assert sample(backend, logits, 1e30, 1.0, (token + 0.5) / 4) == (token, token)
 
 
-def test_a_vocabulary_of_one(backend: Backend) -> None:
+def test_a_vocabulary_of_one_token_gives_that_token(backend: Backend) -> None:
     for top_p in (0.0, 0.5, 1.0):
         for coin in (0.0, LAST_COIN):
             assert backend.sample(np.array([-3], np.float32), 1.0, top_p, coin) == 0
@@ -322,7 +326,7 @@ def test_a_vocabulary_of_one(backend: Backend) -> None:
 # ---- the sampler ----
 
 
-def test_temperature_zero_touches_no_coin(backend: Backend) -> None:
+def test_temperature_zero_uses_no_coin(backend: Backend) -> None:
     logits = np.array([0, 2, 1], np.float32)
     cold, warm = SamplingParams(0.0), SamplingParams(1.0)
     sampler, fresh = Sampler(backend, cold, seed=3), Sampler(backend, warm, seed=3)
@@ -338,12 +342,12 @@ def test_defaults_are_llama2cs() -> None:
 
 
 @pytest.mark.parametrize("temperature", [math.nan, math.inf, -math.inf, -0.1])
-def test_temperature_out_of_range(temperature: float) -> None:
+def test_a_temperature_out_of_range_is_an_error(temperature: float) -> None:
     with pytest.raises(ParameterError, match=f"temperature is {temperature}, expected"):
         SamplingParams(temperature=temperature)
 
 
 @pytest.mark.parametrize("top_p", [math.nan, math.inf, -0.1, 1.5])
-def test_top_p_out_of_range(top_p: float) -> None:
+def test_a_top_p_out_of_range_is_an_error(top_p: float) -> None:
     with pytest.raises(ParameterError, match=f"top_p is {top_p}, expected"):
         SamplingParams(top_p=top_p)

@@ -118,12 +118,12 @@ def test_stop_texts_end_a_story(stories: dict[int, str], data: st.DataObject) ->
         assert (g.finish_reason, g.stopped_by) == ("stop", found)
 
 
-def test_a_text_held_back_comes_when_it_is_no_stop() -> None:
+def test_text_held_back_is_shown_once_it_is_no_stop_text() -> None:
     with scripted(A, B, A, C, BOS).stream([BOS, A], stop="abc") as stream:
         assert list(stream) == ["aba"[:2], "a c"]
 
 
-def test_a_text_held_back_at_the_end_is_shown() -> None:
+def test_text_held_back_is_shown_at_the_end() -> None:
     g = both([A, B, BOS], stop=["abc", "bb"])
     assert (g.text, g.stopped_by) == ("ab", BOS)
 
@@ -150,12 +150,12 @@ def test_an_empty_stop_text_is_an_error_at_once() -> None:
         ([B], "a\n</s>\n", B),
     ],
 )
-def test_stop_tokens(stop_tokens: list[int] | None, text: str, by: int) -> None:
+def test_stop_tokens_end_a_text(stop_tokens: list[int] | None, text: str, by: int) -> None:
     g = both([A, EOS, B, BOS, A, A], stop_tokens=stop_tokens)
     assert (g.text, g.finish_reason, g.stopped_by) == (text, "stop", by)
 
 
-def test_without_stop_tokens_nothing_but_length_ends_it() -> None:
+def test_without_stop_tokens_only_length_ends_a_text() -> None:
     g = both([A, EOS, BOS, B], stop_tokens=(), max_tokens=4)
     assert (g.tokens, g.finish_reason) == ([A, EOS, BOS, B], "length")
 
@@ -181,7 +181,7 @@ class Slow(ScriptedBackend):
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("prompt", [[BOS], [BOS] * 4000])
-def test_max_time(batched: bool, prompt: list[int]) -> None:
+def test_max_time_ends_a_text(batched: bool, prompt: list[int]) -> None:
     """In a text as in the middle of a long prompt."""
     model = Model(Slow(), tiny_tokenizer())
     start = time.perf_counter()
@@ -196,8 +196,8 @@ def test_max_time(batched: bool, prompt: list[int]) -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize(("prompt", "tokens"), [([BOS], 3), ([BOS] * 1000, 0)])
-def test_cancel(batched: bool, prompt: list[int], tokens: int) -> None:
-    """Set in the fourth pass: the token behind it is not drawn any more."""
+def test_an_event_cancels_a_text(batched: bool, prompt: list[int], tokens: int) -> None:
+    """Set in the fourth pass: no token is drawn after it."""
     event = threading.Event()
     backend = Slow(event, 4)
     model = Model(backend, tiny_tokenizer())

@@ -58,22 +58,22 @@ def test_generate_is_the_joined_stream(model: Model, prompt: str) -> None:
     assert generation.prompt_tokens == model.tokenizer.encode(prompt)
 
 
-def test_the_text_is_that_of_the_tokens(model: Model) -> None:
-    """Decoded behind the prompt: random bytes and all."""
+def test_the_text_is_the_decoded_tokens(model: Model) -> None:
+    """Decoded after the prompt, random bytes included."""
     for seed in range(1, 6):
         g = model.generate("ab", seed=seed)
         whole = model.tokenizer.decode(g.prompt_tokens + g.tokens)
         assert whole == "ab" + g.text
 
 
-def test_the_same_seed_tells_the_same_story(model: Model) -> None:
+def test_the_same_seed_gives_the_same_text(model: Model) -> None:
     stories = [story(model.generate("ab", seed=seed)) for seed in (1, 1, 2, 2**64 - 1, 0, 0)]
     assert stories[0] == stories[1]
     assert stories[4] == stories[5]
     assert len({text for text, *_ in stories}) == 4
 
 
-def test_without_a_seed_the_text_tells_its_own(model: Model) -> None:
+def test_without_a_seed_the_result_names_a_fresh_one(model: Model) -> None:
     first, second = model.generate("ab"), model.generate("ab")
     assert first.seed != second.seed
     assert story(model.generate("ab", seed=first.seed)) == story(first)
@@ -103,14 +103,14 @@ def test_bos_ends_the_story() -> None:
     assert backend.runs == [(0, BOS), (1, C), (2, A), (3, A + 1)]
 
 
-def test_eos_does_not_and_prints_its_piece() -> None:
+def test_eos_does_not_end_the_story() -> None:
     g = scripted(A, EOS, A, BOS)[0].generate()
     assert g.text == "a\n</s>\na"
     assert g.tokens == [A, EOS, A]
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 7])
-def test_max_tokens_ends_it(max_tokens: int) -> None:
+def test_max_tokens_ends_the_story(max_tokens: int) -> None:
     """And the last token is not run in vain."""
     model, backend = scripted(*[A] * 8)
     g = model.generate([BOS], max_tokens=max_tokens)
@@ -119,8 +119,8 @@ def test_max_tokens_ends_it(max_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [None, 701, 10**9])
-def test_the_context_ends_it(max_tokens: int | None) -> None:
-    """The token sampled behind the last place needs none."""
+def test_the_context_ends_the_story(max_tokens: int | None) -> None:
+    """The token drawn at the last position needs no position itself."""
     for seq_len in (64, 700):
         model, backend = scripted(*[A] * seq_len, seq_len=seq_len)
         g = model.generate([BOS], max_tokens=max_tokens)
@@ -155,7 +155,7 @@ def test_a_bad_prompt_is_an_error(model: Model, prompt: str | list[int], message
         model.generate(prompt)
 
 
-def test_bad_numbers_are_errors_at_once(model: Model) -> None:
+def test_wrong_numbers_are_errors_at_once(model: Model) -> None:
     with pytest.raises(ParameterError, match="max_tokens is -1"):
         model.stream(max_tokens=-1)
     with pytest.raises(ParameterError, match="temperature is -1"):
@@ -169,7 +169,7 @@ def test_bad_numbers_are_errors_at_once(model: Model) -> None:
 # ---- streams ----
 
 
-def test_an_emoji_arrives_whole() -> None:
+def test_an_emoji_is_one_piece() -> None:
     stream = scripted(A, *DOG, A, BOS)[0].stream()
     assert list(stream) == ["a", "🐶", "a"]
     assert stream.tokens == [A, *DOG, A]
@@ -184,18 +184,18 @@ def test_a_piece_comes_as_soon_as_it_is_whole() -> None:
     assert stream.tokens == DOG
 
 
-def test_an_emoji_cut_off_shows() -> None:
+def test_an_incomplete_emoji_at_the_end_is_shown() -> None:
     assert scripted(A, *DOG[:3], BOS)[0].generate().text == "a\ufffd"
     assert scripted(*DOG)[0].generate(max_tokens=2).text == "\ufffd"
     assert list(scripted(DOG[0], A, BOS)[0].stream()) == ["\ufffda"]
 
 
-def test_the_prompts_bos_takes_one_space_off() -> None:
+def test_the_prompts_bos_removes_one_space() -> None:
     assert scripted(C, C, BOS)[0].generate([BOS]).text == "c c"
     assert scripted(C, C, BOS)[0].generate("a").text == " c c"
 
 
-def test_breaking_off_leaves_what_was_read() -> None:
+def test_a_stream_left_early_keeps_what_was_read() -> None:
     model, backend = scripted(*[A] * 50)
     with model.stream([BOS]) as stream:
         for _, piece in zip(range(3), stream, strict=False):
@@ -210,14 +210,14 @@ def test_breaking_off_leaves_what_was_read() -> None:
         next(stream)
 
 
-def test_finish_gives_the_rest() -> None:
+def test_finish_returns_the_rest() -> None:
     stream = scripted(A, A + 1, A + 2, BOS)[0].stream(seed=9)
     assert next(stream) == "a"
     g = stream.finish()
     assert (g.text, g.tokens, g.seed) == ("bc", [A, A + 1, A + 2], 9)
 
 
-def test_after_the_end_nothing_comes(model: Model) -> None:
+def test_a_finished_stream_yields_nothing(model: Model) -> None:
     stream = model.stream("a", max_tokens=2, seed=1)
     list(stream)
     for _ in range(2):
@@ -227,7 +227,7 @@ def test_after_the_end_nothing_comes(model: Model) -> None:
     assert iter(stream) is stream
 
 
-def test_streams_of_one_model_do_not_meet(model: Model) -> None:
+def test_streams_of_one_model_do_not_affect_each_other(model: Model) -> None:
     alone = [model.generate("ab", seed=seed, max_tokens=20).text for seed in (1, 2, 3)]
     streams = [model.stream("ab", seed=seed, max_tokens=20) for seed in (1, 2, 3)]
     texts = ["", "", ""]
@@ -253,7 +253,7 @@ def test_timings_are_plausible(model: Model) -> None:
     assert t.tokens_per_second == pytest.approx(9 / t.generation_seconds)
 
 
-def test_timings_of_nothing(model: Model) -> None:
+def test_timings_of_an_empty_text_are_zero(model: Model) -> None:
     none, one = (model.generate("abc", max_tokens=n, seed=1).timings for n in (0, 1))
     assert none.first_token_seconds == 0
     assert none.prompt_seconds > 0

@@ -51,7 +51,7 @@ BYTE_LEVEL = {
     "qwen2": ((QWEN2,), False),
     "smollm": ((DIGITS, GPT2), False),
     "tekken": ((TEKKEN,), True),
-    "untold": (LLAMACPP_DEFAULT, False),
+    "llama.cpp": (LLAMACPP_DEFAULT, False),
 }
 
 
