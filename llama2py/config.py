@@ -1,4 +1,4 @@
-"""ModelConfig: the numbers of a checkpoint, validated in one place."""
+"""ModelConfig: the numbers of a model, validated in one place."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Literal, TypeAlias
 
 from .errors import ConfigError, PromptError
 
-# What the engine's matrices are made of; norms are always float32.
+# The dtype of the engine's matrices; norms are always float32.
 Dtype: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
 
-# What a session keeps keys and values in.
+# The dtype of a KV cache.
 CacheDtype: TypeAlias = Literal["float32", "bfloat16"]
 
-# Far above any real model (llama-2-70b: dim 8192, hidden_dim 28672), low enough that every product
-# of two of them stays an exact 64-bit integer in the engine.
+# Far above any real model (llama-2-70b: dim 8192, hidden_dim 28672), and low enough that the product
+# of any two is an exact 64-bit integer in the engine.
 MAX_WIDTH = 1 << 20
 MAX_LAYERS = 1 << 12
 MAX_VOCAB = 1 << 24
@@ -25,28 +25,28 @@ MAX_SEQ_LEN = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """What divides the rotary frequencies of a model that was stretched to a longer context.
+    """The divisors of the rotary frequencies of a model that was stretched to a longer context.
 
     Parameters
     ----------
     kind : {'linear', 'llama3', 'factors'}
-        ``linear`` divides all of them by ``factor``; ``llama3`` only those that turn less than
-        ``low_freq_factor`` times within ``original_seq_len``, none that turn more than
-        ``high_freq_factor`` times, and the ones between in part; ``factors`` has a divisor for
-        each frequency.
+        ``linear`` divides all frequencies by ``factor``. ``llama3`` divides those that turn less
+        than ``low_freq_factor`` times within ``original_seq_len`` by ``factor``, none that turn
+        more than ``high_freq_factor`` times, and those in between in part. ``factors`` has a
+        divisor for each frequency.
     factor : float
-        Of ``linear`` and ``llama3``.
+        For ``linear`` and ``llama3``.
     low_freq_factor, high_freq_factor : float
-        Of ``llama3``, in turns.
+        For ``llama3``, in turns.
     original_seq_len : int
-        Of ``llama3``: the context before it was stretched.
+        For ``llama3``: the context before it was stretched.
     factors : tuple of float, length head_dim / 2
-        Of ``factors``.
+        For ``factors``.
 
     Raises
     ------
     ConfigError
-        If a number is not finite, not above 0, or in the way of another.
+        If a number is not finite, not above 0, or contradicts another.
 
     Notes
     -----
@@ -73,7 +73,7 @@ class RopeScaling:
         }
         numbers |= {f"factor {i}": factor for i, factor in enumerate(self.factors)}
         for name, value in numbers.items():
-            # Within float32's range, so that the engine gets a number, too.
+            # Within the range of float32, which the engine computes in.
             if not 1e-30 < value < 1e30:
                 raise ConfigError(f"RoPE scaling's {name} is {value}, expected 1e-30 to 1e30")
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
@@ -83,7 +83,7 @@ class RopeScaling:
             )
 
     def divisors(self, head_dim: int, theta: float) -> tuple[float, ...]:
-        """What to divide each frequency of `frequencies` by, ``head_dim / 2`` numbers."""
+        """Return the divisor of each frequency of `frequencies`, ``head_dim / 2`` numbers."""
         if self.kind == "factors":
             return self.factors
         if self.kind == "linear":
@@ -98,7 +98,7 @@ class RopeScaling:
 
 
 def frequencies(head_dim: int, theta: float) -> list[float]:
-    """Radians per position of each pair of channels, unscaled, ``head_dim / 2`` numbers."""
+    """Return the radians per position of each pair of channels, ``head_dim / 2`` numbers."""
     return [float(theta ** -(i / head_dim)) for i in range(0, head_dim, 2)]
 
 
@@ -122,13 +122,13 @@ class ModelConfig:
     shared_classifier : bool
         Whether the output matrix is the token embedding.
     norm_eps : float
-        Added to the mean square in RMSNorm.
+        Number added to the mean square in RMSNorm.
     rope_theta : float
         Base of the rotary position frequencies.
     head_size : int, optional
-        Width of a head where it is not ``dim / n_heads``; None where it is. See `head_dim`.
+        Width of a head if it is not ``dim / n_heads``, else None. See `head_dim`.
     rope_scaling : RopeScaling, optional
-        What divides the rotary frequencies; None: nothing.
+        The divisors of the rotary frequencies, if there are any.
 
     Raises
     ------
@@ -179,12 +179,12 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"the head size dim / n_heads = {self.head_dim} is odd, expected an even one"
-                " (rotary embeddings turn pairs)"
+                f"the head size dim / n_heads = {self.head_dim} is odd, but rotary embeddings"
+                " need pairs of channels"
             )
         if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
             raise ConfigError(f"norm_eps is {self.norm_eps}, expected a finite number from 0 up")
-        if not 1e-30 < self.rope_theta < 1e30:  # its powers are numbers, too
+        if not 1e-30 < self.rope_theta < 1e30:  # its powers must be finite numbers, too
             raise ConfigError(
                 f"rope_theta is {self.rope_theta}, expected a finite number above 0 (1e-30 to 1e30)"
             )
@@ -197,12 +197,12 @@ class ModelConfig:
                 )
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Refuse tokens, at least one, that the vocabulary lacks.
+        """Check that one or more tokens are in the vocabulary.
 
         Raises
         ------
         PromptError
-            If there is one.
+            A token is not.
         """
         if min(tokens) < 0 or max(tokens) >= self.vocab_size:
             wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
@@ -217,7 +217,7 @@ class ModelConfig:
 
     @property
     def q_dim(self) -> int:
-        """Width of the queries of one token: ``n_heads * head_dim``, as a rule ``dim``."""
+        """Width of the queries of one token: ``n_heads * head_dim``, which is usually ``dim``."""
         return self.n_heads * self.head_dim
 
     @property
@@ -227,7 +227,7 @@ class ModelConfig:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of one session's keys and values at full length, float32; bfloat16 takes half."""
+        """Bytes of one session's KV cache at full length in float32; bfloat16 takes half."""
         return 2 * 4 * self.n_layers * self.kv_dim * self.seq_len
 
     @property

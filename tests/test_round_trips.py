@@ -24,7 +24,7 @@ from llama2py.checkpoint import (
 )
 from llama2py.config import ModelConfig
 from llama2py.tokenizers.llama2c import write_tokenizer_bin
-from tests.checkpoint.test_formats import cases
+from tests.checkpoint.test_open import cases
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
 from tests.support.golden import run
 

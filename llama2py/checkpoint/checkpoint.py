@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,33 @@ from ..errors import ClosedError
 from ..formats.input_file import InputFile
 from .conventions import Conventions
 from .tensors import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What only some formats say about a model.
+
+    Attributes
+    ----------
+    dtype : str or None
+        What the matrices are stored as: ``'float32'``, ``'float16'``, ``'bfloat16'``, ``'int8'``,
+        ``'int4'``. GGUF's other blocks count as float32, which they are widened to. None: int8 if
+        there is a group size, else float32.
+    tokenizer_path : Path or None
+        The tokenizer that belongs to the checkpoint.
+    notes : sequence of str
+        What a user should know about the files, for ``info``.
+    conventions : Conventions
+        How texts begin, end and take turns.
+    gguf_pairs : mapping of str to value, or None
+        The metadata of a GGUF file, so that the vocabulary in it need not parse the file again.
+    """
+
+    dtype: str | None = None
+    tokenizer_path: Path | None = None
+    notes: Sequence[str] = ()
+    conventions: Conventions = field(default_factory=Conventions)
+    gguf_pairs: Mapping[str, Any] | None = None
 
 
 class Checkpoint(Closing):
@@ -35,23 +63,15 @@ class Checkpoint(Closing):
     group_size : int, optional
         Values per scale where all or some matrices are int8 or int4. Other matrices that become
         int8 get groups of this size, too.
-    tokenizer_path : Path, optional
-        The tokenizer that belongs to the checkpoint, where the format says which.
-    dtype : str, optional
-        What the matrices are stored as: ``'float32'``, ``'float16'``, ``'bfloat16'``, ``'int8'``,
-        ``'int4'``. GGUF's other blocks count as float32, which they are widened to. By default
-        int8 if there is a group size, else float32.
-    notes : sequence of str, optional
-        What a user should know about the files, for ``info``.
-    conventions : Conventions, optional
-        How texts begin, end and take turns, where the metadata says so.
-    gguf_pairs : mapping of str to value, optional
-        The metadata of a GGUF file, so that the vocabulary in it need not parse the file again.
+    details : Details
+        What else the format says.
 
     Attributes
     ----------
-    path, format, config, group_size, tokenizer_path, dtype, notes, conventions, gguf_pairs
+    path, format, config, group_size
         As above.
+    dtype, tokenizer_path, notes, conventions, gguf_pairs
+        As in `Details`; ``dtype`` is never None.
     file_size : int
         Bytes of all files together.
     """
@@ -64,21 +84,17 @@ class Checkpoint(Closing):
         tensors: Mapping[str, tuple[Tensor, ...]],
         files: Sequence[InputFile],
         group_size: int | None = None,
-        tokenizer_path: Path | None = None,
-        dtype: str | None = None,
-        notes: Sequence[str] = (),
-        conventions: Conventions | None = None,
-        gguf_pairs: Mapping[str, Any] | None = None,
+        details: Details = Details(),  # immutable
     ) -> None:
         self.path = path
         self.format = format
         self.config = config
         self.group_size = group_size
-        self.tokenizer_path = tokenizer_path
-        self.dtype = dtype or ("float32" if group_size is None else "int8")
-        self.notes = tuple(notes)
-        self.conventions = conventions or Conventions()
-        self.gguf_pairs = gguf_pairs
+        self.dtype = details.dtype or ("float32" if group_size is None else "int8")
+        self.tokenizer_path = details.tokenizer_path
+        self.notes = tuple(details.notes)
+        self.conventions = details.conventions
+        self.gguf_pairs = details.gguf_pairs
         self.file_size = sum(file.size for file in files)
         self._tensors: Mapping[str, tuple[Tensor, ...]] | None = MappingProxyType(dict(tensors))
         self._files = tuple(files)

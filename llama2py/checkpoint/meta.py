@@ -16,7 +16,7 @@ from ..config import ModelConfig, RopeScaling
 from ..errors import CheckpointError, ConfigError, ParameterError
 from ..formats.bounded_json import JsonObject, read_object
 from ..formats.input_file import InputFile
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Details
 from .conventions import Conventions
 from .state_dict import (
     Weight,
@@ -114,9 +114,8 @@ def read_trainer_state(file: InputFile, saved: Mapping[Any, Any]) -> Checkpoint:
         raise CheckpointError(f"{file.path}: {error}") from None
     tensors = _whole_tensors(file.path, config, weights)
     check_sharing(file.path, tensors, file.size)
-    return Checkpoint(
-        file.path, "llama2.c ckpt.pt", config, tensors, [file], dtype=largest_dtype(tensors)
-    )
+    details = Details(largest_dtype(tensors))
+    return Checkpoint(file.path, "llama2.c ckpt.pt", config, tensors, [file], details=details)
 
 
 # ---- Meta's directories ----
@@ -180,9 +179,9 @@ def read_meta_directory(
             config,
             tensors,
             files,
-            tokenizer_path=tokenizer,
-            dtype=largest_dtype(tensors),
-            conventions=Conventions(eos_ends=True),
+            details=Details(
+                largest_dtype(tensors), tokenizer, conventions=Conventions(eos_ends=True)
+            ),
         )
         stack.pop_all()
     return checkpoint

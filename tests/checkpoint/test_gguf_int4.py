@@ -134,7 +134,7 @@ def test_the_very_numbers_are_computed_with(tmp_path: Path, first: int | None) -
 @pytest.mark.parametrize(
     ("scale", "bad"), [(np.nan, 1), (np.inf, 1), (-np.inf, 1), (0.0, 0), (-0.0, 0)]
 )
-def test_a_scale_that_is_none(tmp_path: Path, scale: float, bad: int) -> None:
+def test_a_scale_that_is_not_a_number_or_zero(tmp_path: Path, scale: float, bad: int) -> None:
     """A damaged one is counted, once, and spoils what it touches; 0 and -0 are zeros."""
     parts = parts_of(CONFIG, {})
     part = parts["wcls"][0]
@@ -244,7 +244,7 @@ def test_rows_that_groups_of_32_do_not_fill(tmp_path: Path, kind: int) -> None:
     assert (fast.digest() == engine(wide, "int4").digest()) == (kind == Q8_0)
 
 
-# ---- what is told, and written ----
+# ---- notes, and what is written ----
 
 
 def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,8 @@ def use(kind):
         with open_checkpoint(path) as checkpoint:
             Engine(checkpoint, progress=shrink)
     elif kind.startswith("convert"):
-        convert(path, os.path.dirname(weights) + "/out" + kind[7:], tokenizer=False, progress=shrink)
+        output = os.path.dirname(weights) + "/out" + kind[7:]
+        convert(path, output, tokenizer=False, progress=shrink)
     else:
         with open_checkpoint(path) as checkpoint:
             shrink()
@@ -96,7 +97,7 @@ def test_a_file_that_shrinks_is_an_error(format: str, tmp_path: Path) -> None:
 
 def test_a_file_that_shrinks_while_it_is_opened_is_an_error(tmp_path: Path) -> None:
     """Its headers are read after its size."""
-    path, weights = make(tmp_path, "safetensors")
+    _, weights = make(tmp_path, "safetensors")
     header = json.dumps({"__metadata__": {}}).encode().ljust(4096)
     weights.write_bytes(len(header).to_bytes(8, "little") + header)
     program = (

@@ -65,7 +65,7 @@ _NAMES = {"<f4": "F32", "<f2": "F16", "<u2": "BF16"}
 
 
 def safetensors(tensors: dict[str, Array]) -> tuple[dict[str, Any], bytes]:
-    """The header, and the data behind it."""
+    """The header, and the data after it."""
     header: dict[str, Any] = {}
     data = b""
     for name, array in tensors.items():

@@ -79,7 +79,7 @@ def gguf_file(
     n_tensors: int | None = None,
     alignment: int = 32,
 ) -> bytes:
-    """A file of these pairs (`typed`), this tensor list, and this data behind it."""
+    """A file of these pairs (`typed`), this tensor list, and this data after it."""
     count = len(infos) if n_tensors is None else n_tensors
     head = b"GGUF" + struct.pack("<IQQ", version, count, len(pairs))
     head += b"".join(pair(key, *typed(value)) for key, value in pairs.items()) + b"".join(infos)

@@ -128,7 +128,7 @@ def _add_tensors(file: TinyFile, name: str) -> None:
             file.add(layer.astype("<f4").tobytes())
             file.expected[name].append(layer)
         else:
-            # int8 has too few numbers to be distinct; the order of them still tells tensors apart.
+            # int8 has too few numbers to be distinct; their order still distinguishes tensors.
             values = (layer * 7 % 255 - 127).astype(np.int8)
             scales = (layer.ravel()[:: file.shape.group_size] / 8).astype(np.float32)
             file.add(values.tobytes())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError, ConfigError
 from ...formats.input_file import InputFile, named
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Details
 from ..conventions import gguf_conventions
 from ..state_dict import check_shape, collect
 from ..tensors import DTYPES, Tensor
@@ -115,11 +115,13 @@ def _read(model: GGUFModel) -> Checkpoint:
         tensors,
         model.files,
         group_size=_GROUP if grouped else None,
-        tokenizer_path=first.path if "tokenizer.ggml.tokens" in model.pairs else None,
-        dtype=dtype,
-        notes=notes,
-        conventions=gguf_conventions(model.pairs, config.vocab_size, first.path),
-        gguf_pairs=model.pairs,
+        details=Details(
+            dtype,
+            first.path if "tokenizer.ggml.tokens" in model.pairs else None,
+            notes,
+            gguf_conventions(model.pairs, config.vocab_size, first.path),
+            model.pairs,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from ...config import ModelConfig, RopeScaling
 from ...errors import CheckpointError, ConfigError
 from ...formats.bounded_json import JsonObject, read_object
 from ...formats.input_file import InputFile
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Details
 from ..conventions import huggingface_conventions
 from ..state_dict import (
     Weight,
@@ -125,10 +125,7 @@ def read_huggingface_directory(
             config,
             tensors,
             files,
-            tokenizer_path=tokenizer,
-            dtype=largest_dtype(tensors),
-            notes=notes,
-            conventions=conventions,
+            details=Details(largest_dtype(tensors), tokenizer, notes, conventions),
         )
         stack.pop_all()
     if opened is not None and opened.file not in files:

@@ -43,6 +43,8 @@ class Allowance:
 
     header_bytes: int = 8 << 20
     """The headers of a model of 405 billion parameters have 0.2 MB."""
+    tensors: int = 1 << 15
+    """Such a model has 1,137."""
 
 
 def read_safetensors(file: InputFile, allowance: Allowance | None = None) -> dict[str, Weight]:
@@ -83,6 +85,11 @@ def _read(file: InputFile, allowance: Allowance) -> dict[str, Weight]:
     allowance.header_bytes -= length
     header = parse_object(file.read(8, length))
     header.pop("__metadata__", None)
+    if len(header) > allowance.tensors:
+        raise CheckpointError(
+            f"its header lists {len(header)} tensors, expected at most {allowance.tensors}"
+        )
+    allowance.tensors -= len(header)
     begin = 8 + length
     size = file.size - begin
     weights, spans = {}, []

@@ -67,7 +67,8 @@ class Allowance:
     """
 
     entries: int = 50_000
-    limits: Limits = field(default_factory=lambda: Limits(steps=1_000_000, memory=64 << 20))
+    limits: Limits = field(default_factory=lambda: Limits(steps=1_000_000))
+    """Each file adds memory in proportion to its size."""
 
 
 class Opened(NamedTuple):
@@ -123,6 +124,7 @@ def read_torch_file(file: InputFile, allowance: Allowance | None = None) -> obje
             raise CheckpointError("its tensors are big-endian, which is not supported")
         loader = _Loader(file, prefix, entries)
         data = file.read(entry.offset, entry.size)
+        allowance.limits.memory += 2 * file.size
         return unpickle(data, _NAMES, loader.load, allowance.limits)
     except CheckpointError as error:
         raise named(file.path, error) from None

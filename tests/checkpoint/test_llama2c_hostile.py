@@ -107,7 +107,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "heads": (v0(8, 12, 2, 3, 3, 5, 3), WILD + "n_heads 3 does not divide dim 8"),
     "kv heads": (v0(8, 12, 2, 4, 3, 5, 3), WILD + "n_kv_heads 3 does not divide n_heads 4"),
     "kv heads above": (v1(8, 12, 2, 4, 8, 5, 3), "n_kv_heads 8 does not divide n_heads 4"),
-    "odd head": (v1(12, 12, 2, 4, 2, 5, 3), "the head size dim / n_heads = 3 is odd, expected"),
+    "odd head": (v1(12, 12, 2, 4, 2, 5, 3), "the head size dim / n_heads = 3 is odd"),
     # Every number the largest allowed: no wrapping, no allocation.
     "product": (
         v0(WIDE, WIDE, 4096, 2, 2, 1 << 24, 1 << 24),

@@ -58,7 +58,7 @@ def cases() -> list[Case]:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_model_tells_the_recorded_stories(name: str, formats: Path) -> None:
+def test_the_real_model_generates_the_recorded_stories(name: str, formats: Path) -> None:
     """With the tokenizer that lies beside it, where one does."""
     path = formats / name
     tokenizer = None if path.is_dir() else formats.parent / "tok512.bin"

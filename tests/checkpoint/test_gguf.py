@@ -62,7 +62,7 @@ def test_the_real_weights_are_the_checkpoints(test_data: Path) -> None:
                     np.testing.assert_allclose(a, b, rtol=tolerance, atol=2.0**-25)
 
 
-def test_the_half_precision_model_tells_the_same_greedy_story(test_data: Path) -> None:
+def test_the_half_precision_model_generates_the_same_greedy_story(test_data: Path) -> None:
     recorded = json.loads((test_data / "golden" / "llama2c.json").read_text(encoding="utf-8"))
     cases = [Case(**case) for case in recorded if case["checkpoint"] == "stories260K"]
     greedy = [case for case in cases if case.temperature == 0]
