@@ -1,10 +1,10 @@
-"""How much memory and time loading a model takes, against what is promised.
+"""How much memory and time it takes to load a model, compared with the documented bound.
 
     python benchmarks/load_memory.py MODEL DTYPE
 
-Loads it once, in this process, generates 16 tokens, and prints one line of JSON: seconds, and the
-peaks of what was resident while loading (``rss``, with the mapped file's pages) and of what the
-process owned (``anonymous``), beside the bound of 1.15 times the packed weights plus 300 MB. Linux.
+Loads the model once, in this process, generates 16 tokens, and prints one line of JSON: seconds,
+the peak of resident memory while loading (``rss``), the peak of the memory that the process owned
+(``anonymous``), and the bound: 1.15 times the packed weights plus 300 MB. For Linux.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from llama2py.config import Dtype
 
 
 def anonymous_bytes() -> int:
-    """What this process owns now, mapped files apart."""
+    """Return the bytes that this process owns now, without mapped files."""
     with open("/proc/self/status", encoding="ascii") as status:
         for line in status:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon, expected Linux 4.5 or later")
+    raise OSError("/proc/self/status has no RssAnon: this needs Linux 4.5 or later")
 
 
 class Peak:
-    """The most that this process owns while the block runs, looked at every 5 ms."""
+    """The most memory that this process owns while the block runs, read every 5 ms."""
 
     def __enter__(self) -> Peak:
         self.nbytes = anonymous_bytes()
@@ -48,7 +48,7 @@ class Peak:
 
 
 def measure(path: str, dtype: Dtype) -> dict[str, object]:
-    """Load, then generate."""
+    """Load the model, then generate."""
     with Peak() as peak:
         start = perf_counter()
         model = llama2py.load(path, dtype=dtype)

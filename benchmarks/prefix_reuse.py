@@ -1,11 +1,11 @@
-"""How much sooner a prompt starts when an earlier one began as it does.
+"""How much sooner the first token comes if a prompt shares a prefix with an earlier one.
 
     python benchmarks/prefix_reuse.py MODEL [DTYPE [N_SHARED [N_NEW]]]
 
-In turns, 40 times: a prompt of N_SHARED + N_NEW random tokens (195 and 5) that nothing is known of,
-one that differs from it in the last N_NEW, and one token behind that, which is the least that any
-prompt can cost: the weights have to be read once. Medians of the seconds to the first token, and of
-the rounds' ratios.
+Measures in turns, 40 times: a new prompt of N_SHARED + N_NEW random tokens (195 and 5); one that
+differs from it only in the last N_NEW tokens; and that one with one more token, the least that any
+prompt can cost, since the weights must be read once. Prints the medians of the seconds to the first
+token and of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROUNDS = 40
 
 
 def main(path: str, dtype: str = "float32", n_shared: str = "195", n_new: str = "5") -> None:
-    """Measure, then print."""
+    """Measure and print."""
     random = Random(1)
     with llama2py.load(path, dtype=dtype) as model:  # type: ignore[arg-type]  # load checks it
 

@@ -1,4 +1,4 @@
-"""What several test files share: recorded outputs, their models, and random models."""
+"""Shared by the tests: recorded outputs, their models, and random models."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ModelFiles:
 
 @pytest.fixture(scope="session")
 def model_files(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
-    """The models of the recorded outputs, by the names they have there."""
+    """The models of the recorded outputs, by their recorded names."""
     folder, data = tmp_path_factory.mktemp("models"), test_data / "data"
     big, big_q80 = folder / "15M.bin", folder / "15M_q80.bin"
     tool = test_data / "tools" / "make_checkpoint.py"
@@ -78,7 +78,7 @@ def model_files(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def random_checkpoint(
     config: ModelConfig, group_size: int | None = None, seed: int = 0
 ) -> Checkpoint:
-    """A model in memory with random weights, so sized that each of them shows in the logits."""
+    """A model in memory with random weights, of such a size that each one affects the logits."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, tuple[Tensor, ...]] = {}
     for name, (count, shape) in tensor_shapes(config).items():
@@ -98,12 +98,12 @@ def random_checkpoint(
 def in_memory(
     config: ModelConfig, tensors: dict[str, tuple[Tensor, ...]], group_size: int | None = None
 ) -> Checkpoint:
-    """A checkpoint that no file is behind."""
+    """A checkpoint without a file."""
     return Checkpoint(Path("in-memory"), "made in a test", config, tensors, (), group_size)
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> Tokenizer:
-    """300 tokens: the bytes, a space, the small letters, and a few pieces of two; or some more."""
+    """A vocabulary of 300 tokens or more: bytes, a space, small letters, and pieces of two."""
     pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]
     pieces += [b" ", *(bytes([letter]) for letter in range(ord("a"), ord("z") + 1))]
     pieces += [b" " + bytes([letter]) for letter in range(ord("a"), ord("n") + 1)]
@@ -167,7 +167,7 @@ def story(test_data: Path) -> list[str]:
 
 
 def run_python(*args: str) -> subprocess.CompletedProcess[str]:
-    """Another interpreter, which finds the same llama2py and these tests."""
+    """Run another interpreter, which imports the same llama2py and these tests."""
     places = [str(Path(llama2py.__file__).parents[1]), str(ROOT)]
     return subprocess.run(
         [sys.executable, *args],

@@ -1,4 +1,4 @@
-"""The same tokens, text and logits as llama2.c, for everything recorded of it."""
+"""The package gives llama2.c's recorded tokens, texts and logits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def logits(test_data: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def load(files: ModelFiles, kernels: str) -> llama2py.Model:
-    """Load with an instruction set, with 'numpy', or with what the engine picks itself."""
+    """Load with an instruction set, with 'numpy', or with the engine's own choice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LLAMA2PY_ISA", raising=False)
         if kernels in isa_names():
@@ -60,7 +60,7 @@ def load(files: ModelFiles, kernels: str) -> llama2py.Model:
 
 
 def spoken(tokenizer: Tokenizer, tokens: list[int]) -> list[bytes]:
-    """The bytes behind each token but the first, as run.c's decode() has them; BOS ends a story."""
+    """The bytes of each token but the first, as in run.c's decode(); BOS ends a story."""
     pieces = []
     for previous, token in pairwise(tokens):
         if token == BOS:
@@ -75,7 +75,7 @@ def spoken(tokenizer: Tokenizer, tokens: list[int]) -> list[bytes]:
 
 
 def printed(piece: bytes) -> bytes:
-    """run.c's safe_printf(): nothing of a NUL and what follows, nor of a lone unprintable byte."""
+    """What run.c's safe_printf() prints: no NUL or later bytes, no lone unprintable byte."""
     piece = piece.split(b"\0")[0]
     if len(piece) == 1 and not (0x20 <= piece[0] < 0x7F or piece in b"\t\n\v\f\r"):
         return b""
@@ -85,7 +85,7 @@ def printed(piece: bytes) -> bytes:
 def test_the_made_checkpoints_are_the_recorded_ones(
     test_data: Path, model_files: dict[str, ModelFiles]
 ) -> None:
-    """Their hashes are golden/README.md's."""
+    """Their hashes are those in golden/README.md."""
     readme = (test_data / "golden" / "README.md").read_text(encoding="utf-8")
     for name in ("15M", "15M_q80"):
         digest = hashlib.sha256(model_files[name].checkpoint.read_bytes()).hexdigest()
@@ -102,7 +102,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_fresh_clone_generates_llama2cs_tokens(
     kernels: str, checkpoint: str, tiny_models: dict[str, Path]
 ) -> None:
-    """Without any file from outside: random weights, and what llama2.c's programs made of them."""
+    """No outside file is needed: the weights are random, the tokens llama2.c's own."""
     recorded = json.loads((GOLDEN / "tiny.json").read_text(encoding="utf-8"))
     cases = [Case(**case) for case in recorded if case["checkpoint"] == checkpoint]
     assert len(cases) >= 5
@@ -151,7 +151,7 @@ def test_tokens_and_text(
 def test_tokens_with_numpy(
     checkpoint: str, cases: list[Case], model_files: dict[str, ModelFiles]
 ) -> None:
-    """NumPy picks the recorded token behind every recorded beginning, so it tells the same story.
+    """NumPy picks the recorded token after every recorded beginning, so its story is the same.
 
     One pass for each case: much quicker than generating, and the same by induction.
     """
@@ -169,7 +169,7 @@ def test_tokens_with_numpy(
 
 
 def test_dropped_bytes_occur(cases: list[Case], model_files: dict[str, ModelFiles]) -> None:
-    """Or the test above would say nothing about them."""
+    """Without them, the test above would not cover them."""
     tokenizer = load(model_files["stories260K"], "default").tokenizer
     pieces = [
         piece

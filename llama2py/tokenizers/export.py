@@ -16,7 +16,7 @@ from .load import load_tokenizer
 from .merge_tokenizer import Characters, MergeTokenizer
 from .scores_and_merges import texts_of, to_scores
 from .sentencepiece import sentencepiece_model
-from .tokenizer import EOS, Tokenizer
+from .tokenizer import EOS, PLAIN, Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -128,13 +128,18 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
     list of str
         A sentence for each.
     """
+    changes = []
+    if format != "json" and _has_rules(tokenizer):
+        changes.append(
+            "this format finds special tokens wherever a text has them, the source only where"
+            " normalized, single_word, lstrip or rstrip say so"
+        )
     each, once, after = tokenizer.prefix_each, False, list(tokenizer.specials.added)
     if isinstance(tokenizer, MergeTokenizer):
         if not isinstance(tokenizer.kind, Characters) or format == "json":
-            return []  # the format can say it
+            return changes  # the format can say the rest
         each, once = tokenizer.kind.prefix == "each", tokenizer.kind.prefix_once
         after += () if each else tokenizer.specials.control
-    changes = []
     if after and each != (format != "model"):
         there, here = ("no", "one") if each else ("a", "none")
         changes.append(
@@ -145,3 +150,14 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
             "this format puts a space before a text that begins with one, the source puts none"
         )
     return changes
+
+
+def _has_rules(tokenizer: Tokenizer) -> bool:
+    """Whether an added token is matched in another way than by its text in the text as it is."""
+    if not isinstance(tokenizer, MergeTokenizer):
+        return False
+    rules = [tokenizer.specials.matching.get(text, PLAIN) for text in tokenizer.specials.added]
+    return any(
+        rule.single_word or rule.lstrip or rule.rstrip or (rule.normalized and tokenizer.normalizes)
+        for rule in rules
+    )

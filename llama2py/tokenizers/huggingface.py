@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from .bpe import MAX_MERGES, MAX_TOKENS
 from .merge_tokenizer import LETTERS, SPACE_MARK, ByteLevel, Characters, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS
 from .scores_and_merges import texts_of, to_merges
-from .tokenizer import EOS, UNK, Specials, Tokenizer
+from .tokenizer import EOS, PLAIN, UNK, Matching, Specials, Tokenizer
 
 _CONFIG = "tokenizer_config.json"
 MAX_FILE_SIZE = 64 << 20  # bytes; Llama 3's has 17 MB
@@ -88,15 +89,10 @@ def _tokenizer(file: Json, config: Json) -> MergeTokenizer:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise TokenizerError(f"model.{name} is {model[name]!r:.80}, expected null")
-    specials, pieces, normalized = _pieces(file, model)
+    specials, pieces = _pieces(file, model)
     # Downwards, so that the lowest id of equal pieces stays.
     ids = dict(zip(reversed(pieces), range(len(pieces) - 1, -1, -1), strict=True))
     kind = _kind(file, bool(model.get("byte_fallback")))
-    if normalized and isinstance(kind, ByteLevel) and kind.form:
-        raise TokenizerError(
-            f"added token {normalized[0][:40]!r} is matched after {kind.form} normalization,"
-            " which is not supported"
-        )
     bos, eos = (_find(ids, names, name) for name in ("bos", "eos"))
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
     if bos is None or eos is None:
@@ -169,8 +165,8 @@ def _find(ids: dict[str, int], names: dict[str, str], name: str) -> int | None:
     return next((ids[text] for text in candidates if text in ids), None)
 
 
-def _pieces(file: Json, model: Json) -> tuple[Specials, list[str], list[str]]:
-    """Return the special tokens, every id's piece, and the tokens matched after normalization."""
+def _pieces(file: Json, model: Json) -> tuple[Specials, list[str]]:
+    """Return the special tokens and the piece of every id."""
     by_id: dict[int, str] = {}
     for piece, token in _object(model.get("vocab"), "model.vocab").items():
         other = by_id.setdefault(_check(token, int, f"the id of {piece[:40]!r}"), piece)
@@ -178,28 +174,24 @@ def _pieces(file: Json, model: Json) -> tuple[Specials, list[str], list[str]]:
             raise TokenizerError(f"{other[:40]!r} and {piece[:40]!r} have the same id, {token}")
     added: dict[str, int] = {}
     control: dict[str, int] = {}
-    normalized: list[str] = []
+    matching: dict[str, Matching] = {}
     for entry in _check(file.get("added_tokens") or [], list, "added_tokens"):
         entry = _object(entry, "an added token")
         text = _check(entry.get("content"), str, "the content of an added token")
         token = _check(entry.get("id"), int, f"the id of {text[:40]!r}")
-        for flag in ("single_word", "lstrip", "rstrip"):
-            if entry.get(flag):
-                raise TokenizerError(
-                    f"added token {text[:40]!r} has {flag}, which is not supported"
-                )
+        flags = {field.name: bool(entry.get(field.name)) for field in fields(Matching)}
+        if any(flags.values()):
+            matching[text] = Matching(**flags)
         if by_id.setdefault(token, text) != text:
             raise TokenizerError(
                 f"added token {text[:40]!r} has the id {token}, which is {by_id[token][:40]!r}"
             )
         (control if entry.get("special") else added)[text] = token
-        if entry.get("normalized"):
-            normalized.append(text)
     if len(by_id) > MAX_TOKENS:
         raise TokenizerError(f"the vocabulary has more than {MAX_TOKENS} tokens")
     if sorted(by_id) != list(range(len(by_id))):
         raise TokenizerError(f"the ids of the {len(by_id)} tokens are not 0 to {len(by_id) - 1}")
-    return Specials(added, control), [by_id[token] for token in range(len(by_id))], normalized
+    return Specials(added, control, matching), [by_id[token] for token in range(len(by_id))]
 
 
 def _merges(model: Json) -> Iterator[tuple[str, str]]:
@@ -300,8 +292,7 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
                 scheme = step.get("prepend_scheme", "always")
                 if scheme not in ("always", "first", "never"):
                     _refuse([step], "pre_tokenizer")
-                if scheme != "never":
-                    prefix, once = ("each" if scheme == "always" else "first"), True
+                prefix, once = {"always": "each", "first": "first", "never": "none"}[scheme], True
             case _:
                 _refuse([step], "pre_tokenizer")
     return Characters(prefix, once)
@@ -335,10 +326,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
         {
             "id": token,
             "content": text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
+            **asdict(tokenizer.specials.matching.get(text, PLAIN)),
             "special": text in control,
         }
         for text, token in sorted(
@@ -400,21 +388,22 @@ def _byte_level_steps(kind: ByteLevel) -> Json:
 
 def _character_steps(kind: Characters) -> Json:
     marks = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
-    normalizer: list[Json] = [marks]
+    normalizer: list[Json] = []
     splitter: Json | None = None
-    if kind.prefix != "none":
-        if kind.prefix_once:
-            scheme = {"each": "always", "first": "first"}[kind.prefix]
-            splitter = {"type": "Metaspace", "replacement": SPACE_MARK}
-            splitter |= {"prepend_scheme": scheme, "split": False}
-        else:
-            normalizer.insert(0, {"type": "Prepend", "prepend": SPACE_MARK})
+    if kind.prefix_once:
+        scheme = {"each": "always", "first": "first", "none": "never"}[kind.prefix]
+        splitter = {"type": "Metaspace", "replacement": SPACE_MARK}
+        splitter |= {"prepend_scheme": scheme, "split": False}
+    elif kind.prefix == "none":
+        normalizer = [marks]
+    else:
+        normalizer = [{"type": "Prepend", "prepend": SPACE_MARK}, marks]
     spaces = {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}
     decoders: list[Json] = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
     if kind.prefix != "none":
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
-        "normalizer": {"type": "Sequence", "normalizers": normalizer},
+        "normalizer": {"type": "Sequence", "normalizers": normalizer} if normalizer else None,
         "pre_tokenizer": splitter,
         "decoder": {"type": "Sequence", "decoders": decoders},
     }

@@ -18,7 +18,7 @@ from unicodedata import normalize
 from ..errors import TokenizerError
 from .bpe import MergeEncoder
 from .pretokenize import words
-from .tokenizer import Specials, Tokenizer
+from .tokenizer import SPACES, Specials, Splitter, Tokenizer
 
 SPACE_MARK = "\u2581"  # how sentencepiece writes a space inside a piece
 
@@ -69,7 +69,8 @@ class Characters:
         Where a space is put before the text: before each stretch between two added tokens, before
         the first stretch only, or nowhere.
     prefix_once : bool
-        Whether a text that begins with a space gets no other one before it.
+        True if a pre-tokenizer (Metaspace) puts the space, and none before a text that begins with
+        one. False if a normalizer puts it, always.
     """
 
     prefix: str = "each"
@@ -167,6 +168,7 @@ class MergeTokenizer(Tokenizer):
         self.unk_id = bos_id if unk_id is None else unk_id
         self._set_up(raw, array("f", bytes(4 * len(raw))), outputs, specials)
         self._merges = encoder
+        self._splitters: dict[bool, Splitter] = {}  # by whether control tokens count
 
     @property
     def merges(self) -> list[tuple[str, str]]:
@@ -195,18 +197,54 @@ class MergeTokenizer(Tokenizer):
             _bytes_of, self._byte_ids if isinstance(self.kind, Characters) else {}, unknown
         )
 
+    def _encode_text(self, text: str, special: bool, first: bool) -> list[int]:
+        # As in tokenizers: special tokens of the text as it is come before those of the normalized.
+        self._check_text(text)
+        tokens: list[int] = []
+        inner = self._normalized_tokens(special)
+        for part in self.specials.split(text, special):
+            pieces = [part] if isinstance(part, int) else inner.split(self._normalize(part))
+            for piece in pieces:
+                tokens += [piece] if isinstance(piece, int) else self._encode_part(piece, first)
+                first = False
+        return tokens
+
+    def _normalized_tokens(self, trusted: bool) -> Splitter:
+        if trusted not in self._splitters:
+            kind, spaces = self.kind, SPACES
+            if isinstance(kind, Characters) and not kind.prefix_once:
+                spaces -= {" "}  # a normalizer has made marks of them
+            self._splitters[trusted] = self.specials.splitter(trusted, self._normalize, spaces)
+        return self._splitters[trusted]
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether a normalizer changes texts before they are encoded."""
+        kind = self.kind
+        if isinstance(kind, ByteLevel):
+            return bool(kind.form)
+        return kind.prefix == "each" and not kind.prefix_once
+
+    def _normalize(self, text: str) -> str:
+        kind = self.kind
+        if isinstance(kind, ByteLevel):
+            return normalize(kind.form, text) if kind.form else text
+        # Each stretch has its space from the normalizer, unless that depends on the stretch.
+        return " " + text if text and kind.prefix == "each" and not kind.prefix_once else text
+
     def _encode_part(self, text: str, first: bool) -> list[int]:
+        """Encode a normalized text without special tokens; ``first`` if it begins the prompt."""
         kind = self.kind
         if isinstance(kind, ByteLevel):
             tokens: list[int] = []
-            text = normalize(kind.form, text) if kind.form else text
             if kind.prefix and not text.startswith(" "):
                 text = " " + text
             for word in words(text, kind.patterns):
                 letters = word.encode().decode("latin-1").translate(_TO_LETTERS)
                 tokens += self._merges.encode(letters)
             return tokens
-        wanted = kind.prefix == "each" or (first and kind.prefix == "first")
+        wanted = kind.prefix == "first" and first
+        wanted = wanted or (kind.prefix == "each" and kind.prefix_once)
         if wanted and not (kind.prefix_once and text.startswith(" ")):
             text = " " + text
         return list(self._merges.encode(text))

@@ -14,9 +14,10 @@ import copy
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from unicodedata import category
 
 from ..errors import PromptError, TokenizerError
 from .bpe import FIRST_BYTE, N_BYTES, PairEncoder
@@ -25,6 +26,54 @@ UNK, BOS, EOS = 0, 1, 2
 MAX_SPECIAL_LENGTH = 256  # characters of a special token's text; real ones have up to 40
 # llama2.c's exporter puts these two pieces on lines of their own.
 BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
+
+
+# Unicode's White_Space, and the word characters of Rust's regular expressions that have no category
+# of their own: joiners and letters in circles.
+SPACES = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
+    map(chr, range(0x2000, 0x200B))
+)
+_OTHER_WORD = frozenset("\u200c\u200d") | frozenset(
+    chr(code)
+    for first, last in (
+        (0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189)
+    )
+    for code in range(first, last + 1)
+)  # fmt: skip
+
+
+def _touches_word(text: str, start: int, end: int) -> bool:
+    return any(_is_word(character) for character in (text[start - 1 : start], text[end : end + 1]))
+
+
+def _is_word(character: str) -> bool:
+    if not character:
+        return False
+    kind = category(character)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in _OTHER_WORD
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How ``tokenizers`` matches a special token in a text, other than by its text alone.
+
+    Parameters
+    ----------
+    normalized : bool
+        Whether the token's normalized text is matched in the normalized text.
+    single_word : bool
+        Whether the token must not touch a letter, digit, mark or underscore.
+    lstrip, rstrip : bool
+        Whether the token takes the white space on its left or right with it.
+    """
+
+    normalized: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+PLAIN = Matching()
 
 
 @dataclass(frozen=True)
@@ -39,10 +88,13 @@ class Specials:
     control : mapping of str to int
         Text to token id. These texts are tokens only where the caller trusts the text, and they
         decode to nothing: ``<|eot_id|>``.
+    matching : mapping of str to Matching
+        How a text is matched, if not `PLAIN`. Only vocabularies with merges have others.
     """
 
     added: Mapping[str, int] = field(default_factory=dict)
     control: Mapping[str, int] = field(default_factory=dict)
+    matching: Mapping[str, Matching] = field(default_factory=dict)
 
     def ids(self) -> list[int]:
         """Return the ids of all special tokens."""
@@ -66,34 +118,71 @@ class Specials:
         """
         return (self._all if trusted else self._added).split(text)
 
+    def splitter(
+        self, trusted: bool, normalize: Callable[[str], str], spaces: frozenset[str]
+    ) -> Splitter:
+        """Return what splits normalized texts at the tokens that are matched there.
+
+        Parameters
+        ----------
+        trusted : bool
+            Whether control tokens count, too.
+        normalize : callable
+            Normalizes the text of a token.
+        spaces : frozenset of str
+            The characters that lstrip and rstrip take.
+        """
+        found = {**self.control, **self.added} if trusted else self.added
+        return Splitter(
+            {
+                normalize(text): (token, self.matching[text])
+                for text, token in found.items()
+                if text in self.matching and self.matching[text].normalized
+            },
+            spaces,
+        )
+
+    def _splitter(self, tokens: Mapping[str, int]) -> Splitter:
+        """Return what splits texts as they are."""
+        rules = {text: self.matching.get(text, PLAIN) for text in tokens}
+        return Splitter(
+            {
+                text: (token, rules[text])
+                for text, token in tokens.items()
+                if not rules[text].normalized
+            }
+        )
+
+    @cached_property
+    def _all(self) -> Splitter:
+        return self._splitter({**self.control, **self.added})
+
+    @cached_property
+    def _added(self) -> Splitter:
+        return self._splitter(self.added)
+
     def split_at_control(self, text: str) -> Iterator[str | int]:
         """Split a text at its control tokens only. Yields what `split` does."""
         return self._control.split(text)
 
     @cached_property
-    def _added(self) -> _Splitter:
-        return _Splitter(self.added)
-
-    @cached_property
-    def _control(self) -> _Splitter:
-        return _Splitter(self.control)
-
-    @cached_property
-    def _all(self) -> _Splitter:
-        return _Splitter({**self.control, **self.added})
+    def _control(self) -> Splitter:
+        return Splitter({text: (token, PLAIN) for text, token in self.control.items()})
 
 
-class _Splitter:
-    """Splits texts at some special tokens.
+class Splitter:
+    """Splits texts at special tokens, as ``tokenizers`` does.
 
     One pattern of all texts would try every one of them at every place. This one looks up the two
     characters at a place, and only the lengths of the texts that begin with them.
     """
 
-    def __init__(self, ids: Mapping[str, int]) -> None:
-        self._ids = ids
+    def __init__(
+        self, tokens: Mapping[str, tuple[int, Matching]], spaces: frozenset[str] = SPACES
+    ) -> None:
+        self._tokens, self._spaces = tokens, spaces
         lengths: dict[str, set[int]] = {}
-        for text in ids:
+        for text in tokens:
             if text:
                 lengths.setdefault(text[:2], set()).add(len(text))
         self._lengths = {
@@ -105,21 +194,32 @@ class _Splitter:
         self._find_first = re.compile(f"[{''.join(map(re.escape, first))}]") if first else None
 
     def split(self, text: str) -> Iterator[str | int]:
-        start = 0  # of the text that is not split yet
+        """Yield the text between two tokens (never empty), and the ids of the tokens."""
+        begin = 0  # of the text that is not yielded yet
+        searched = 0  # no token begins before it
         for match in self._find_first.finditer(text) if self._find_first else ():
-            place = match.start()
-            if place < start:
-                continue  # inside of the last token
-            for length in self._lengths_at(text, place):
-                token = self._ids.get(text[place : place + length])
-                if token is not None:
-                    if start < place:
-                        yield text[start:place]
-                    yield token
-                    start = place + length
+            if match.start() < searched:
+                continue  # inside of a token
+            for length in self._lengths_at(text, match.start()):
+                found = self._tokens.get(text[match.start() : match.start() + length])
+                if found is None:
+                    continue
+                start, end = match.start(), match.start() + length
+                searched = end
+                token, matching = found
+                if matching.single_word and _touches_word(text, start, end):
                     break
-        if start < len(text):
-            yield text[start:]
+                while matching.lstrip and start > begin and text[start - 1] in self._spaces:
+                    start -= 1
+                while matching.rstrip and end < len(text) and text[end] in self._spaces:
+                    end += 1
+                if begin < start:
+                    yield text[begin:start]
+                yield token
+                begin = end
+                break
+        if begin < len(text):
+            yield text[begin:]
 
     def _lengths_at(self, text: str, place: int) -> Sequence[int]:
         lengths = self._lengths.get(text[place : place + 2])

@@ -156,7 +156,7 @@ def _interrupt(
             report.found(f"{place} traceback", stderr)
         if left:
             report.found(f"{place} leftovers", f"{left}")
-    else:
+    elif status == -number:  # it had not finished
         status, stderr = _finish(_start(command, folder))
         if status != 0:
             report.found(f"{place} again", f"status {status}: {stderr}")

@@ -1,4 +1,4 @@
-/* `stories`: eight threads tell stories with one model, and each is the same as a thread alone tells. */
+/* `stories`: eight threads tell stories with one model, each the same story as a thread alone. */
 #include <pthread.h>
 #include <stdatomic.h>
 

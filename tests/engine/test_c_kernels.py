@@ -1,4 +1,4 @@
-"""The C engine without Python: the program in ``c/``, plain, sanitized, and emulated as ARM."""
+"""The C engine without Python: the program of tests/c, plain, sanitized and emulated as ARM."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compiler(name: str) -> str:
 
 
 def build(folder: Path, cc: str, *flags: str) -> Path:
-    """The program, with the project's flags and any warning an error; `flags` overrule them."""
+    """Build the program with the project's flags and `-Werror`; `flags` come last."""
 
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.stem}.o"
@@ -47,7 +47,7 @@ def build(folder: Path, cc: str, *flags: str) -> Path:
 
 
 def run(command: Sequence[str]) -> str:
-    """What a command that succeeds prints."""
+    """Run a command that must succeed, and return what it prints."""
     options = {"UBSAN_OPTIONS": "print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=1"}
     environment = os.environ | options
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -58,20 +58,20 @@ def run(command: Sequence[str]) -> str:
 
 
 def run_at_once(command: Sequence[str], *parts: Sequence[str]) -> str:
-    """The same of some parts of the program, side by side."""
+    """Run parts of the program at the same time, and return all that they print."""
     with ThreadPoolExecutor() as pool:
         return "".join(pool.map(lambda some: run([*command, *some]), parts))
 
 
 def read_hashes(output: str) -> Hashes:
-    """The lines ``avx2 float32 0123456789abcdef``."""
+    """Read lines such as ``avx2 float32 0123456789abcdef``."""
     rows = [line.split() for line in output.splitlines()]
     return {(row[0], row[1]): row[2] for row in rows if len(row) == 3}
 
 
 @pytest.fixture(scope="module")
 def hashes(tmp_path_factory: pytest.TempPathFactory) -> Hashes:
-    """This machine's logits; all parts of the program have passed."""
+    """Run all parts of the program; the hashes of this machine's logits."""
     program = build(tmp_path_factory.mktemp("native"), compiler("cc"))
     return read_hashes(run([str(program)]))
 
@@ -86,7 +86,7 @@ def test_every_part_passes_and_instruction_sets_agree(hashes: Hashes) -> None:
 
 
 def test_clang_builds_it_without_a_warning(tmp_path: Path, hashes: Hashes) -> None:
-    """Which knows other CPU features by name than gcc does, and computes the same bits."""
+    """clang names other CPU features than gcc, and must compute the same bits."""
     names = ["clang", *(f"clang-{version}" for version in range(30, 11, -1))]
     clang = next(filter(which, names), None)
     if clang is None:
@@ -104,7 +104,10 @@ def test_clang_builds_it_without_a_warning(tmp_path: Path, hashes: Hashes) -> No
         # all of them, in two halves at once
         (
             "address,undefined",
-            [["kernels", "draws"], ["fork", "errors", "models", "texts", "threads", "unscheduled", "stories"]],
+            [
+                ["kernels", "draws"],
+                ["fork", "errors", "models", "texts", "threads", "unscheduled", "stories"],
+            ],
         ),
         # not minutes for the rest; after fork() TSan knows no threads
         ("thread", [["draws", "texts", "stories"], ["threads"]]),

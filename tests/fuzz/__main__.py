@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing of every reader of files. Not run by pytest: each takes as long as given.
+"""Coverage-guided fuzzing of every file reader, for as long as requested. Pytest does not run it.
 
     pip install atheris  # where the tests run
     python -m tests.fuzz gguf --seconds 3600 --corpus gguf-corpus
 
-What is wrong, whatever a file holds: another exception than Llama2pyError, more than two seconds,
-memory of more than twice the file and 16 MB. Such inputs are told once for each place, and kept in
-the corpus folder as ``finding-...``; ``--replay FILE`` reads one of them again. ``--list`` names
-the readers. The corpus grows from run to run; it begins with small whole files, made here.
+A finding is any exception but Llama2pyError, more than two seconds, or more memory than twice the
+file and 16 MB. Each place in the code is reported once. The input is kept in the corpus folder as
+``finding-...``; ``--replay FILE`` reads one again. ``--list`` names the readers. The corpus starts
+with small valid files that the readers' module makes, and grows from run to run.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
         corpus: Path = args.corpus or Path(tempfile.gettempdir()) / f"llama2py-fuzz-{args.reader}"
         corpus.mkdir(parents=True, exist_ok=True)
         loaded = set(sys.modules)
-        read(seeds[0])  # raises if it is refused: nothing behind that place would be reached
+        read(seeds[0])  # raises if it is refused: then the fuzzer would reach nothing
         for i, seed in enumerate(seeds):
             check(read, seed, folder)
             assert len(seed) <= MAX_INPUT  # libFuzzer would cut it

@@ -16,7 +16,7 @@ from llama2py.tokenizers.huggingface import tokenizer_json
 from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import Characters
 from llama2py.tokenizers.sentencepiece import sentencepiece_model
-from llama2py.tokenizers.tokenizer import Specials
+from llama2py.tokenizers.tokenizer import Matching, Specials
 from tests.conftest import tiny_tokenizer
 from tests.support.made_tokenizers import early_specials, merging_with, with_specials
 
@@ -133,3 +133,15 @@ def test_a_tokenizer_model_puts_no_space_after_user_defined_symbols(tmp_path: Pa
         )
     export_tokenizer(path, tmp_path / "again.model")
     assert (tmp_path / "again.model").read_bytes() == path.read_bytes()
+
+
+def test_a_rule_of_an_added_token_that_a_format_cannot_hold_is_reported() -> None:
+    for matching, kind, is_reported in (
+        (Matching(normalized=True), Characters("each"), True),
+        (Matching(normalized=True), Characters("each", prefix_once=True), False),
+        (Matching(lstrip=True), Characters("each", prefix_once=True), True),
+    ):
+        ours = merging_with(kind, Specials({"MARK": 300}, matching={"MARK": matching}))
+        changes = [change for change in space_changes(ours, "gguf") if "single_word" in change]
+        assert bool(changes) == is_reported
+        assert space_changes(ours, "json") == []

@@ -72,10 +72,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "merge 0 is 'a' and 'c': both, and the two together, must be pieces of the vocabulary",
     ),
     "half a pair": (tiny(model__vocab={"a": 0, "b": 1, "ab": 2, "\ud800": 4}), "'utf-8' codec"),
-    "an added token that strips": (
-        tiny(added_tokens=[{"id": 3, "content": "<s>", "lstrip": True}]),
-        "added token '<s>' has lstrip, which is not supported",
-    ),
     "an added token in the way": (
         tiny(added_tokens=[{"id": 0, "content": "<s>"}]),
         "added token '<s>' has the id 0, which is 'a'",
@@ -102,20 +98,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "two normalizers": (
         tiny(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}),
         "normalizer has the step {'type': 'NFC'}",
-    ),
-    "a special token matched after normalization": (
-        tiny(
-            normalizer={"type": "NFC"},
-            added_tokens=[{"id": 3, "content": "<s>", "normalized": True, "special": True}],
-        ),
-        "added token '<s>' is matched after NFC normalization, which is not supported",
-    ),
-    "an added token matched after normalization": (
-        tiny(
-            normalizer={"type": "NFC"},
-            added_tokens=[{"id": 3, "content": "<s>", "normalized": True}],
-        ),
-        "added token '<s>' is matched after NFC normalization, which is not supported",
     ),
     "a step after the bytes": (
         tiny(

@@ -171,3 +171,73 @@ def test_tokenizers_and_sentencepiece_read_the_real_one_alike(real: Path) -> Non
             assert ours.encode(text, bos=False) == processor.encode(text)
 
     check()
+
+
+# ---- added tokens ----
+
+ADDED_TEXTS = st.sampled_from(
+    ["<x>", "<x>y", "x", " x", "x ", "é", "e\u0301", "the", " the", "a\nb", "\u212a", "12", "_"]
+)
+FLAGS = st.fixed_dictionaries(
+    {name: st.booleans() for name in ("normalized", "single_word", "lstrip", "rstrip", "special")}
+)
+AROUND = st.sampled_from(
+    ["<x>", "<x>y", "x", " x", "x ", "é", "e\u0301", "the", " ", "  ", "\n", "\t", "\u3000", "a",
+     "_", "\u0301", "\u200d", "²", "Ⓐ", "½", "K", "\u212a", "12", "3", "a\nb", "."]
+)  # fmt: skip
+
+
+def with_added(found: dict[str, Any], added: dict[str, dict[str, bool]]) -> dict[str, Any]:
+    """Add tokens to a tokenizer.json; those that are in the vocabulary keep their ids."""
+    found = json.loads(json.dumps(found))
+    vocab = found["model"]["vocab"]
+    known = {token["content"] for token in found["added_tokens"]}
+    ids = {*vocab.values(), *(token["id"] for token in found["added_tokens"])}
+    for text, flags in added.items():
+        if text not in known and text not in vocab:
+            ids.add(len(ids))
+            found["added_tokens"].append({"id": len(ids) - 1, "content": text, **flags})
+    return found
+
+
+def test_a_normalized_token_takes_the_space_that_normalization_puts(tmp_path: Path) -> None:
+    """Prepend and Replace make "▁<x>" of it, as of the text."""
+    for normalized in (True, False):
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+        flags["normalized"] = normalized
+        theirs, ours = both(with_added(characters("normalizer"), {"<x>": flags}), tmp_path)
+        token = ours.specials.added["<x>"]
+        plain = ours.encode("the", bos=False), ours.encode("cat", bos=False)
+        wanted = [*plain[0], token, *plain[1]]
+        tokens = ours.encode("the <x> cat", bos=False)
+        assert (tokens == wanted) == normalized
+        assert tokens == theirs.encode("the <x> cat").ids
+
+
+KINDS = ["normalizer", "always", "first", "never", "", "NFC", "NFKC"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_tokens_are_matched_as_in_tokenizers(kind: str, tmp_path: Path) -> None:
+    hf = pytest.importorskip("tokenizers")
+    if kind in ("normalizer", "always", "first", "never"):
+        base = characters(kind)
+    else:
+        base = {**byte_level((GPT2,)), "normalizer": {"type": kind} if kind else None}
+
+    @relaxed
+    @given(st.dictionaries(ADDED_TEXTS, FLAGS, max_size=4), st.lists(AROUND, max_size=8))
+    def check(added: dict[str, dict[str, bool]], parts: list[str]) -> None:
+        theirs, ours = both(with_added(base, added), tmp_path)
+        text = "".join(parts)
+        wanted = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, bos=False, special=True) == wanted
+        (tmp_path / "again.json").write_bytes(tokenizer_json(ours))
+        if all(len(name) > 1 for name in added):  # or it is a character of the vocabulary there
+            written = hf.Tokenizer.from_file(str(tmp_path / "again.json"))
+            assert written.encode(text, add_special_tokens=False).ids == wanted
+        again = load_merges(tmp_path / "again.json")
+        assert again.specials == ours.specials
+        assert again.encode(text, bos=False, special=True) == wanted
+
+    check()
