@@ -50,7 +50,7 @@ def run(command: Sequence[str]) -> str:
     """Run a command that must succeed, and return what it prints."""
     options = {"UBSAN_OPTIONS": "print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=1"}
     environment = os.environ | options
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     if done.returncode:
         said = done.stderr + done.stdout
         pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
