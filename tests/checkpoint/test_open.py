@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 import llama2py
 from llama2py.checkpoint import Checkpoint, DenseTensor, JoinedTensor, StoredTensor, open_checkpoint
+from llama2py.checkpoint.torch import file as torch_file_reader
+from llama2py.checkpoint.torch import unpickler
 from llama2py.config import RopeScaling
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
 from llama2py.engine.session import Session
 from llama2py.errors import CheckpointError
+from llama2py.formats import gguf_metadata
+from llama2py.formats.input_file import InputFile
 from llama2py.tokenizers.load import load_tokenizer
 from tests.conftest import TINY, find_test_data, random_checkpoint
 from tests.support.foreign_files import (
@@ -327,3 +331,45 @@ def test_loading_holds_one_tensor_at_a_time(kind: str, tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert widened <= peak < 2 * widened
+
+
+# ---- once, not twice ----
+
+
+@pytest.mark.parametrize(
+    ("name", "n_files"),
+    [
+        ("stories260K-f32.gguf", 1),
+        ("stories260K-hf/model.safetensors", 1),
+        ("stories260K-hf-bin/pytorch_model.bin", 1),
+        ("stories260K-meta-2shards/consolidated.01.pth", 2),
+        ("stories260K-ckpt.pt", 1),
+    ],
+)
+def test_weights_are_opened_and_parsed_once(
+    name: str, n_files: int, formats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the file that the user names, and a GGUF file whose vocabulary is in its metadata."""
+    opened, parsed = [], []
+    real_open, real_parse = InputFile.__init__, gguf_metadata._parse_metadata
+    real_unpickle = unpickler.unpickle
+
+    def count_open(file: InputFile, path: Path, *rest: Any, **more: Any) -> None:
+        opened.append(Path(path).suffix)
+        real_open(file, path, *rest, **more)
+
+    def count_parse(*arguments: Any) -> Any:
+        parsed.append(1)
+        return real_parse(*arguments)
+
+    def count_unpickle(*arguments: Any) -> Any:
+        parsed.append(1)
+        return real_unpickle(*arguments)
+
+    monkeypatch.setattr(InputFile, "__init__", count_open)
+    monkeypatch.setattr(gguf_metadata, "_parse_metadata", count_parse)
+    monkeypatch.setattr(torch_file_reader, "unpickle", count_unpickle)
+    tokenizer = formats.parent / "tok512.bin" if name.endswith("ckpt.pt") else None
+    llama2py.load(formats / name, tokenizer).close()
+    assert opened.count(Path(name).suffix) == n_files
+    assert len(parsed) == (0 if name.endswith(".safetensors") else n_files)
