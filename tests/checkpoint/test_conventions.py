@@ -190,7 +190,7 @@ def test_loading_keeps_it(test_data: Path) -> None:
 
 
 def test_a_chat_with_a_directory(tmp_path: Path) -> None:
-    """All of it from files: five tokens, of which b stands for what has none."""
+    """Everything comes from files: five tokens, of which b stands for bytes without a token."""
     tokenizer = {
         "added_tokens": [
             {"id": 3, "content": "<|im_start|>", "special": True},

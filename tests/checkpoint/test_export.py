@@ -22,7 +22,7 @@ def whole(parts: Any) -> NDArray[Any]:
 
 
 def test_bfloat16_is_the_nearest_and_of_two_the_even_one() -> None:
-    """Every upper half, with what lies just below, at and above the middle to the next one."""
+    """Every upper half, with lower halves just below, at and above the middle to the next one."""
     upper = np.arange(0, 0x7F7F, dtype=np.uint32)
     upper = np.concatenate([upper, upper | 0x8000])
     for lower, up in ((0, 0), (1, 0), (0x7FFF, 0), (0x8000, upper & 1), (0x8001, 1), (0xFFFF, 1)):

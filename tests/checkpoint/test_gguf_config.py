@@ -100,7 +100,7 @@ def llama3_factors(theta: float, head: int, factor: float, old: float) -> list[f
 
 
 def test_the_modern_model_as_gguf(test_data: Path, tmp_path: Path) -> None:
-    """A head size of its own and Llama 3's scaling: transformers' recorded greedy ids."""
+    """A head size that is not dim / n_heads, and Llama 3's scaling: transformers' greedy ids."""
     from llama2py.engine.native import Engine
 
     formats = test_data / "data" / "formats"

@@ -140,7 +140,7 @@ HOSTILE = {
 
 
 def opens_or_refuses(path: Path) -> str | None:
-    """Open and read all of it; the refusal, if it is one. Bounds time and memory."""
+    """Open a file and read all of it within the bounds; return the error, if any."""
     size = path.stat().st_size
     started = time.process_time()
     tracemalloc.start()

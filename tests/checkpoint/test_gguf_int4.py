@@ -135,7 +135,7 @@ def test_the_very_numbers_are_computed_with(tmp_path: Path, first: int | None) -
     ("scale", "bad"), [(np.nan, 1), (np.inf, 1), (-np.inf, 1), (0.0, 0), (-0.0, 0)]
 )
 def test_a_scale_that_is_not_a_number_or_zero(tmp_path: Path, scale: float, bad: int) -> None:
-    """A damaged one is counted, once, and spoils what it touches; 0 and -0 are zeros."""
+    """A scale that is not finite is counted once and spoils its group; 0 and -0 are zeros."""
     parts = parts_of(CONFIG, {})
     part = parts["wcls"][0]
     raw = np.float16(scale).tobytes() + part.raw[2:]  # of row 0
@@ -255,7 +255,7 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "weights      int4, one scale per 32 values" in lines
     assert "notes        none" in lines
     told = next(line for line in lines if line.startswith("load "))
-    assert " as int4 and " in told
+    assert " as int4, and " in told
 
     path = write(tmp_path / "mixed.gguf", CONFIG, parts_of(CONFIG, {"wcls": Q8_0, "wk": Q4_1}))
     assert main(["info", str(path)]) == 0

@@ -36,7 +36,7 @@ NORM = "model.norm.weight"
 @pytest.mark.parametrize("dtype", ["<f4", "<f2", "<u2"])
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])
 def test_the_files_as_they_are(tmp_path: Path, kind: str, dtype: str) -> None:
-    """Or what is refused below would say nothing."""
+    """If these did not open, the errors below would prove nothing."""
     path = huggingface(tmp_path / "good", kind, dtype)
     assert opens(path) == ""
     with open_checkpoint(path) as checkpoint:
@@ -214,7 +214,7 @@ FLIPS = st.lists(
 def test_flipped_bytes(
     scratch: dict[str, Path], originals: dict[str, bytes], kind: str, flips: Any, front: bool
 ) -> None:
-    """Of the whole file, or of its first part, where headers and pickles are."""
+    """In the whole file, or in its first part, which has the header or the pickle."""
     data = bytearray(originals[kind])
     span = min(len(data), 1200) if front else len(data)
     for place, value in flips:

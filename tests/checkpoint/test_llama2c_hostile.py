@@ -42,7 +42,7 @@ def v2(group_size: int, body: int = 4096, dim: int = GOOD[0]) -> bytes:
 
 
 def refusal(path: Path) -> str:
-    """What the reader says about a file, less the path; checks all that holds for every refusal."""
+    """Return the error without the path, and check what every error must fulfil."""
     started = time.perf_counter()
     tracemalloc.start()
     try:
@@ -257,7 +257,7 @@ def test_cut_at_every_border(tmp_path: Path, name: str, version: int) -> None:
 
 
 def test_a_lying_header_in_a_sparse_file_allocates_nothing(tmp_path: Path) -> None:
-    """The file is as long as its header says: 30 GB of hole, opened without reading it."""
+    """The file is as long as its header says, 30 GB of zeros, and opens without being read."""
     path = tmp_path / "sparse.bin"
     dim, hidden, layers, vocab, seq_len = 4096, 4096, 64, 4096, 16
     per_layer = 2 * dim + 4 * dim * dim + 3 * dim * hidden

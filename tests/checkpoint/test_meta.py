@@ -52,7 +52,7 @@ def plain() -> NDArray[np.float64]:
 
 
 def stretched(factor: float, high: float) -> NDArray[np.float64]:
-    """By the wavelength of each, as the model cards of Llama 3.1 tell it."""
+    """By each frequency's wavelength, as the model cards of Llama 3.1 describe it."""
     found = []
     for frequency in plain():
         wavelength = 2 * np.pi / frequency

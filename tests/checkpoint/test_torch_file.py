@@ -1,4 +1,4 @@
-"""Reading files that PyTorch itself wrote; skipped where it is not installed."""
+"""Files that PyTorch itself wrote; skipped if PyTorch is not installed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def saved(value: Any, path: Path) -> Any:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_windows_of_one_storage(tmp_path: Path, dtype: str) -> None:
-    """Slices, steps, transposes and a scalar share bytes, and each is read as torch has it."""
+    """Slices, steps, transposes and a scalar share bytes, and each reads as in torch."""
     base = torch.randn(7, 12, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
     tensors = {
         "whole": base,
@@ -70,7 +70,7 @@ def test_what_stands_around_tensors(tmp_path: Path) -> None:
 
 
 def test_a_modules_state_dict(tmp_path: Path) -> None:
-    """An OrderedDict with attributes of its own."""
+    """It is an OrderedDict with attributes."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     found = saved(module.state_dict(), tmp_path / "module.pt")
     for name, tensor in module.state_dict().items():
