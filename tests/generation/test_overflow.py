@@ -198,7 +198,7 @@ def test_a_chat_raises_at_the_end_of_the_context_by_default() -> None:
     backend, chat = chat_of([260, EOS], "error", 80)
     chat.say("a").finish()
     runs = len(backend.runs)
-    with pytest.raises(ContextError, match="do not fit"):
+    with pytest.raises(ContextError, match="does not fit"):
         chat.say("b" * 60)
     assert len(backend.runs) == runs
     with pytest.raises(ParameterError, match="overflow is 'stop', expected 'error' or 'shift'"):
@@ -207,6 +207,6 @@ def test_a_chat_raises_at_the_end_of_the_context_by_default() -> None:
 
 def test_a_turn_longer_than_the_context_is_an_error_in_any_case() -> None:
     backend, chat = chat_of([260, EOS])
-    with pytest.raises(ContextError, match="do not fit"):
+    with pytest.raises(ContextError, match="does not fit"):
         chat.say("b" * 60)
     assert backend.runs == []
