@@ -1,4 +1,4 @@
-"""Files of other programs, written by hand: the tests of the readers start from them and break them.
+"""Files of other programs, written by hand, from which the tests of the readers start.
 
 Nothing here but `opens` uses the code under test, and none of it the programs themselves.
 """
