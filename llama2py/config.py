@@ -15,8 +15,8 @@ Dtype: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
 # The dtype of a KV cache.
 CacheDtype: TypeAlias = Literal["float32", "bfloat16"]
 
-# Far above any real model (llama-2-70b: dim 8192, hidden_dim 28672), and low enough that the product
-# of any two is an exact 64-bit integer in the engine.
+# Far above any real model (llama-2-70b: dim 8192, hidden_dim 28672), and so low that the product of
+# any two is an exact 64-bit integer in the engine.
 MAX_WIDTH = 1 << 20
 MAX_LAYERS = 1 << 12
 MAX_VOCAB = 1 << 24

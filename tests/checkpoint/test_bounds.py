@@ -259,7 +259,7 @@ SIDE_FILES = [
 @pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "sparse"])
 @pytest.mark.parametrize("name", SIDE_FILES)
 def test_a_side_file_that_never_ends_is_not_read(name: str, kind: str, tmp_path: Path) -> None:
-    """It is an error, or where a directory need not have the file, it is ignored."""
+    """It is an error, or it is ignored if a directory need not have the file."""
     folder = tmp_path / "model"
     weights = huggingface(folder)
     if name.endswith("index.json"):

@@ -95,7 +95,9 @@ def test_a_directory_that_says_everything(tmp_path: Path) -> None:
         ({"tokenizer_config__json": {"chat_template": None, "add_bos_token": None}}, Conventions()),
     ],
 )
-def test_where_it_stands(files: Any, expected: Conventions, tmp_path: Path) -> None:
+def test_the_files_of_a_directory_have_an_order_of_precedence(
+    files: Any, expected: Conventions, tmp_path: Path
+) -> None:
     assert of_directory(tmp_path, **files) == expected
 
 
@@ -119,20 +121,22 @@ def test_where_it_stands(files: Any, expected: Conventions, tmp_path: Path) -> N
         ({"chat_template__jinja": "x" * ((1 << 20) + 1)}, "expected a chat template"),
     ],
 )
-def test_a_directory_that_says_it_wrong(files: Any, message: str, tmp_path: Path) -> None:
+def test_a_directory_with_wrong_metadata_is_an_error(
+    files: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError) as raised:
         of_directory(tmp_path, **files)
     assert message in str(raised.value)
 
 
-def test_a_template_that_is_no_text(tmp_path: Path) -> None:
+def test_a_template_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     directory(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match="expected UTF-8"):
         open_checkpoint(tmp_path)
 
 
-def test_gguf(tmp_path: Path) -> None:
+def test_gguf_metadata_says_the_conventions(tmp_path: Path) -> None:
     assert of_gguf(tmp_path) == Conventions()
     found = of_gguf(
         tmp_path,
@@ -153,7 +157,7 @@ def test_gguf(tmp_path: Path) -> None:
         ({"ggml__eot_token_id": 6}, "end token 6 is outside the vocabulary (6 tokens)"),
     ],
 )
-def test_gguf_that_says_it_wrong(changes: Any, message: str, tmp_path: Path) -> None:
+def test_gguf_with_wrong_metadata_is_an_error(changes: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as raised:
         of_gguf(tmp_path, **changes)
     assert message in str(raised.value)
@@ -177,7 +181,7 @@ def test_a_text_ends_where_the_metadata_says() -> None:
         assert model().generate(stop_tokens=[BOS]).tokens == [260, EOS, 261]
 
 
-def test_loading_keeps_it(test_data: Path) -> None:
+def test_a_loaded_model_keeps_the_conventions(test_data: Path) -> None:
     formats = test_data / "data" / "formats"
     with llama2py.load(formats / "stories260K-hf") as model:
         assert model.conventions.add_bos is True
@@ -189,8 +193,8 @@ def test_loading_keeps_it(test_data: Path) -> None:
         assert model.stop_tokens == {BOS}
 
 
-def test_a_chat_with_a_directory(tmp_path: Path) -> None:
-    """All of it from files: five tokens, of which b stands for what has none."""
+def test_a_chat_uses_the_template_of_a_directory(tmp_path: Path) -> None:
+    """Everything comes from files: five tokens, of which b stands for bytes without a token."""
     tokenizer = {
         "added_tokens": [
             {"id": 3, "content": "<|im_start|>", "special": True},
@@ -235,7 +239,7 @@ def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("ends", [[2], [2, 259], [7, 259], [2, 7, 259], [2, 7, 11, 259]])
-def test_what_ends_a_text_goes_along(
+def test_conversion_keeps_the_end_tokens(
     ends: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of a chat's model there may be several; GGUF has names for three."""

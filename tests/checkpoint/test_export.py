@@ -21,8 +21,8 @@ def whole(parts: Any) -> NDArray[Any]:
     return np.concatenate(list(parts))
 
 
-def test_bfloat16_is_the_nearest_and_of_two_the_even_one() -> None:
-    """Every upper half, with what lies just below, at and above the middle to the next one."""
+def test_bfloat16_rounds_to_nearest_and_ties_to_even() -> None:
+    """Every upper half, with lower halves just below, at and above the middle to the next one."""
     upper = np.arange(0, 0x7F7F, dtype=np.uint32)
     upper = np.concatenate([upper, upper | 0x8000])
     for lower, up in ((0, 0), (1, 0), (0x7FFF, 0), (0x8000, upper & 1), (0x8001, 1), (0xFFFF, 1)):
@@ -31,7 +31,7 @@ def test_bfloat16_is_the_nearest_and_of_two_the_even_one() -> None:
         np.testing.assert_array_equal(found, upper + up)
 
 
-def test_float16_is_the_nearest_and_of_two_the_even_one() -> None:
+def test_float16_rounds_to_nearest_and_ties_to_even() -> None:
     """The middle between two float16 numbers is one of float32's."""
     below = np.arange(0, 0x7BFF, dtype=np.uint16)
     low, high = (bits.view(np.float16).astype(np.float64) for bits in (below, below + np.uint16(1)))
@@ -45,7 +45,7 @@ def test_float16_is_the_nearest_and_of_two_the_even_one() -> None:
     np.testing.assert_array_equal(whole(encode(middle, "float16", "x")).view(np.uint16), even)
 
 
-def test_float32_stays() -> None:
+def test_float32_keeps_every_bit() -> None:
     values = np.arange(1 << 18, dtype=np.float32).reshape(512, -1)
     parts = list(encode(values, "float32", "x"))
     assert len(parts) == 2
@@ -56,7 +56,7 @@ def test_float32_stays() -> None:
     ("dtype", "largest", "beyond"),
     [("float16", 65519.996, 65520.0), ("bfloat16", 3.3961773e38, 3.3961776e38)],
 )
-def test_what_does_not_fit_is_an_error_with_the_tensors_name(
+def test_a_weight_that_does_not_fit_is_an_error_that_names_the_tensor(
     dtype: str, largest: float, beyond: float
 ) -> None:
     assert np.isfinite(np.float32(beyond))
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_an_error_with_the_tensors_name(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_nan_and_infinity_stay_what_they_are(dtype: str) -> None:
+def test_nan_and_infinity_stay_as_they_are(dtype: str) -> None:
     low_nan = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF], np.uint32).view(np.float32)
     found = whole(encode(floats([*low_nan, np.inf, -np.inf]), dtype, "x"))
     if dtype == "bfloat16":
@@ -76,7 +76,7 @@ def test_nan_and_infinity_stay_what_they_are(dtype: str) -> None:
     assert found[3:].tolist() == [np.inf, -np.inf]
 
 
-def test_q8_0_is_ggmls_own() -> None:
+def test_q8_0_has_the_bytes_of_ggmls_quantizer() -> None:
     quants = pytest.importorskip("gguf.quants")
     kinds = pytest.importorskip("gguf").GGMLQuantizationType
     rng = np.random.default_rng(5)
@@ -99,7 +99,7 @@ def test_q8_0_of_tiny_weights_is_zeros_or_near_them() -> None:
     assert not (found["q"].astype(np.float32) * found["d"].astype(np.float32)).any()
 
 
-def test_q8_0_keeps_what_is_q8_0() -> None:
+def test_q8_0_keeps_the_blocks_of_q8_0() -> None:
     rng = np.random.default_rng(6)
     values = rng.integers(-127, 128, (4, 64), np.int8)
     scales = rng.random(8).astype(np.float16).astype(np.float32)
@@ -122,7 +122,7 @@ def test_q8_0_of_other_int8_is_within_half_a_step() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e9])
-def test_q8_0_refuses_what_has_no_scale(value: float) -> None:
+def test_q8_0_refuses_weights_without_a_scale(value: float) -> None:
     weights = np.zeros((2, 32), np.float32)
     weights[1, 3] = value
     with pytest.raises(CheckpointError, match=r"^blk\.0\.w h(as|olds) "):

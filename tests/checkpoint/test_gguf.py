@@ -33,7 +33,7 @@ TYPES = {format.name: kind for kind, format in FORMATS.items()}
 
 
 @pytest.mark.parametrize("backend", ["c", "numpy"])
-def test_the_float32_model_gives_llama2cs_tokens(test_data: Path, backend: Any) -> None:
+def test_the_float32_model_generates_llama2cs_tokens(test_data: Path, backend: Any) -> None:
     """Rows of wq and wk in another order would not: see the reader."""
     recorded = json.loads((test_data / "golden" / "llama2c.json").read_text(encoding="utf-8"))
     cases = [Case(**case) for case in recorded if case["checkpoint"] == "stories260K"]
@@ -44,7 +44,7 @@ def test_the_float32_model_gives_llama2cs_tokens(test_data: Path, backend: Any) 
             assert run(model, case)[0] == case.tokens
 
 
-def test_the_real_weights_are_the_checkpoints(test_data: Path) -> None:
+def test_the_real_weights_equal_the_checkpoints(test_data: Path) -> None:
     data = test_data / "data"
     with open_checkpoint(data / "stories260K.bin") as ours:
         wanted = weights_of(ours)
@@ -77,7 +77,7 @@ def test_the_half_precision_model_generates_the_same_greedy_story(test_data: Pat
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
-def test_a_file_of_the_gguf_package(tmp_path: Path, name: str, tied: bool) -> None:
+def test_a_file_of_the_gguf_package_reads_as_written(tmp_path: Path, name: str, tied: bool) -> None:
     gguf = pytest.importorskip("gguf")
     kind = gguf.GGMLQuantizationType[name]
     path = tmp_path / "model.gguf"
@@ -200,7 +200,9 @@ def test_mixed_types_are_widened(tmp_path: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [2, 3, 6, 7, 8])
-def test_info_on_blocks(kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_describes_blocks(
+    kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It looks for tensors of nothing but zeros, in the bytes of blocks too."""
     rng = np.random.default_rng(kind)
     record = FORMATS[kind].record

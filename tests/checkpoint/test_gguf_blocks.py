@@ -49,7 +49,7 @@ def random_rows(
     return rng.integers(0, 256, (n_rows, n_blocks * size), np.uint8)
 
 
-def test_every_type_asked_for_is_there() -> None:
+def test_every_wanted_type_is_read() -> None:
     assert set(NAMES) == set(WANTED.split())
 
 
@@ -69,7 +69,7 @@ def test_the_types_that_are_not_read_have_names() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_random_blocks(name: str) -> None:
+def test_random_blocks_decode_as_in_gguf(name: str) -> None:
     """Any bytes are blocks; many rows of them, so that more than one band is widened."""
     kind = NAMES[name]
     rng = np.random.default_rng(kind)
@@ -88,7 +88,7 @@ def test_random_blocks(name: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(sorted(NAMES)), st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 3))
-def test_a_few_blocks(name: str, seed: int, n_rows: int, n_blocks: int) -> None:
+def test_a_few_blocks_decode_as_in_gguf(name: str, seed: int, n_rows: int, n_blocks: int) -> None:
     kind = NAMES[name]
     rows = random_rows(kind, np.random.default_rng(seed), n_rows, n_blocks)
     assert same_bits(tensor(kind, rows).dequantize(), reference(kind, rows))

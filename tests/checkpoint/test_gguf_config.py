@@ -33,7 +33,7 @@ def config_of(path: Path, data: bytes) -> ModelConfig:
 LINEAR: dict[str, Any] = {"rope__scaling__type": b"linear", "rope__scaling__factor": 2.0}
 
 
-def test_frequency_factors(tmp_path: Path) -> None:
+def test_frequency_factors_scale_the_rotary_frequencies(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     assert config_of(path, with_factors([1.0] * 4)).rope_scaling is None
     stretched = config_of(path, with_factors([1.0, 1.0, 2.0, 8.0]))
@@ -43,7 +43,7 @@ def test_frequency_factors(tmp_path: Path) -> None:
     assert both.rope_scaling == RopeScaling("factors", factors=(2.0, 2.0, 4.0, 16.0))
 
 
-def test_frequency_factors_that_do_not_fit(tmp_path: Path) -> None:
+def test_frequency_factors_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(with_factors([2.0] * 3))
     assert "RoPE scaling has 3 factors, expected 4, one for each pair" in refusal(path)
@@ -56,7 +56,7 @@ def test_frequency_factors_that_do_not_fit(tmp_path: Path) -> None:
         assert f"RoPE scaling's factor 3 is {factor}, expected 1e-30 to 1e30" in refusal(path)
 
 
-def test_linear_scaling(tmp_path: Path) -> None:
+def test_linear_scaling_is_read(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     for changes in (LINEAR, {"rope__scaling__factor": 2.0}, {"rope__scale_linear": 2.0}):
         found = config_of(path, made.float_file(**changes))
@@ -99,8 +99,8 @@ def llama3_factors(theta: float, head: int, factor: float, old: float) -> list[f
     return factors
 
 
-def test_the_modern_model_as_gguf(test_data: Path, tmp_path: Path) -> None:
-    """A head size of its own and Llama 3's scaling: transformers' recorded greedy ids."""
+def test_the_modern_model_as_gguf_gives_the_recorded_ids(test_data: Path, tmp_path: Path) -> None:
+    """A head size that is not dim / n_heads, and Llama 3's scaling: transformers' greedy ids."""
     from llama2py.engine.native import Engine
 
     formats = test_data / "data" / "formats"
@@ -213,14 +213,16 @@ ODD_CONFIGS = {
 
 
 @pytest.mark.parametrize(("pairs", "message"), ODD_CONFIGS.values(), ids=ODD_CONFIGS)
-def test_what_cannot_be_run_is_refused(tmp_path: Path, pairs: dict[str, Any], message: str) -> None:
+def test_a_model_that_cannot_run_is_an_error(
+    tmp_path: Path, pairs: dict[str, Any], message: str
+) -> None:
     tensors = {n: (0, values.shape, values.tobytes()) for n, values in made.weights().items()}
     path = tmp_path / "odd.gguf"
     path.write_bytes(made.gguf_file(pairs, *made.lay_out(tensors)))
     assert refusal(path).startswith(f"{path}: {message}")
 
 
-def test_what_changes_nothing_is_not_refused(tmp_path: Path) -> None:
+def test_metadata_that_changes_nothing_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     harmless: dict[str, Any] = {
         "attention__key_length": 8,

@@ -140,7 +140,7 @@ HOSTILE = {
 
 
 def opens_or_refuses(path: Path) -> str | None:
-    """Open and read all of it; the refusal, if it is one. Bounds time and memory."""
+    """Open a file and read all of it within the bounds; return the error, if any."""
     size = path.stat().st_size
     started = time.process_time()
     tracemalloc.start()
@@ -165,7 +165,7 @@ def opens_or_refuses(path: Path) -> str | None:
 
 
 @pytest.mark.parametrize(("data", "message"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile_files(tmp_path: Path, data: bytes, message: str) -> None:
+def test_a_hostile_file_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "hostile.gguf"
     path.write_bytes(data)
     refusal = opens_or_refuses(path)
@@ -188,7 +188,7 @@ def borders(path: Path) -> Iterator[int]:
     yield from sorted({offset + by for offset in found for by in (-1, 0, 1)})
 
 
-def test_cut_at_every_border(tmp_path: Path) -> None:
+def test_a_file_cut_at_any_border_is_an_error(tmp_path: Path) -> None:
     path, cut = tmp_path / "whole.gguf", tmp_path / "cut.gguf"
     path.write_bytes(GOOD)
     lengths = [*borders(path), len(GOOD) - 1, len(GOOD) // 2]
@@ -237,7 +237,9 @@ HEAD = len(GOOD) - sum(len(v.tobytes()) for v in made.weights().values())
         st.tuples(st.integers(4, HEAD), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4
     )
 )
-def test_mutated_heads(scratch: Path, changes: list[tuple[int, bytes]]) -> None:
+def test_a_mutated_head_opens_or_is_an_error(
+    scratch: Path, changes: list[tuple[int, bytes]]
+) -> None:
     data = bytearray(GOOD)
     for offset, junk in changes:
         data[offset : offset + len(junk)] = junk
@@ -256,7 +258,7 @@ NUMBERS = st.sampled_from([0, 1, 2, 3, 31, 32, 33, 64, 255, 2**16, 2**31, 2**32 
     NUMBERS,
     st.lists(NUMBERS, min_size=1, max_size=4),
 )
-def test_lying_numbers(
+def test_a_wrong_number_opens_or_is_an_error(
     scratch: Path, config: dict[str, int], name: str, kind: int, offset: int, dims: list[int]
 ) -> None:
     """Good entries, but for one."""
@@ -270,7 +272,7 @@ def test_lying_numbers(
 
 @settings(deadline=None, max_examples=150)
 @given(st.binary(max_size=400))
-def test_random_bytes(scratch: Path, junk: bytes) -> None:
+def test_random_bytes_are_an_error(scratch: Path, junk: bytes) -> None:
     for head in (b"GGUF", GOOD[:8], GOOD[:24], GOOD[: HEAD // 2]):
         scratch.write_bytes(head + junk)
         opens_or_refuses(scratch)

@@ -78,7 +78,7 @@ def engine(checkpoint: Checkpoint, dtype: Dtype | None = None, isa: str = BEST) 
     st.integers(1, 3),
     st.sampled_from([None, 0x0000, 0x8000, 0x7C00, 0xFC00, 0x7E01, 0xFE00, 0x0001, 0x7BFF]),
 )
-def test_any_blocks(seed: int, n_rows: int, n_blocks: int, scale: int | None) -> None:
+def test_any_blocks_run_as_int4(seed: int, n_rows: int, n_blocks: int, scale: int | None) -> None:
     """Against the gguf package; scales of 0, -0, infinity, NaN, and subnormal ones among them."""
     pytest.importorskip("gguf")
     rows = random_rows(Q4_0, np.random.default_rng(seed), n_rows, n_blocks)
@@ -101,7 +101,9 @@ def test_any_blocks(seed: int, n_rows: int, n_blocks: int, scale: int | None) ->
 
 
 @pytest.mark.parametrize("first", [None, -8])
-def test_the_very_numbers_are_computed_with(tmp_path: Path, first: int | None) -> None:
+def test_the_engine_computes_with_the_numbers_of_the_file(
+    tmp_path: Path, first: int | None
+) -> None:
     """Quantizing their weights gives the same again only where each 32 have a -8."""
     parts = parts_of(CONFIG, {}, first)
     same, wide = model(CONFIG, parts), model(CONFIG, parts, dense)
@@ -134,8 +136,10 @@ def test_the_very_numbers_are_computed_with(tmp_path: Path, first: int | None) -
 @pytest.mark.parametrize(
     ("scale", "bad"), [(np.nan, 1), (np.inf, 1), (-np.inf, 1), (0.0, 0), (-0.0, 0)]
 )
-def test_a_scale_that_is_not_a_number_or_zero(tmp_path: Path, scale: float, bad: int) -> None:
-    """A damaged one is counted, once, and spoils what it touches; 0 and -0 are zeros."""
+def test_a_scale_that_is_not_finite_or_zero_stays_so(
+    tmp_path: Path, scale: float, bad: int
+) -> None:
+    """A scale that is not finite is counted once and spoils its group; 0 and -0 are zeros."""
     parts = parts_of(CONFIG, {})
     part = parts["wcls"][0]
     raw = np.float16(scale).tobytes() + part.raw[2:]  # of row 0
@@ -157,7 +161,7 @@ def test_a_scale_that_is_not_a_number_or_zero(tmp_path: Path, scale: float, bad:
         assert np.array_equal(logits(widened), want)
 
 
-def test_no_float32_copy(tmp_path: Path) -> None:
+def test_loading_int4_makes_no_float32_copy(tmp_path: Path) -> None:
     """At most two bytes a weight of one matrix, of which there may be gigabytes."""
     config = replace(CONFIG, dim=256, vocab_size=8000, hidden_dim=64, n_layers=1, n_heads=8)
     path = write(tmp_path / "m.gguf", config, parts_of(config, {}))
@@ -175,7 +179,7 @@ def test_no_float32_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["c", "numpy"])
-def test_load(tmp_path: Path, backend: Any) -> None:
+def test_a_loaded_model_has_the_dtype_of_its_file(tmp_path: Path, backend: Any) -> None:
     path = write(tmp_path / "m.gguf", CONFIG, parts_of(CONFIG, {}))
     with llama2py.load(path, backend=backend) as loaded:
         assert loaded.backend.dtype == "int4"
@@ -193,7 +197,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize("mixture", MIXED)
-def test_of_a_mixture_each_type_keeps_its_own(tmp_path: Path, mixture: str) -> None:
+def test_a_mixed_file_keeps_the_matrices_that_the_dtype_holds(tmp_path: Path, mixture: str) -> None:
     config, kinds = MIXED[mixture]
     parts = parts_of(config, kinds)
     with open_checkpoint(write(tmp_path / "m.gguf", config, parts)) as checkpoint:
@@ -225,7 +229,7 @@ def test_of_a_mixture_each_type_keeps_its_own(tmp_path: Path, mixture: str) -> N
 
 
 @pytest.mark.parametrize("kind", [Q4_0, Q8_0])
-def test_rows_that_groups_of_32_do_not_fill(tmp_path: Path, kind: int) -> None:
+def test_rows_that_groups_do_not_fill_are_quantized_anew(tmp_path: Path, kind: int) -> None:
     """int8's groups are smaller for the sake of the other matrices; int4's may be cut short."""
     names = [name for name, (_, shape) in tensor_shapes(NARROW).items() if len(shape) == 2]
     parts = parts_of(NARROW, dict.fromkeys(names, F32) | {"w2": kind})
@@ -247,7 +251,9 @@ def test_rows_that_groups_of_32_do_not_fill(tmp_path: Path, kind: int) -> None:
 # ---- notes, and what is written ----
 
 
-def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_says_how_many_matrices_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "pure.gguf", CONFIG, parts_of(CONFIG, {}))
     assert main(["info", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -255,7 +261,7 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "weights      int4, one scale per 32 values" in lines
     assert "notes        none" in lines
     told = next(line for line in lines if line.startswith("load "))
-    assert " as int4 and " in told
+    assert " as int4, and " in told
 
     path = write(tmp_path / "mixed.gguf", CONFIG, parts_of(CONFIG, {"wcls": Q8_0, "wk": Q4_1}))
     assert main(["info", str(path)]) == 0
@@ -273,7 +279,7 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"), [("out.gguf", "int8"), ("out.bin", "int8"), ("out", "float32")]
 )
-def test_convert_loses_nothing(tmp_path: Path, name: str, dtype: str) -> None:
+def test_conversion_of_int4_loses_nothing(tmp_path: Path, name: str, dtype: str) -> None:
     """int8 in groups of 32 holds Q4_0's numbers as they are; elsewhere they become float32."""
     parts = parts_of(CONFIG, {})
     source, out = write(tmp_path / "m.gguf", CONFIG, parts), tmp_path / name
@@ -294,7 +300,7 @@ def test_convert_loses_nothing(tmp_path: Path, name: str, dtype: str) -> None:
             assert engine(checkpoint).digest() == engine(first).digest()
 
 
-def test_convert_of_a_mixture_keeps_what_int8_holds(tmp_path: Path) -> None:
+def test_conversion_of_a_mixed_file_keeps_the_int8_matrices(tmp_path: Path) -> None:
     parts = parts_of(CONFIG, {"wcls": Q8_0, "wk": Q4_1})
     source = write(tmp_path / "m.gguf", CONFIG, parts)
     convert(source, tmp_path / "wide.gguf", tokenizer=False)

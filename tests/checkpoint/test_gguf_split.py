@@ -29,7 +29,7 @@ def split(folder: Path, n_parts: int = 3, **changes: Any) -> list[Path]:
     return paths
 
 
-def test_any_part_opens_the_whole(tmp_path: Path) -> None:
+def test_any_part_opens_the_whole_model(tmp_path: Path) -> None:
     (tmp_path / "whole.gguf").write_bytes(made.float_file())
     with open_checkpoint(tmp_path / "whole.gguf") as checkpoint:
         wanted = weights_of(checkpoint)
@@ -43,7 +43,7 @@ def test_any_part_opens_the_whole(tmp_path: Path) -> None:
             assert [a.tobytes() for a in row] == [a.tobytes() for a in found[name]]
 
 
-def test_parts_that_do_not_fit(tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     first, second, third = split(tmp_path)
     good = {path: path.read_bytes() for path in (first, second, third)}
     third.unlink()
@@ -70,7 +70,7 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     assert "its 3 parts have 20 tensors together, expected 99 by split" in refusal(first)
 
 
-def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
+def test_a_tensor_in_two_parts_is_an_error(tmp_path: Path) -> None:
     first, second = split(tmp_path, n_parts=2)
     pairs = {"split.no": 1, "split.count": 2}
     embedding = made.weights()["token_embd.weight"]

@@ -35,8 +35,8 @@ NORM = "model.norm.weight"
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f2", "<u2"])
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])
-def test_the_files_as_they_are(tmp_path: Path, kind: str, dtype: str) -> None:
-    """Or what is refused below would say nothing."""
+def test_the_unbroken_files_open(tmp_path: Path, kind: str, dtype: str) -> None:
+    """If these did not open, the errors below would prove nothing."""
     path = huggingface(tmp_path / "good", kind, dtype)
     assert opens(path) == ""
     with open_checkpoint(path) as checkpoint:
@@ -107,7 +107,7 @@ BROKEN_HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN_HEADERS)
-def test_broken_safetensors(tmp_path: Path, name: str) -> None:
+def test_a_broken_safetensors_header_is_an_error(tmp_path: Path, name: str) -> None:
     change, complaint = BROKEN_HEADERS[name]
     path = huggingface(tmp_path / "bad")
     header, data = safetensors(tiny_tensors())
@@ -115,7 +115,7 @@ def test_broken_safetensors(tmp_path: Path, name: str) -> None:
     assert re.search(complaint, refusal(path))
 
 
-def test_safetensors_cut_anywhere(tmp_path: Path) -> None:
+def test_a_safetensors_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
     path = huggingface(tmp_path / "cut")
     whole_file = path.read_bytes()
     header_end = 8 + struct.unpack("<Q", whole_file[:8])[0]
@@ -127,7 +127,7 @@ def test_safetensors_cut_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 31, (1 << 64) - 1])
-def test_a_lying_header_length(tmp_path: Path, length: int) -> None:
+def test_a_wrong_header_length_is_an_error(tmp_path: Path, length: int) -> None:
     path = huggingface(tmp_path / "bad")
     path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
     assert refusal(path)
@@ -140,7 +140,7 @@ def test_a_lying_header_length(tmp_path: Path, length: int) -> None:
     "content",
     [b"", b"[]", b"nul", b"{", b"[" * 100_000, b"\xff\xfe", b'{"model_type": 7}', b'{"a":1,"a":2}'],
 )
-def test_broken_configs(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_config_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = huggingface(tmp_path / "bad")
     (path.parent / "config.json").write_bytes(content)
     assert refusal(path)
@@ -172,7 +172,7 @@ def test_huge_json_is_not_read(tmp_path: Path) -> None:
         ({"weight_map": {str(i): f"{i}.safetensors" for i in range(600)}}, "600 files"),
     ],
 )
-def test_broken_indexes(tmp_path: Path, index: Any, complaint: str) -> None:
+def test_a_broken_index_is_an_error(tmp_path: Path, index: Any, complaint: str) -> None:
     path = huggingface(tmp_path / "bad")
     path.rename(path.parent / "one.safetensors")
     file = path.parent / "model.safetensors.index.json"
@@ -180,7 +180,7 @@ def test_broken_indexes(tmp_path: Path, index: Any, complaint: str) -> None:
     assert complaint in refusal(file)
 
 
-def test_shards_of_another_shape(tmp_path: Path) -> None:
+def test_shards_of_another_shape_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text('{"dim": 8, "n_layers": 1, "n_heads": 2}', "utf-8")
     for shard in range(2):
         path = tmp_path / f"consolidated.{shard:02d}.pth"
@@ -211,10 +211,10 @@ FLIPS = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(["safetensors", "torch"]), FLIPS, st.booleans())
-def test_flipped_bytes(
+def test_flipped_bytes_open_or_are_an_error(
     scratch: dict[str, Path], originals: dict[str, bytes], kind: str, flips: Any, front: bool
 ) -> None:
-    """Of the whole file, or of its first part, where headers and pickles are."""
+    """In the whole file, or in its first part, which has the header or the pickle."""
     data = bytearray(originals[kind])
     span = min(len(data), 1200) if front else len(data)
     for place, value in flips:
@@ -232,7 +232,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted({*CONFIG, "rope_theta", "rope_scaling", "head_dim"})), VALUES)
-def test_configs_with_other_values(
+def test_a_config_with_another_value_opens_or_is_an_error(
     scratch: dict[str, Path], originals: dict[str, bytes], name: str, value: Any
 ) -> None:
     path = scratch["safetensors"]
@@ -247,7 +247,7 @@ def test_configs_with_other_values(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(SHAPES)), st.sampled_from(["dtype", "shape", "data_offsets"]), VALUES)
-def test_headers_with_other_values(
+def test_a_header_with_another_value_opens_or_is_an_error(
     scratch: dict[str, Path], name: str, field: str, value: Any
 ) -> None:
     header, data = safetensors(tiny_tensors())

@@ -32,7 +32,7 @@ def write(folder: Path, shape: Shape, version: int) -> Path:
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_tensor_is_what_the_author_wrote(tmp_path: Path, name: str, version: int) -> None:
+def test_every_tensor_equals_what_the_author_wrote(tmp_path: Path, name: str, version: int) -> None:
     shape = SHAPES[name]
     expected = make_file(shape, version).expected
     with open_checkpoint(write(tmp_path, shape, version)) as checkpoint:
@@ -61,7 +61,7 @@ def test_every_tensor_is_what_the_author_wrote(tmp_path: Path, name: str, versio
         (2, "llama2.c v2 (int8)", "int8", 8),
     ],
 )
-def test_the_numbers_of_a_checkpoint(
+def test_a_checkpoint_has_the_numbers_of_its_header(
     tmp_path: Path, version: int, format: str, dtype: str, group_size: int | None
 ) -> None:
     path = write(tmp_path, GROUPED, version)
@@ -175,7 +175,7 @@ def test_a_refused_file_is_closed_while_the_error_is_still_held(tmp_path: Path) 
     assert str(path) not in open_files()
 
 
-def test_quantize_by_hand() -> None:
+def test_quantize_gives_the_numbers_worked_out_by_hand() -> None:
     # Group 1: the peak is 127, so the scale is 1 and halves go to the even neighbour.
     # Group 2: zeros. Group 3: a negative peak.
     weights = np.array([[127, 0.5, 1.5], [-2.5, 0, 0], [0, 0, -0.0], [0, 1, -254]], np.float32)
@@ -246,7 +246,7 @@ def test_the_reader_needs_no_engine() -> None:
     assert "_cffi_backend" not in modules
 
 
-def test_the_real_model(test_data: Path) -> None:
+def test_the_real_models_two_versions_hold_the_same_weights(test_data: Path) -> None:
     """Its v0 and v1 files hold the same weights, in another order."""
     with (
         open_checkpoint(test_data / "data/stories260K.bin") as v0,

@@ -42,7 +42,7 @@ def v2(group_size: int, body: int = 4096, dim: int = GOOD[0]) -> bytes:
 
 
 def refusal(path: Path) -> str:
-    """What the reader says about a file, less the path; checks all that holds for every refusal."""
+    """Return the error without the path, and check what every error must fulfil."""
     started = time.perf_counter()
     tracemalloc.start()
     try:
@@ -148,7 +148,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_file(tmp_path: Path, name: str) -> None:
+def test_a_hostile_file_is_an_error(tmp_path: Path, name: str) -> None:
     content, expected = HOSTILE[name]
     path = tmp_path / "hostile.bin"
     path.write_bytes(content)
@@ -166,7 +166,7 @@ POINTER = HOSTILE["lfs"][0]
         ("params.json", "consolidated.00.pth", "a file of PyTorch"),
     ],
 )
-def test_a_directory_that_was_cloned_without_git_lfs(
+def test_a_directory_cloned_without_git_lfs_is_named_as_such(
     tmp_path: Path, about: str, weights: str, format: str
 ) -> None:
     """Its small files are whole, and the large ones say where they are."""
@@ -182,7 +182,7 @@ def test_a_directory_that_was_cloned_without_git_lfs(
 
 
 @pytest.mark.parametrize("second", [2, 3, 4, 5])
-def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path, second: int) -> None:
+def test_a_header_length_may_look_like_a_pickle(tmp_path: Path, second: int) -> None:
     path = huggingface(tmp_path)
     content = path.read_bytes()
     data = 8 + int.from_bytes(content[:8], "little")
@@ -192,19 +192,21 @@ def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path, second: int) 
     open_checkpoint(tmp_path).close()
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.bin") == "no such file, expected a checkpoint"
     assert "no such file" in refusal(tmp_path / "no folder" / "none.bin")
 
 
-def test_directory(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_an_error(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         "this is a directory without a model,"
         " expected a config.json (Hugging Face) or a params.json (Meta) in it"
     )
 
 
-def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "secret.bin"
     path.write_bytes(make_file(GROUPED, 0).data)
 
@@ -231,7 +233,7 @@ def test_pipes_sockets_and_devices_do_not_hang(tmp_path: Path) -> None:
         assert "this is a device, pipe or socket" in refusal(tmp_path / "socket")
 
 
-def test_paths_no_file_can_have(tmp_path: Path) -> None:
+def test_a_path_that_no_file_can_have_is_an_error(tmp_path: Path) -> None:
     assert "cannot be opened" in refusal(tmp_path / "nul\0byte")
     assert "cannot be opened" in refusal(tmp_path / ("long" * 100))
     loop = tmp_path / "loop"
@@ -241,7 +243,7 @@ def test_paths_no_file_can_have(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("name", SHAPES)
-def test_cut_at_every_border(tmp_path: Path, name: str, version: int) -> None:
+def test_a_file_cut_at_any_border_is_an_error(tmp_path: Path, name: str, version: int) -> None:
     tiny = make_file(SHAPES[name], version)
     path, whole = tmp_path / "cut.bin", len(tiny.data)
     lengths = {border + step for border in (*tiny.borders, whole) for step in (-1, 0, 1)}
@@ -257,7 +259,7 @@ def test_cut_at_every_border(tmp_path: Path, name: str, version: int) -> None:
 
 
 def test_a_lying_header_in_a_sparse_file_allocates_nothing(tmp_path: Path) -> None:
-    """The file is as long as its header says: 30 GB of hole, opened without reading it."""
+    """The file is as long as its header says, 30 GB of zeros, and opens without being read."""
     path = tmp_path / "sparse.bin"
     dim, hidden, layers, vocab, seq_len = 4096, 4096, 64, 4096, 16
     per_layer = 2 * dim + 4 * dim * dim + 3 * dim * hidden
@@ -296,7 +298,7 @@ def opens_or_refuses(path: Path, content: bytes) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=600), st.sampled_from([b"", v1(*GOOD)[:4], v1(*GOOD)[:8]]))
-def test_random_bytes(scratch: Path, content: bytes, prefix: bytes) -> None:
+def test_random_bytes_are_an_error(scratch: Path, content: bytes, prefix: bytes) -> None:
     opens_or_refuses(scratch, prefix + content)
 
 
@@ -312,7 +314,7 @@ NUMBERS = st.one_of(
     st.dictionaries(st.integers(0, 9), NUMBERS, min_size=1, max_size=3),
     st.booleans(),
 )
-def test_headers_with_other_numbers(
+def test_a_header_with_other_numbers_opens_or_is_an_error(
     scratch: Path, name: str, version: int, changes: dict[int, int], fit: bool
 ) -> None:
     """Numbers of a good header replaced, and, half the time, the file padded to a likely length."""
@@ -335,7 +337,9 @@ def test_headers_with_other_numbers(
     st.sampled_from([0, 1, 2]),
     st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), min_size=1, max_size=4),
 )
-def test_flipped_bytes(scratch: Path, version: int, flips: list[tuple[int, int]]) -> None:
+def test_flipped_bytes_open_or_are_an_error(
+    scratch: Path, version: int, flips: list[tuple[int, int]]
+) -> None:
     data = bytearray(make_file(GROUPED, version).data)
     for offset, value in flips:
         data[offset] = value

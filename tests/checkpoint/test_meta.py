@@ -52,7 +52,7 @@ def plain() -> NDArray[np.float64]:
 
 
 def stretched(factor: float, high: float) -> NDArray[np.float64]:
-    """By the wavelength of each, as the model cards of Llama 3.1 tell it."""
+    """By each frequency's wavelength, as the model cards of Llama 3.1 describe it."""
     found = []
     for frequency in plain():
         wavelength = 2 * np.pi / frequency
@@ -106,5 +106,7 @@ def test_rope_turns_as_params_json_says(
         ),
     ],
 )
-def test_what_params_json_cannot_say(params: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_params_json_with_wrong_scaling_is_an_error(
+    params: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     assert message in refusal(directory(tmp_path, **params))

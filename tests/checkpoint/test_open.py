@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 import llama2py
 from llama2py.checkpoint import Checkpoint, DenseTensor, JoinedTensor, StoredTensor, open_checkpoint
+from llama2py.checkpoint.torch import file as torch_file_reader
+from llama2py.checkpoint.torch import unpickler
 from llama2py.config import RopeScaling
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
 from llama2py.engine.session import Session
 from llama2py.errors import CheckpointError
+from llama2py.formats import gguf_metadata
+from llama2py.formats.input_file import InputFile
 from llama2py.tokenizers.load import load_tokenizer
 from tests.conftest import TINY, find_test_data, random_checkpoint
 from tests.support.foreign_files import (
@@ -70,7 +74,7 @@ def test_the_real_model_generates_the_recorded_stories(name: str, formats: Path)
             assert run(model, case)[0] == case.tokens, case
 
 
-def test_a_directory_with_no_tokenizer_but_tokenizer_json(formats: Path, tmp_path: Path) -> None:
+def test_a_directory_may_have_only_a_tokenizer_json(formats: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -83,7 +87,9 @@ def test_a_directory_with_no_tokenizer_but_tokenizer_json(formats: Path, tmp_pat
         assert run(model, case)[0] == case.tokens
 
 
-def test_a_directory_is_where_one_stands(formats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_directory_can_be_a_model(
+    formats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(formats / "stories260K-meta")
     with llama2py.load(".") as model:
         assert len(model.tokenizer) == 512
@@ -93,7 +99,9 @@ def test_a_directory_is_where_one_stands(formats: Path, monkeypatch: pytest.Monk
     ("name", "found"),
     [("stories260K-hf", "json"), ("stories260K-hf-bin", "model"), ("stories260K-meta", "model")],
 )
-def test_the_tokenizer_in_a_directory(name: str, found: str, formats: Path, tmp_path: Path) -> None:
+def test_a_directorys_tokenizer_is_found(
+    name: str, found: str, formats: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(formats / name, folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
@@ -105,7 +113,7 @@ def test_the_tokenizer_in_a_directory(name: str, found: str, formats: Path, tmp_
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_every_weight_is_the_real_models(name: str, formats: Path) -> None:
+def test_every_weight_equals_the_real_models(name: str, formats: Path) -> None:
     with (
         open_checkpoint(formats / name) as ours,
         open_checkpoint(formats.parent / "stories260K.bin") as real,
@@ -150,7 +158,7 @@ def modern(formats: Path) -> Checkpoint:
     return open_checkpoint(formats / "modern-hf")
 
 
-def test_the_numbers_of_the_modern_model(formats: Path) -> None:
+def test_the_modern_model_has_its_numbers(formats: Path) -> None:
     with modern(formats) as checkpoint:
         config = checkpoint.config
         assert (config.dim, config.n_heads, config.n_kv_heads, config.head_dim) == (128, 6, 2, 32)
@@ -165,7 +173,7 @@ def test_the_numbers_of_the_modern_model(formats: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", [Engine, Reference])
-def test_the_modern_models_logits(
+def test_the_modern_model_computes_the_recorded_logits(
     backend: Any, formats: Path, recorded: dict[str, NDArray[Any]]
 ) -> None:
     """Positions 63, 64 and 65 straddle the context before it was stretched."""
@@ -174,7 +182,9 @@ def test_the_modern_models_logits(
     np.testing.assert_allclose(rows[recorded["positions"]], recorded["logits"], rtol=0, atol=2e-5)
 
 
-def test_the_modern_models_greedy_ids(formats: Path, recorded: dict[str, NDArray[Any]]) -> None:
+def test_the_modern_model_generates_the_recorded_ids(
+    formats: Path, recorded: dict[str, NDArray[Any]]
+) -> None:
     with modern(formats) as checkpoint:
         engine = Engine(checkpoint)
     tokens = recorded["input_ids"][:20].tolist()
@@ -225,14 +235,14 @@ def copy_of(formats: Path, folder: Path, **changes: Any) -> Path:
         ({"intermediate_size": 171}, "expected .171, 64."),
     ],
 )
-def test_what_is_no_llama_is_refused(
+def test_a_config_of_another_model_is_an_error(
     change: dict[str, Any], complaint: str, formats: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=complaint):
         open_checkpoint(copy_of(formats, tmp_path, **change))
 
 
-def test_rope_of_both_spellings(formats: Path, tmp_path: Path) -> None:
+def test_rope_scaling_is_read_in_all_spellings(formats: Path, tmp_path: Path) -> None:
     linear = {"rope_type": "linear", "factor": 4.0}
     changes: list[dict[str, Any]] = [
         {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5},
@@ -254,7 +264,7 @@ def test_linear_scaling_is_a_slower_position() -> None:
     assert plain.freqs[:2].tolist() == [1.0, np.float32(10000 ** (-2 / 6))]
 
 
-def test_llama3_scaling_by_hand() -> None:
+def test_llama3_scaling_gives_the_numbers_worked_out_by_hand() -> None:
     """Original context 8192: a pair that turns 2 times in it is a third of the way from 1 to 4."""
     theta = (8192 / (2 * np.pi * 2)) ** 2  # of the second pair of a head of 4
     fast, middle = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192).divisors(4, theta)
@@ -327,3 +337,45 @@ def test_loading_holds_one_tensor_at_a_time(kind: str, tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert widened <= peak < 2 * widened
+
+
+# ---- once, not twice ----
+
+
+@pytest.mark.parametrize(
+    ("name", "n_files"),
+    [
+        ("stories260K-f32.gguf", 1),
+        ("stories260K-hf/model.safetensors", 1),
+        ("stories260K-hf-bin/pytorch_model.bin", 1),
+        ("stories260K-meta-2shards/consolidated.01.pth", 2),
+        ("stories260K-ckpt.pt", 1),
+    ],
+)
+def test_weights_are_opened_and_parsed_once(
+    name: str, n_files: int, formats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the file that the user names, and a GGUF file whose vocabulary is in its metadata."""
+    opened, parsed = [], []
+    real_open, real_parse = InputFile.__init__, gguf_metadata._parse_metadata
+    real_unpickle = unpickler.unpickle
+
+    def count_open(file: InputFile, path: Path, *rest: Any, **more: Any) -> None:
+        opened.append(Path(path).suffix)
+        real_open(file, path, *rest, **more)
+
+    def count_parse(*arguments: Any) -> Any:
+        parsed.append(1)
+        return real_parse(*arguments)
+
+    def count_unpickle(*arguments: Any) -> Any:
+        parsed.append(1)
+        return real_unpickle(*arguments)
+
+    monkeypatch.setattr(InputFile, "__init__", count_open)
+    monkeypatch.setattr(gguf_metadata, "_parse_metadata", count_parse)
+    monkeypatch.setattr(torch_file_reader, "unpickle", count_unpickle)
+    tokenizer = formats.parent / "tok512.bin" if name.endswith("ckpt.pt") else None
+    llama2py.load(formats / name, tokenizer).close()
+    assert opened.count(Path(name).suffix) == n_files
+    assert len(parsed) == (0 if name.endswith(".safetensors") else n_files)

@@ -1,4 +1,4 @@
-"""Reading files that PyTorch itself wrote; skipped where it is not installed."""
+"""Files that PyTorch itself wrote; skipped if PyTorch is not installed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def saved(value: Any, path: Path) -> Any:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_windows_of_one_storage(tmp_path: Path, dtype: str) -> None:
-    """Slices, steps, transposes and a scalar share bytes, and each is read as torch has it."""
+def test_windows_of_one_storage_read_as_in_torch(tmp_path: Path, dtype: str) -> None:
+    """Slices, steps, transposes and a scalar share bytes, and each reads as in torch."""
     base = torch.randn(7, 12, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
     tensors = {
         "whole": base,
@@ -49,7 +49,7 @@ def test_windows_of_one_storage(tmp_path: Path, dtype: str) -> None:
     assert len(storages) == 1
 
 
-def test_what_stands_around_tensors(tmp_path: Path) -> None:
+def test_containers_around_tensors_read_as_in_torch(tmp_path: Path) -> None:
     value = {
         "numbers": [1, -70000, 1 << 40, 1.5, True, None],
         "text": ("a", "\u00e9" * 300),
@@ -69,8 +69,8 @@ def test_what_stands_around_tensors(tmp_path: Path) -> None:
     assert none.array.shape == (0, 4)
 
 
-def test_a_modules_state_dict(tmp_path: Path) -> None:
-    """An OrderedDict with attributes of its own."""
+def test_a_modules_state_dict_is_read(tmp_path: Path) -> None:
+    """It is an OrderedDict with attributes."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     found = saved(module.state_dict(), tmp_path / "module.pt")
     for name, tensor in module.state_dict().items():
@@ -91,7 +91,7 @@ def test_an_old_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_sharded_directory(tmp_path: Path, dtype: str) -> None:
+def test_a_sharded_directory_is_read(tmp_path: Path, dtype: str) -> None:
     """Every second tensor in the second file, a rotary table left over, the classifier tied."""
     kind = getattr(torch, dtype)
     tensors = {n: torch.from_numpy(t).to(kind) for n, t in tiny_tensors().items()}
@@ -113,7 +113,7 @@ def test_a_sharded_directory(tmp_path: Path, dtype: str) -> None:
             np.testing.assert_array_equal(down.dequantize(), expected.numpy())
 
 
-def test_a_tied_trainer_state(tmp_path: Path) -> None:
+def test_a_tied_trainer_state_shares_the_classifier(tmp_path: Path) -> None:
     """llama2.c's own model shares the embedding with the classifier; one storage says so."""
     table = torch.ones(5, 8)
     names = {

@@ -124,7 +124,7 @@ BROKEN_PICKLES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN_PICKLES)
-def test_broken_pickles(tmp_path: Path, name: str) -> None:
+def test_a_broken_pickle_is_an_error(tmp_path: Path, name: str) -> None:
     pickled, complaint = BROKEN_PICKLES[name]
     path = huggingface(tmp_path / "bad", "torch")
     torch_file(path, pickled, {"0": np.ones(8, "<f4")})
@@ -135,7 +135,7 @@ def test_broken_pickles(tmp_path: Path, name: str) -> None:
 # ---- zip archives ----
 
 
-def test_an_archive_cut_anywhere(tmp_path: Path) -> None:
+def test_an_archive_cut_anywhere_is_an_error(tmp_path: Path) -> None:
     path = huggingface(tmp_path / "cut", "torch")
     data = path.read_bytes()
     borders = [i for i in range(len(data)) if data[i : i + 2] == b"PK"]
@@ -145,7 +145,7 @@ def test_an_archive_cut_anywhere(tmp_path: Path) -> None:
             assert opens(path)
 
 
-def test_zip_tricks(tmp_path: Path) -> None:
+def test_odd_archives_are_errors(tmp_path: Path) -> None:
     path = huggingface(tmp_path / "bad", "torch")
     pickled, storages = torch_state(tiny_tensors())
     torch_file(path, pickled, storages, compression=zipfile.ZIP_DEFLATED)
@@ -182,7 +182,9 @@ def test_zip_tricks(tmp_path: Path) -> None:
         (0, 0, "directory is damaged"),
     ],
 )
-def test_a_lying_directory(tmp_path: Path, at: int, value: int, complaint: str) -> None:
+def test_a_wrong_archive_directory_is_an_error(
+    tmp_path: Path, at: int, value: int, complaint: str
+) -> None:
     """The first entry's record of the central directory, one field changed."""
     path = huggingface(tmp_path / "bad", "torch")
     data = bytearray(path.read_bytes())
@@ -203,7 +205,7 @@ def test_a_lying_directory(tmp_path: Path, at: int, value: int, complaint: str) 
         (4, "<H", 1),
     ],
 )
-def test_a_lying_end_record(tmp_path: Path, at: int, form: str, value: int) -> None:
+def test_a_wrong_end_record_is_an_error(tmp_path: Path, at: int, form: str, value: int) -> None:
     path = huggingface(tmp_path / "bad", "torch")
     data = bytearray(path.read_bytes())
     struct.pack_into(form, data, data.rindex(b"PK\x05\x06") + at, value)
@@ -211,7 +213,7 @@ def test_a_lying_end_record(tmp_path: Path, at: int, form: str, value: int) -> N
     assert refusal(path)
 
 
-def test_overlapping_entries(tmp_path: Path) -> None:
+def test_overlapping_entries_are_an_error(tmp_path: Path) -> None:
     """The quoted overlap of a zip bomb: one entry's size reaches over the next."""
     path = huggingface(tmp_path / "bad", "torch")
     data = bytearray(path.read_bytes())
@@ -222,7 +224,7 @@ def test_overlapping_entries(tmp_path: Path) -> None:
     assert "overlap at byte" in refusal(path)
 
 
-def test_zip64_records(tmp_path: Path) -> None:
+def test_zip64_records_are_read_and_checked(tmp_path: Path) -> None:
     """A good archive whose end says that the real numbers are in 64 bits; then lies there."""
     path = huggingface(tmp_path / "wide", "torch")
     data = path.read_bytes()
@@ -307,7 +309,7 @@ OPCODES = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(OPCODES)
-def test_random_programs(scratch: Path, parts: list[bytes]) -> None:
+def test_a_random_pickle_reads_or_is_an_error(scratch: Path, parts: list[bytes]) -> None:
     torch_file(scratch, program(b"".join(parts)), {"0": np.ones(8, "<f4")})
     file = InputFile(scratch)
     with contextlib.closing(file), contextlib.suppress(CheckpointError):

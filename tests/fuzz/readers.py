@@ -94,7 +94,7 @@ def llama2c(folder: Path) -> Made:
 
 
 def gguf_part(folder: Path) -> Made:
-    """The second of two files; the first is whole, and its metadata holds for both."""
+    """The second of two files. The first is intact, and its metadata applies to both."""
     _, second = split(folder, n_parts=2)
     return file_as(second, checkpoint_at), [second.read_bytes()]
 

@@ -1,4 +1,4 @@
-"""Files of other programs, written by hand: what the readers' tests start from, and break.
+"""Files of other programs, written by hand, from which the tests of the readers start.
 
 Nothing here but `opens` uses the code under test, and none of it the programs themselves.
 """
@@ -126,7 +126,7 @@ def tensor_program(storage: Storage, offset: int, shape: Any, strides: Any) -> b
 
 
 def whole(storage: Storage) -> bytes:
-    """A tensor that is all of its storage."""
+    """A tensor that covers its whole storage."""
     shape = storage.array.shape
     strides = [s // storage.array.itemsize for s in storage.array.strides]
     return tensor_program(storage, 0, shape, strides)
@@ -192,7 +192,7 @@ def evil(command: str, protocol: int) -> bytes:
 
 
 def opens(path: Path) -> str:
-    """Open a file and read all of it within the bounds; the complaint, or nothing."""
+    """Open a file and read all of it within the bounds; return the error, or an empty string."""
     size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     started = time.process_time()
     complaint = _read_all(path, size)

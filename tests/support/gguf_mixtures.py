@@ -40,10 +40,10 @@ class Part(NamedTuple):
     """A tensor of a file."""
 
     kind: int
-    """ggml's number of its type."""
+    """ggml's number of the type."""
     raw: bytes
     tensor: Tensor
-    """What it is, made without the reader: Q4_0 and Q8_0 are int8."""
+    """The tensor, made without the reader; Q4_0 and Q8_0 are int8."""
 
 
 Parts = dict[str, list[Part]]
@@ -70,7 +70,7 @@ def q4_0(shape: tuple[int, ...], rng: np.random.Generator, first: int | None) ->
 
 
 def q8_0(shape: tuple[int, ...], rng: np.random.Generator) -> Part:
-    """None of its groups reaches 127, as no quantizer would leave them."""
+    """No group reaches 127, which no quantizer would write."""
     values, scales = rng.integers(-90, 91, shape, np.int8), random_scales(shape, rng, 90)
     halves = scales.view(np.uint8).reshape(-1, 2)
     raw = np.concatenate([halves, values.reshape(-1, 32).view(np.uint8)], axis=1).tobytes()
@@ -145,7 +145,7 @@ def dense(part: Part) -> Tensor:
 
 
 def four_bits(part: Part) -> Tensor:
-    """As int8; what is not Q4_0 is made of its weights."""
+    """The tensor as int8; a part that is not Q4_0 is quantized from its weights."""
     if part.kind == Q4_0:
         return part.tensor
     weights = part.tensor.dequantize()

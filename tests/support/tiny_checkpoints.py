@@ -1,4 +1,4 @@
-"""Tiny llama2.c files, written out by hand: what the reader's and the writer's tests compare with.
+"""Tiny llama2.c files, written by hand: the oracle of the reader's and the writer's tests.
 
 Nothing here uses the code under test. No two float32 tensors of a file share a value, so a tensor
 read from the wrong place cannot pass for the right one.
