@@ -378,8 +378,14 @@ static int next_pass(Forward *f) {
     return n > 0;
 }
 
-static void run_pass(Forward *f, int n_threads) {
-    n_threads = scheduling_before_run(scheduling_threads(f->model, f->n, n_threads));
+/* Passes that run on the same threads, so that these are woken once */
+typedef struct {
+    Forward *f;
+    int threads_asked, n_threads; /* by the caller; as they suit the passes */
+    enum { LAST_PASS, NEXT_PASS, OTHER_THREADS } then;
+} Passes;
+
+static void start_pass(Forward *f, int n_threads) {
     if (f->n != f->laid_out.n || f->n_rows != f->laid_out.n_rows || n_threads != f->laid_out.n_threads) {
         lay_out_workspace(f, n_threads, PLACE);
         f->laid_out.n = f->n;
@@ -387,7 +393,25 @@ static void run_pass(Forward *f, int n_threads) {
         f->laid_out.n_threads = n_threads;
     }
     find_chunks(f);
-    threads_run(n_threads, forward_share, f);
+}
+
+static void passes_share(void *context, int thread, int n_threads) {
+    Passes *passes = context;
+    Forward *f = passes->f;
+    do {
+        forward_share(f, thread, n_threads);
+        if (!draws(f)) return;
+        threads_barrier(n_threads); /* every row has its token */
+        if (thread == 0) {
+            if (*f->cancelled || !next_pass(f))
+                passes->then = LAST_PASS;
+            else if (scheduling_threads(f->model, f->n, passes->threads_asked) != passes->n_threads)
+                passes->then = OTHER_THREADS;
+            else
+                start_pass(f, f->laid_out.n_threads);
+        }
+        threads_barrier(n_threads);
+    } while (passes->then == NEXT_PASS);
 }
 
 int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel) {
@@ -406,14 +430,16 @@ int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, c
                  .logits = batch->logits,
                  .cancel = cancel,
                  .cancelled = &cancelled};
+    Passes passes = {.f = &f, .threads_asked = n_threads, .then = OTHER_THREADS};
     threads_take_turn();
     error = prepare(&f, n_threads);
-    while (!error) {
-        run_pass(&f, n_threads);
-        if (cancelled)
-            error = L2P_CANCELLED;
-        else if (!draws(&f) || !next_pass(&f))
-            break;
+    while (!error && passes.then == OTHER_THREADS) {
+        passes.n_threads = scheduling_threads(model, f.n, n_threads);
+        passes.then = draws(&f) ? NEXT_PASS : LAST_PASS;
+        const int threads = scheduling_before_run(passes.n_threads);
+        start_pass(&f, threads);
+        threads_run(threads, passes_share, &passes);
+        if (cancelled) error = L2P_CANCELLED;
     }
     threads_end_turn();
     return error;

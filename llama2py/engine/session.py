@@ -420,18 +420,18 @@ class Session(Closing):
         changes = self._changes
 
         def tokens() -> Iterator[int]:
+            use, user = self._use, object()  # one caller at a time runs a generator
             for token in drawn[:-1]:
                 yield token
-                user = object()
                 try:
-                    self._use.claim(user)
+                    use.claim(user)
                     if self._changes != changes or self._cache is None:
                         return
-                    self._append([token])
+                    self._tokens.append(token)
                 except SessionError:  # another thread has begun to use the session
                     return
                 finally:
-                    self._use.release(user)
+                    use.release(user)
             yield drawn[-1]
 
         return tokens()

@@ -204,6 +204,8 @@ class Job:
 
     def interrupted(self) -> bool:
         """Return whether the text has ended, after a look at ``cancel`` and the clock."""
+        if self.cancel is None and self.max_time is None:
+            return self.finish_reason is not None
         if self.cancel is not None and self.cancel.is_set():
             self.finish_reason = "cancelled"
         elif self.max_time is not None and perf_counter() - self._started_at >= self.max_time:
@@ -254,7 +256,8 @@ class Job:
         str
             As `feed_logits` does.
         """
-        self._note_prompt_end()
+        if not self.timings.generated_tokens:
+            self._note_prompt_end()
         if self.interrupted():
             return self.end()
         self.sampler.use_draw()

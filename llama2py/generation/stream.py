@@ -145,21 +145,19 @@ class Stream(Closing, Iterator[str]):
         user = object()
         try:
             self._use.claim(user)
-            return self._next_piece()
+            try:
+                return next(self._pieces)
+            except BaseException as error:  # there will be no more pieces
+                self._dispose(ended=isinstance(error, StopIteration))
+                raise
         finally:
             self._use.release(user)
 
-    def _next_piece(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration:
-            if self._prefix_cache and self.finish_reason and (session := self._pop_session()):
-                self._prefix_cache.give(session)
-            self.close()
-            raise
-        except BaseException:  # there will be no more pieces
-            self.close()
-            raise
+    def _dispose(self, ended: bool) -> None:
+        """Give the session of a text that has ended to the prefix cache, or close it."""
+        if ended and self._prefix_cache and self.finish_reason and (session := self._pop_session()):
+            self._prefix_cache.give(session)
+        self.close()
 
     def finish(self) -> Generation:
         """Generate the rest.
@@ -174,7 +172,17 @@ class Stream(Closing, Iterator[str]):
         ClosedError
             After `close`, if the text had not ended.
         """
-        text = "".join(self)
+        user = object()
+        try:
+            self._use.claim(user)  # once, not for each piece
+            try:
+                text = "".join(self._pieces)
+            except BaseException:
+                self._dispose(ended=False)
+                raise
+            self._dispose(ended=True)
+        finally:
+            self._use.release(user)
         return replace(Generation.of(self._job), text=text)
 
     def close(self) -> None:
