@@ -57,11 +57,11 @@ def penalize(
     """
     if repetition != 1:
         seen = np.unique(np.array([*prompt_tokens, *tokens], np.int64))
-        values = logits[seen]
-        logits[seen] = np.where(values > 0, values / repetition, values * repetition)
+        values, factor = logits[seen], float(repetition)
+        logits[seen] = np.where(values > 0, values / factor, values * factor)
     if (frequency or presence) and tokens:
         occurred, counts = np.unique(np.array(tokens, np.int64), return_counts=True)
-        logits[occurred] -= (counts * frequency + presence).astype(np.float32)
+        logits[occurred] -= (counts * float(frequency) + presence).astype(np.float32)
 
 
 @np.errstate(all="ignore")

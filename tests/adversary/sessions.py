@@ -30,8 +30,8 @@ from tests.adversary.report import Report
 ROUNDS = 40  # operations of one worker
 MAX_SECONDS = 120  # of a worker: more is a deadlock
 OPTION_NAMES = (*Options.__annotations__, "max_tokens", "temperature", "top_p", "seed", "topk")
-JUNK: tuple[Any, ...] = (None, True, -1, 2**70, 10**400, 0.5, math.nan, math.inf, "x", b"x", [], [-1], [2**70], [5],
-        {}, {5: "x"}, {2**70: 1.0}, object(), int)  # fmt: skip
+JUNK: tuple[Any, ...] = (None, True, -1, 2**70, 10**400, 0.5, math.nan, math.inf, "x", b"x", [],
+                         [-1], [2**70], [5], {}, {5: "x"}, {2**70: 1.0}, object())  # fmt: skip
 PROMPTS = ("Once upon a time", "One day", "", "The dragon")
 
 

@@ -144,6 +144,8 @@ def test_penalties_equal_those_computed_by_hand() -> None:
     logits, prompt, generated = [2.0, -2.0, 1.0, 3.0], [0, 1], [2, 2, 1]
     assert adjusted(logits, prompt, generated, repetition_penalty=2) == [1.0, -4.0, 0.5, 3.0]
     assert adjusted(logits, prompt, generated, frequency_penalty=0.5) == [2.0, -2.5, 0.0, 3.0]
+    # an int that NumPy's own integers cannot hold
+    assert adjusted(logits, prompt, generated, frequency_penalty=2**70)[2] == -(2.0**71)
     assert adjusted(logits, prompt, generated, presence_penalty=0.5) == [2.0, -2.5, 0.5, 3.0]
     # repetition first, then the two that are taken off, then the bias
     everything = {"repetition_penalty": 2, "frequency_penalty": 0.25, "presence_penalty": 0.5}
