@@ -39,31 +39,33 @@ T = TypeVar("T")
 class Use:
     """Who uses something that only one caller may use at a time.
 
-    A caller claims it inside the ``try`` whose ``finally`` releases it, so that no signal can come
-    between the two.
+    There is one ticket. A caller takes it inside a ``try`` and puts it back in the ``finally``, in
+    one call of C each: no signal handler can run in between and lose the ticket.
+
+    Attributes
+    ----------
+    free : list
+        Holds the ticket while nobody uses the thing. ``free.extend(mine)`` puts it back.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._user: dict[str, object] = {}
+        self.free: list[None] = [None]
 
-    def claim(self, user: object) -> None:
-        """Note that ``user`` uses it.
+    def claim(self, mine: list[None]) -> None:
+        """Move the ticket into ``mine``.
 
         Raises
         ------
         SessionError
             If it is in use.
         """
-        if self._user.setdefault("user", user) is not user:  # one step, also between threads
+        try:
+            mine.extend(map(list.pop, (self.free,)))
+        except IndexError:
             raise SessionError(
                 f"{self._what} is in use: another thread or the caller of this callback runs it"
-            )
-
-    def release(self, user: object) -> None:
-        """Note that ``user`` does not use it any more, if it did."""
-        if self._user.get("user") is user:
-            del self._user["user"]
+            ) from None
 
 
 def _exclusive(
@@ -73,12 +75,12 @@ def _exclusive(
 
     @wraps(method)
     def guarded(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        user = object()
+        mine: list[None] = []
         try:
-            session._use.claim(user)
+            session._use.claim(mine)
             return method(session, *args, **kwargs)
         finally:
-            session._use.release(user)
+            session._use.free.extend(mine)
 
     return guarded
 
@@ -420,18 +422,19 @@ class Session(Closing):
         changes = self._changes
 
         def tokens() -> Iterator[int]:
-            use, user = self._use, object()  # one caller at a time runs a generator
+            use = self._use
             for token in drawn[:-1]:
                 yield token
+                mine: list[None] = []
                 try:
-                    use.claim(user)
+                    use.claim(mine)
                     if self._changes != changes or self._cache is None:
                         return
                     self._tokens.append(token)
                 except SessionError:  # another thread has begun to use the session
                     return
                 finally:
-                    use.release(user)
+                    use.free.extend(mine)
             yield drawn[-1]
 
         return tokens()
@@ -487,14 +490,14 @@ def run_sessions(
     PromptError, ClosedError, Cancelled, SessionError
         As `Session.forward` does. No block has been run then, but sessions may have been shifted.
     """
-    users = [object() for _ in sessions]  # one for each: no session may come twice
+    mine: list[None] = []
+    places = [session._use.free for session in sessions]
     try:
-        for session, user in zip(sessions, users, strict=True):
-            session._use.claim(user)
+        for session in sessions:
+            session._use.claim(mine)  # refuses a session that comes twice, too
         return _run_sessions(sessions, blocks, draws, stop_tokens)
     finally:
-        for session, user in zip(sessions, users, strict=True):
-            session._use.release(user)
+        list(map(list.append, places, mine))  # one call, as in `Use`
 
 
 def _run_sessions(

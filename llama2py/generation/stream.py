@@ -142,16 +142,16 @@ class Stream(Closing, Iterator[str]):
                 yield piece
 
     def __next__(self) -> str:
-        user = object()
+        mine: list[None] = []
         try:
-            self._use.claim(user)
+            self._use.claim(mine)
             try:
                 return next(self._pieces)
             except BaseException as error:  # there will be no more pieces
                 self._dispose(ended=isinstance(error, StopIteration))
                 raise
         finally:
-            self._use.release(user)
+            self._use.free.extend(mine)
 
     def _dispose(self, ended: bool) -> None:
         """Give the session of a text that has ended to the prefix cache, or close it."""
@@ -172,9 +172,9 @@ class Stream(Closing, Iterator[str]):
         ClosedError
             After `close`, if the text had not ended.
         """
-        user = object()
+        mine: list[None] = []
         try:
-            self._use.claim(user)  # once, not for each piece
+            self._use.claim(mine)  # once, not for each piece
             try:
                 text = "".join(self._pieces)
             except BaseException:
@@ -182,7 +182,7 @@ class Stream(Closing, Iterator[str]):
                 raise
             self._dispose(ended=True)
         finally:
-            self._use.release(user)
+            self._use.free.extend(mine)
         return replace(Generation.of(self._job), text=text)
 
     def close(self) -> None:
