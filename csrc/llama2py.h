@@ -129,7 +129,7 @@ typedef struct {
  * threads take turns. */
 int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel);
 
-/* The first index of the largest of n logits, n >= 1. */
+/* The first index of the largest of n logits; -1 if there are none. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
 
 /* Draw an index from softmax(logits / temperature), cut to the smallest set whose probability exceeds top_p (0 or 1: no

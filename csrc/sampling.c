@@ -1,7 +1,9 @@
 /* Drawing a token from logits. Temperature, top-p and coin are the caller's. */
 #include "kernels.h"
 
-int32_t l2p_argmax(const l2p_model *model, const float *logits, int n) { return model->kernels->argmax(logits, n); }
+int32_t l2p_argmax(const l2p_model *model, const float *logits, int n) {
+    return model && logits && n > 0 ? model->kernels->argmax(logits, n) : -1;
+}
 
 /* The first index at which the running sum exceeds the coin, or the last index */
 static int32_t draw(const float *p, int n, float coin) {
@@ -76,6 +78,7 @@ static int32_t draw_top_p(const float *p, int size, float top_p, float coin, int
 
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch) {
+    if (!model || !logits || !scratch || n < 1) return -1;
     const FloatKernels *floats = model->kernels->for_the_rest;
     if (top_p <= 0.0f || top_p >= 1.0f || n == 1) {
         floats->softmax(logits, n, temperature);

@@ -90,6 +90,7 @@ int l2p_session_write(l2p_session *session, int n, const float *keys, const floa
 }
 
 void l2p_model_digest(const l2p_model *model, uint64_t *out) {
+    if (!model || !out) return;
     const size_t words = model->packed_bytes / sizeof(uint64_t), rest = model->packed_bytes % sizeof(uint64_t);
     uint64_t lanes[4] = {1, 2, 3, 4}; /* four independent chains hide the latency of the multiplications */
     for (size_t i = 0; i < words; i++) {

@@ -133,6 +133,7 @@ static void lock_flags(void) {
 }
 
 int32_t l2p_wait_flag(const int32_t *flag, int milliseconds) {
+    if (!flag) return 0;
     struct timespec end;
 #if defined(__linux__)
     clock_gettime(CLOCK_MONOTONIC, &end);
@@ -150,6 +151,7 @@ int32_t l2p_wait_flag(const int32_t *flag, int milliseconds) {
 }
 
 void l2p_set_flag(int32_t *flag) {
+    if (!flag) return;
     lock_flags();
     *flag = 1;
     pthread_cond_broadcast(&flags.set);

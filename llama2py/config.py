@@ -161,8 +161,8 @@ class ModelConfig:
         }
         for name, limit in limits.items():
             value = getattr(self, name)
-            if not 1 <= value <= limit:
-                raise ConfigError(f"{name} is {value}, expected 1 to {limit}")
+            if not isinstance(value, int) or not 1 <= value <= limit:
+                raise ConfigError(f"{name} is {value!r:.60}, expected 1 to {limit}")
         if self.head_size is None:
             if self.dim % self.n_heads:
                 raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}")

@@ -17,6 +17,7 @@ from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
 from .checkpoint.huggingface.writer import config_json, huggingface_items, write_huggingface
 from .checkpoint.llama2c import check_config, lay_out, write_llama2c
+from .engine.parameters import checked_path, function
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_name, check_space, replacing, replacing_folder
 from .formats.bounded_json import parse_object
@@ -144,7 +145,9 @@ def convert(
     >>> convert("stories15M.bin", "stories15M.gguf", dtype="float16")  # doctest: +SKIP
     PosixPath('stories15M.gguf')
     """
-    target = Path(output)
+    target = checked_path("output", output)
+    if progress is not None:
+        function("progress", progress)
     if format is not None and format not in get_args(FileFormat):
         raise ParameterError(f"format is {format!r}, expected one of {', '.join(_HOLDS)}")
     if dtype is not None and dtype not in get_args(FileDtype):

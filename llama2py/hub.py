@@ -111,6 +111,8 @@ def find_model(name: str | os.PathLike[str] | None) -> Path:
     """
     if name is None:
         return builtin_model()
+    if not isinstance(name, str | os.PathLike):
+        raise CheckpointError(f"the model is {name!r:.60}, expected a path or a name")
     local = Path(name)
     # A Path on Windows has turned the slash of a name into a backslash.
     name = name.as_posix() if isinstance(name, PurePath) else os.fspath(name)
@@ -160,11 +162,11 @@ def download(name: str) -> Path:
         If the name is not a model's, huggingface_hub is not installed, the hub does not have the
         model or cannot be reached, the disk is full, or a file arrived damaged (it is removed).
     """
-    wanted = hub_model(name)
+    wanted = hub_model(name) if isinstance(name, str) else None
     if wanted is None:
         raise DownloadError(
-            f"{name}: not a model's name, expected one of {', '.join(STORIES)}, or owner/repo, or"
-            " owner/repo:file"
+            f"{name!s:.200}: not a model's name, expected one of {', '.join(STORIES)}, or"
+            " owner/repo, or owner/repo:file"
         )
     try:
         import huggingface_hub

@@ -71,6 +71,8 @@ def score_texts(model: Model, texts: Iterable[str]) -> Score:
     PromptError
         If a text is empty or cannot be encoded.
     """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise PromptError(f"texts is {texts!r:.60}, expected a sequence of str")
     total = Score(0, 0, 0, 0.0)
     bos = model.tokenizer.bos_id
     with model.session() as session:

@@ -48,6 +48,7 @@ DOCUMENTED_IMPORTS = [
     "llama2py.__version__",
     "llama2py.checkpoint.open_checkpoint",
     "llama2py.errors",
+    *(f"llama2py.backend.{name}" for name in ("Backend", "Cache", "Draw", "Logits")),
     "llama2py.meta.Llama",
     *(f"llama2py.errors.{name}" for name in vars(llama2py.errors) if name[0].isupper()),
     *(f"llama2py.{name}" for name in llama2py.__all__),

@@ -138,6 +138,7 @@ def test_every_command_takes_the_builtin_model(
         ["score", "builtin", "story.txt"],
         ["convert", "builtin", "-o", "out.gguf"],
         ["quantize", "builtin", "-o", "small.bin"],
+        ["export-tokenizer", "builtin", "-o", "vocabulary.json"],
     ):
         assert main(command) == 0, command
     Path("builtin").write_bytes(b"")  # a local file wins, as for every name

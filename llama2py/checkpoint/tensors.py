@@ -443,7 +443,7 @@ def quantize(weights: NDArray[np.float32], group_size: int) -> QuantizedTensor:
     # max and min rather than abs: no copy of the matrix. The outer abs turns a peak of -0 into 0.
     peaks = np.abs(np.maximum(groups.max(axis=1), -groups.min(axis=1)))  # (n_groups,)
     if not np.isfinite(peaks).all():
-        raise ParameterError("cannot quantize NaN or infinity, expected finite weights")
+        raise ParameterError("cannot quantize NaN or infinity")
     scales = peaks / np.float32(127)  # (n_groups,)
     # A scale of 0 (a group of zeros, or of numbers so small that the division underflows) would
     # divide by 0; dividing by 1 rounds that group to the zeros it should be.

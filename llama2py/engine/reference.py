@@ -149,7 +149,7 @@ class Reference(Backend):
         if draws is not None:
             return draw_rows(self, tokens, caches, positions, rows, draws, stop_tokens)
         if not self.linears:
-            raise ClosedError("the model is closed, expected an open one")
+            raise ClosedError("the model is closed")
         c, n, at = self.config, len(tokens), np.asarray(positions)
         x = self.embedding[np.asarray(tokens)]  # (n, d)
         for layer in range(c.n_layers):

@@ -78,7 +78,7 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
     PromptError
         If a token is outside the vocabulary.
     """
-    session.config.check_tokens(tokens)  # the last one is never run
+    session.config.check_tokens(tokens[-1:])  # never run; `Session.forward` checks the others
     session.rewind(0)
     window = session.room
     inputs, targets = tokens[:-1], np.asarray(tokens[1:])

@@ -252,7 +252,7 @@ def text_tokens(text: str | Sequence[int], tokenizer: Tokenizer, config: ModelCo
     else:
         raise PromptError(f"the prompt is {shown(text)}, expected str or a sequence of token ids")
     if not tokens:
-        raise PromptError("the prompt has no tokens, expected at least one (such as BOS)")
+        raise PromptError("the prompt has no tokens; begin it with BOS")
     config.check_tokens(tokens)
     return tokens
 

@@ -38,7 +38,7 @@ class StopTexts:
     def __init__(self, stops: str | Iterable[str] = ()) -> None:
         self._stops = [stops] if isinstance(stops, str) else list(stops)
         if not all(self._stops):
-            raise ParameterError("a stop text is empty, expected at least one character")
+            raise ParameterError("a stop text is empty")
         self.found: str | None = None
         self._held = ""
 

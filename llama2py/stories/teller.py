@@ -267,7 +267,7 @@ class StoryTeller(Closing):
             raise ParameterError(f"words is {words!r}, expected a sequence of str")
         words = [" ".join(word.split()) for word in words]
         if "" in words:
-            raise ParameterError("words has an empty word, expected at least one letter in each")
+            raise ParameterError("words has an empty word")
         about = " ".join(about.split())
         title = about[:1].upper() + about[1:]
         start = self._checked(opening.strip() or opening_about(about), max_words, title)

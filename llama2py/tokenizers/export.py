@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from .._data import builtin_model
 from ..checkpoint.open import HUGGINGFACE_TOKENIZERS, first_file
 from ..errors import CheckpointError, TokenizerError
 from ..formats.atomic_write import replacing
@@ -46,6 +47,8 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     """
     try:
         source = find_model(source)
+        if source == builtin_model():
+            source = source.with_suffix(".tokenizer.bin")
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
     if os.path.isdir(source):  # False for a name that no file can have

@@ -183,8 +183,8 @@ def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, A
     pre = next((name for name in names if PRE[name] == wanted), None)  # the others are synonyms
     if pre is None:
         raise TokenizerError(
-            "GGUF has no name for how the vocabulary cuts a text into words, expected the way of"
-            " GPT-2, Llama 3, SmolLM, Qwen 2 or Mistral Nemo"
+            "GGUF names only the patterns of GPT-2, Llama 3, SmolLM, Qwen 2 and Mistral Nemo, and"
+            " the vocabulary cuts texts into words with another one: write it as hf"
         )
     texts = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
     types = [NORMAL if text else UNUSED for text in texts]

@@ -86,7 +86,7 @@ def _pieces(data: bytes) -> list[bytes]:
         )
     missing = [byte for byte in range(256) if bytes([byte]) not in known]
     if missing:
-        raise TokenizerError(f"the byte 0x{missing[0]:02X} is missing, expected all 256 as pieces")
+        raise TokenizerError(f"the byte 0x{missing[0]:02X} is missing from the pieces")
     return pieces
 
 

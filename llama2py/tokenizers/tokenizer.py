@@ -488,9 +488,7 @@ class Tokenizer:
             what = f"U+{code:04X}, half of a surrogate pair,"
             if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for a byte that it could not decode
                 what = f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8,"
-            raise PromptError(
-                f"the text holds {what} at position {error.start}, expected whole characters"
-            ) from None
+            raise PromptError(f"the text holds {what} at position {error.start}") from None
 
     def _encode_text(self, text: str, special: bool, first: bool) -> list[int]:
         """Encode a text and its special tokens; ``first`` if the text begins the prompt."""

@@ -49,12 +49,33 @@ COMMANDS = [
     Command(("quantize", "big.bin", "-o", "out.bin"), "out.bin"),
     Command(("export-tokenizer", "tokenizer.bin", "-o", "out.json"), "out.json"),
     Command(("download", "owner/repo:big.bin")),
+    Command(("info", "big.bin")),
+    Command(
+        (
+            "bench",
+            "builtin",
+            "--dtype",
+            "int8",
+            "--threads",
+            "1",
+            "--batch",
+            "1",
+            "--repeats",
+            "1",
+            "--prompt-tokens",
+            "8",
+            "--tokens",
+            "8",
+        )
+    ),
 ]
 TRAINING = [
+    Command(("train-tokenizer", "stories.txt", "-o", "out.tok.bin", "--vocab-size", "300"),
+            "out.tok.bin"),
     Command(
         ("train", "stories.txt", "-o", "out.bin", "--dim", "16", "--n_layers", "1",
          "--n_heads", "2", "--n_kv_heads", "2", "--max_iters", "40", "--vocab_size", "320",
-         "--compile", "false"),
+         "--no-compile"),
         "out.bin",
         is_reproducible=False,
     ),

@@ -155,5 +155,5 @@ def test_memory_stays_flat(model: Model) -> None:
     some(10_000 if LONG else 700)
     gc.collect()
     grown = resident() - before
-    print(f"{before / 2**20:.1f} MiB, and {grown / 2**10:+.0f} KiB behind the rest")
+    print(f"{before / 2**20:.1f} MiB, and {grown / 2**10:+.0f} KiB after the rest")
     assert grown < 2 << 20
