@@ -17,7 +17,7 @@ from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
 from .checkpoint.huggingface.writer import config_json, huggingface_items, write_huggingface
 from .checkpoint.llama2c import check_config, lay_out, write_llama2c
-from .engine.parameters import checked_path, function
+from .engine.parameters import function, wrong
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_name, check_space, replacing, replacing_folder
 from .formats.bounded_json import parse_object
@@ -145,7 +145,9 @@ def convert(
     >>> convert("stories15M.bin", "stories15M.gguf", dtype="float16")  # doctest: +SKIP
     PosixPath('stories15M.gguf')
     """
-    target = checked_path("output", output)
+    if not isinstance(output, str | os.PathLike):
+        raise wrong("output", output, "a str or a path")
+    target = Path(output)
     if progress is not None:
         function("progress", progress)
     if format is not None and format not in get_args(FileFormat):
@@ -392,7 +394,7 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
     real = Path(os.path.realpath(path))
     allowed = [folder]
     if folder.parent.name == "snapshots":  # the hub's cache: links lead to a folder of blobs
-        allowed += [folder.parents[1] / "blobs", folder.parents[2] / "blobs"]
+        allowed += [place / "blobs" for place in folder.parents[1:3]]
     if not any(real.is_relative_to(place) for place in allowed):
         raise TokenizerError(f"{path} is a link to {real}, outside the directory; copy the file")
     try:

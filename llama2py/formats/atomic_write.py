@@ -44,19 +44,26 @@ def replacing(path: Path, error_class: type[Llama2pyError]) -> Iterator[BinaryIO
         raise error_class(f"{path}: not a regular file; choose a new name or a regular file")
     try:
         _remove_leftovers(target.parent, target)
-        temporary, descriptor = _new_file(target)
-        try:
-            with open(descriptor, "wb") as out:
-                yield out
-                out.flush()
-                os.fsync(out.fileno())  # or a crash could leave the new name without its data
-                if HAVE_LOCKS:  # the lock keeps other runs from removing the file until it is moved
+        while True:
+            # The name is known before the file exists, and the file is open as an object: an
+            # exception that a signal handler raises leaves neither of them.
+            temporary = _new_name(target.parent, target)
+            try:
+                with open(temporary, "xb") as out:
+                    lock(out.fileno(), wait=True)
+                    if HAVE_LOCKS and not is_at(out.fileno(), temporary):
+                        continue  # another run removed it before it was locked
+                    yield out
+                    out.flush()
+                    os.fsync(out.fileno())  # or a crash could leave the new name without its data
+                    if HAVE_LOCKS:  # the lock keeps other runs from removing it until it is moved
+                        os.replace(temporary, target)
+                if not HAVE_LOCKS:  # Windows cannot rename an open file
                     os.replace(temporary, target)
-            if not HAVE_LOCKS:  # Windows cannot rename an open file
-                os.replace(temporary, target)
-        finally:
-            with contextlib.suppress(OSError):  # after a success it has its new name
-                temporary.unlink()
+                return
+            finally:
+                with contextlib.suppress(OSError):  # after a success it has its new name
+                    temporary.unlink()
     except OSError as error:
         raise _unwritable(path, error, error_class) from error
 
@@ -157,18 +164,6 @@ def _temporary_names(target: Path) -> str:
 
 def _new_name(folder: Path, target: Path) -> Path:
     return folder / _temporary_names(target).replace("*", secrets.token_hex(8))
-
-
-def _new_file(target: Path) -> tuple[Path, int]:
-    """Create and lock a temporary file; return its path and descriptor."""
-    while True:
-        path = _new_name(target.parent, target)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(path, flags, 0o666)
-        lock(descriptor, wait=True)
-        if is_at(descriptor, path) or not HAVE_LOCKS:
-            return path, descriptor
-        os.close(descriptor)  # another run removed it before it was locked
 
 
 def _new_folder(folder: Path, target: Path) -> tuple[Path, int | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -195,3 +197,33 @@ def test_names_that_the_system_refuses_are_errors(name: str, tmp_path: Path) -> 
         check_name(tmp_path / name, CheckpointError)
     check_name(tmp_path / "new", CheckpointError)
     check_name(tmp_path / "none" / "new", CheckpointError)
+
+
+class Alarm(Exception):
+    """What the signal handler of the next test raises."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
+def test_signals_leave_no_file_and_no_descriptor(tmp_path: Path) -> None:
+    """A handler raises at random moments, also between the steps of creating the file."""
+
+    def handler(number: int, frame: object) -> None:
+        raise Alarm
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        for i in range(400):
+            with contextlib.suppress(Alarm):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 2e-5 + i % 40 * 1e-5)
+                    with replacing(tmp_path / "file", CheckpointError) as out:
+                        out.write(b"x")
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "file"] == []
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
