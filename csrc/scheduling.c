@@ -45,8 +45,8 @@ int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads) {
 /* ---- runs that one thread would have finished sooner ---- */
 
 /* If one of the threads shares its core with another program, all of them lose a time slice at every barrier: a run is
- * then up to a hundred times slower than on one thread. After such a run, passes use one thread for twice as long as the
- * run took; or for twice as long as the last pause, if the threads have run well for less than that pause since. */
+ * then up to a hundred times slower than on one thread. After such a run, passes use one thread for twice as long as
+ * the run took; or for twice as long as the last pause, if the threads have run well for less than that pause since. */
 enum { PAUSE_TO_RUN = 2 };
 static const int64_t LONG_RUN = 1000000;      /* nanoseconds: a shorter run cannot have lost a time slice */
 static const int64_t LONG_PAUSE = 1000000000; /* only a run of more than half of it makes a longer pause */
