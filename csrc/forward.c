@@ -1,4 +1,4 @@
-/* The transformer: a batch of tokens in, logits or drawn tokens out. The model itself is forward_share(), to be read
+/* The transformer: a batch of tokens in, logits or drawn tokens out. The model itself is forward_share(), which reads
  * from top to bottom; the rest prepares for it.
  *
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
