@@ -1,7 +1,7 @@
 """The tensors of a checkpoint: their kinds, their llama2.c names, their shapes.
 
-A tensor in a file is only a description. Each use of its weights reads them again, so
-that a caller who goes through a checkpoint tensor by tensor holds one at a time.
+A tensor in a file is only a description. Each use of its weights reads them again, so that a
+caller who goes through a checkpoint tensor by tensor holds one at a time.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ class QuantizedTensor:
 
     @property
     def values(self) -> NDArray[np.int8]:
-        """The quantized weights, int8, (rows, cols): read again on each use if they are in a file."""
+        """The quantized weights, int8, (rows, cols): read again on each use if in a file."""
         return in_memory(self._values)
 
     @property
