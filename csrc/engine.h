@@ -109,8 +109,8 @@ static inline float cache_get(int type, const unsigned char *cache, size_t at) {
                                 : ((const float *)(const void *)cache)[at];
 }
 
-/* Zeroed memory. HUGE_PAGES: if the system has them. SMALL_PAGES: never huge ones, for memory that is used bit by bit.
- * NULL: there is not enough. */
+/* Zeroed memory. HUGE_PAGES: if the system has them. SMALL_PAGES: never huge ones, for memory that is used gradually.
+ * NULL: there is not enough memory. */
 enum { SMALL_PAGES, HUGE_PAGES };
 void *pages_alloc(size_t bytes, int pages);
 void pages_free(void *memory, size_t bytes);
@@ -128,7 +128,7 @@ void threads_stop(void);
 
 int64_t nanoseconds(void); /* of a clock that only goes forward */
 
-/* scheduling.c: how many threads, on which cores; all of it can be switched off.
+/* scheduling.c: how many threads, on which cores; all of it can be turned off.
  * How many to run n_tokens tokens of a model on: n_threads within 1 to MAX_THREADS, or 1 for little work. */
 int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads);
 /* Before a run that is to be judged: n_threads, or 1 for a while after a run that one thread would have finished
@@ -137,8 +137,8 @@ int scheduling_before_run(int n_threads);
 /* After any run: how long it took and how long its threads waited for each other, in nanoseconds */
 void scheduling_after_run(int64_t length, int64_t waited, int n_threads);
 void scheduling_forget(void);
-/* Each thread calls the first at the start of a run (runs are numbered). One that has to wait calls the second: it goes
- * to a free core if a thread with a lower number is on its own. */
+/* Each thread calls the first function at the start of a run (runs are numbered). A thread that has to wait calls the
+ * second, which moves it to a free core if a thread with a lower number is on the same core. */
 void scheduling_note_core(int thread, uint32_t run);
 void scheduling_leave_core(int thread, int n_threads, uint32_t run);
 

@@ -1,4 +1,4 @@
-/* The transformer: a batch of tokens in, logits or drawn tokens out. The model itself is forward_share(), to be read
+/* The transformer: a batch of tokens in, logits or drawn tokens out. The model itself is forward_share(), which reads
  * from top to bottom; the rest prepares for it.
  *
  * All threads run the same function and meet at barriers. Matrix products are split by blocks of output rows, attention
@@ -9,10 +9,10 @@
 #include "forward.h"
 
 enum {
-    FEW_VECTORS = 6 /* at most: each thread normalizes all vectors for itself, which costs less than a barrier */
+    FEW_VECTORS = 6 /* up to this many, each thread normalizes all vectors itself: that costs less than a barrier */
 };
 
-/* ---- the workspace: one for the process, for the caller that has the turn; it only grows ---- */
+/* ---- the workspace: one per process, used by the caller that has the turn; it only grows ---- */
 
 static struct {
     unsigned char *memory;
@@ -30,7 +30,7 @@ void l2p_release(void) {
 
 enum { MEASURE, PLACE };
 
-/* The workspace as it is handed out. A size that no memory could have stays at SIZE_MAX. */
+/* The workspace while it is allocated from. A size that overflows stays at SIZE_MAX - 64. */
 typedef struct {
     int place; /* MEASURE: pointers are NULL */
     size_t used;
@@ -50,7 +50,8 @@ static void *take(Space *space, size_t count, size_t width, size_t bytes) {
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
-/* Set the pointers of a pass on n_threads threads (PLACE), or find out how much it takes (MEASURE). */
+/* Set the pointers of a pass on n_threads threads (PLACE), or compute how much memory it needs (MEASURE). Returns the
+ * bytes used. */
 static size_t lay_out_workspace(Forward *f, int n_threads, int place) {
     const l2p_config *c = &f->model->config;
     const Layer *layer = &f->model->layers[0];
@@ -60,7 +61,7 @@ static size_t lay_out_workspace(Forward *f, int n_threads, int place) {
     const size_t copies = few ? threads : 1;
     const size_t score_rows = (size_t)max_int(CHUNK, c->n_heads / c->n_kv_heads);
     Space space = {.place = place};
-    if (draws(f)) { /* first, so that it stays where it is from pass to pass */
+    if (draws(f)) { /* first, so that its addresses stay the same from pass to pass */
         const size_t all_rows = (size_t)f->batch->n_rows;
         f->going.tokens = take(&space, all_rows, 1, sizeof *f->going.tokens);
         f->going.positions = take(&space, all_rows, 1, sizeof *f->going.positions);
@@ -108,7 +109,7 @@ static size_t lay_out_workspace(Forward *f, int n_threads, int place) {
     return space.used;
 }
 
-/* Make the workspace large enough for a pass like this one, but of n tokens and n_rows rows. */
+/* Make the workspace large enough for a pass like this one, but with n tokens and n_rows rows. */
 static int make_room(const Forward *like, int n, int n_rows, int n_threads) {
     Forward f = *like;
     f.n = n;
@@ -161,7 +162,7 @@ static void rope_angles(const l2p_model *model, int position, float *out) {
     const int exact = model->floats->numerics == EXACT;
     for (int i = 0; i < model->config.head_dim / 2; i++) {
         const float angle = (float)position * model->rope_freqs[i];
-        /* libm's float functions have llama2.c's bits; its double functions, rounded, have the same bits everywhere. */
+        /* libm's float functions match llama2.c; its double functions, rounded, give the same bits everywhere. */
         out[2 * i] = exact ? cosf(angle) : (float)cos((double)angle);
         out[2 * i + 1] = exact ? sinf(angle) : (float)sin((double)angle);
     }
@@ -235,10 +236,10 @@ static void forward_share(void *context, int thread, int n_threads) {
         in = stage(f, &layer->qkv, x, dim, n, NULL, layer->att_norm, thread, n_threads);
         multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);
         threads_barrier(n_threads);
-        if (*f->cancelled) return; /* written only before this barrier: all threads see the same */
+        if (*f->cancelled) return; /* written only before this barrier, so all threads see the same value */
 
         /* x += wo @ attention(rope(q), rope(k), v) */
-        if (l == c->n_layers - 1 && leaves_some(f)) { /* the rest is for those whose logits are wanted */
+        if (l == c->n_layers - 1 && leaves_some(f)) { /* from here on, only the rows whose logits are needed */
             n = f->n_rows;
             x = f->last_x;
             threads_share(n, 1, thread, n_threads, &begin, &end);
@@ -252,7 +253,7 @@ static void forward_share(void *context, int thread, int n_threads) {
         multiply(f, &layer->wo, &in, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
         threads_barrier(n_threads);
 
-        /* hidden = silu(w1 @ rmsnorm(x)) * (w3 @ rmsnorm(x)); a block of w1 and its block of w3 have the same thread */
+        /* hidden = silu(w1 @ rmsnorm(x)) * (w3 @ rmsnorm(x)); one thread computes a block of w1 and its block of w3 */
         in = stage(f, &layer->w13, x, dim, n, NULL, layer->ffn_norm, thread, n_threads);
         multiply(f, &layer->w13, &in, n, f->gate_up, 2 * hidden_rows, MATMUL_STORE, 2, thread, n_threads);
         threads_share(layer->w13.blocks, 2, thread, n_threads, &begin, &end);
@@ -267,7 +268,7 @@ static void forward_share(void *context, int thread, int n_threads) {
         threads_barrier(n_threads);
     }
 
-    /* logits = wcls @ rmsnorm(x), of the rows wanted */
+    /* logits = wcls @ rmsnorm(x), for the requested rows */
     const int32_t *rows = leaves_some(f) ? NULL : f->rows; /* NULL: x holds these rows and no others */
     in = stage(f, &model->classifier, x, dim, f->n_rows, rows, model->final_norm, thread, n_threads);
     multiply(f, &model->classifier, &in, f->n_rows, f->logits, (size_t)c->vocab_size, MATMUL_STORE, 1, thread,
@@ -287,8 +288,8 @@ static void forward_share(void *context, int thread, int n_threads) {
 
 /* ---- a call: a pass over the batch, then one for each further token that rows draw ---- */
 
-/* May row `row` go on by itself? Its drawn tokens go to the positions after its own: no other token may use these, and
- * the session must have them. */
+/* May row `row` draw several tokens? These run at the positions after the row's own, which no other token of the batch
+ * may use. (check_draws checks that the session has these positions.) */
 static int can_go_on(const l2p_batch *b, int row) {
     const int token = b->rows[row];
     for (int i = token + 1; i < b->n_tokens; i++)
@@ -326,7 +327,7 @@ static int check_batch(const l2p_model *model, const l2p_batch *b) {
     return b->n_rows > 0 && !b->logits ? check_draws(c, b) : L2P_OK;
 }
 
-/* Room for all passes of a batch, and where its rows' draws begin */
+/* Make room for all passes of a batch, and find where each row's draws begin. */
 static int prepare(Forward *f, int n_threads) {
     const l2p_batch *b = f->batch;
     int most = 0; /* positions that a token sees */
@@ -336,7 +337,7 @@ static int prepare(Forward *f, int n_threads) {
 
     int error = make_room(f, b->n_tokens, b->n_rows, n_threads);
     if (!draws(f) || b->n_rows == 0) return error;
-    /* Later passes have one token a row. Few vectors are laid out in another way, which may take more room. */
+    /* Later passes have one token per row. Few vectors are laid out differently, which may need more memory. */
     if (!error) error = make_room(f, b->n_rows, b->n_rows, n_threads);
     if (!error && b->n_rows > FEW_VECTORS) error = make_room(f, FEW_VECTORS, FEW_VECTORS, n_threads);
     if (error) return error;
@@ -355,7 +356,7 @@ static int is_stop_token(const l2p_batch *b, int32_t token) {
     return 0;
 }
 
-/* Count the tokens that a pass has drawn. Those of rows that go on are the next pass; is there one? */
+/* Count the tokens that a pass has drawn. The rows with draws left are the next pass. Returns whether there is one. */
 static int next_pass(Forward *f) {
     const l2p_batch *b = f->batch;
     Going *going = &f->going;
@@ -378,10 +379,10 @@ static int next_pass(Forward *f) {
     return n > 0;
 }
 
-/* Passes that run on the same threads, so that these are woken once */
+/* Consecutive passes that run on the same threads, which are woken only once */
 typedef struct {
     Forward *f;
-    int threads_asked, n_threads; /* by the caller; as they suit the passes */
+    int threads_asked, n_threads; /* requested by the caller; suitable for these passes */
     enum { LAST_PASS, NEXT_PASS, OTHER_THREADS } then;
 } Passes;
 

@@ -23,14 +23,14 @@ typedef struct {
     int32_t *draw; /* index of the next draw in the batch's draws */
 } Going;
 
-/* One pass over the layers. A call of l2p_forward is one, and one more for each further token that its rows draw. */
+/* One pass over the layers. A call of l2p_forward is one pass, plus one for each further token that its rows draw. */
 typedef struct {
     const l2p_model *model;
     const l2p_batch *batch;
     int n; /* tokens */
     const int32_t *tokens, *positions;
     l2p_session *const *sessions;
-    int n_rows;          /* whose logits are wanted */
+    int n_rows;          /* whose logits are needed */
     const int32_t *rows; /* (n_rows,), or NULL: all tokens in order */
     float *logits;       /* (n_rows, vocab_size); in the workspace if tokens are drawn */
     const int32_t *cancel;
@@ -49,7 +49,7 @@ typedef struct {
     float *rope;                 /* (n, head_dim / 2, 2) cos and sin of each token's angles */
     Chunk *chunks, *last_chunks; /* of all layers but the last; of the last */
     int n_chunks, n_last_chunks;
-    float *last_x;  /* (n_rows, dim) rows of x that the last layer goes on with, if these are not all */
+    float *last_x;  /* (n_rows, dim) rows of x that the last layer continues with, if not all */
     int max_scores; /* length of the longest row of attention scores, rounded up */
 
     /* The normalized or quantized input of the next product: shared by all threads, or one each if the vectors are
@@ -64,7 +64,7 @@ typedef struct {
     int32_t *candidates; /* (n_threads, vocab_size) scratch of l2p_sample */
 } Forward;
 
-/* Are there tokens whose logits are not wanted? In the last layer those need only keys and values. */
+/* Are there tokens whose logits are not needed? The last layer computes only keys and values for those. */
 static inline int leaves_some(const Forward *f) { return f->n_rows < f->n; }
 
 /* Are tokens drawn from the logits? */

@@ -4,25 +4,25 @@
 #define LLAMA2PY_KERNELS_H
 #include "engine.h"
 
-/* Each output is one chain of operations in a fixed order. Neither the number of vectors nor the threads nor the width
- * of the registers change a bit.
+/* Each output is one chain of operations in a fixed order. It is bit-identical whatever the number of vectors, the
+ * number of threads and the width of the registers.
  *
- * EXACT: the bits of llama2.c. Products are rounded before they are added, sums run from left to right, exp is libm's
- *   or has its bits. For the portable set, and for int8 models in every set: their activations are rounded to int8 at
- *   every product, which would amplify a different last bit.
- * FUSED: faster; for all other models in the SIMD sets. Fused multiply-add, k from 0 upwards; 16 partial sums and a
- *   fixed tree for the sum along a vector; a polynomial for exp. The bits are the same in all of these sets. */
+ * EXACT: bit-identical to llama2.c. Products are rounded before they are added, sums run from left to right, exp is
+ *   libm's or has its bits. Used by the portable set, and for int8 models by every set: their activations are rounded
+ *   to int8 at every product, which would amplify a different last bit.
+ * FUSED: faster; used for all other models by the SIMD sets. Fused multiply-add, k from 0 upwards; 16 partial sums and
+ *   a fixed tree for the sum along a vector; a polynomial for exp. Bit-identical in all of these sets. */
 enum { EXACT, FUSED };
 
 /* Vectors that are summed at the same time: a sum from left to right is serial, and independent sums hide its
  * latency. */
 enum { ROWS = 8 };
 
-/* Row blocks that all vectors are multiplied with before the next blocks: few enough for the second-level cache (9 * 64
+/* Row blocks that are multiplied with all vectors before the next blocks: few enough for the second-level cache (9 * 64
  * bytes * cols), and a multiple of the large tiles' blocks. */
 enum { PANEL_BLOCKS = 9 };
 
-/* What matmul does with the old content of its output: replace it, add to it, or continue its sums. */
+/* What matmul does with its output's old content: replace it, add to it, or continue its sums. */
 enum { MATMUL_STORE, MATMUL_ADD, MATMUL_CONTINUE };
 
 /* A bare matrix, float32 or bfloat16, as a session holds keys and values: whole blocks [cols][LANES], block_stride
@@ -34,7 +34,7 @@ typedef struct {
     int blocks, cols;
 } Blocks;
 
-/* The kernels that exist in both numerics */
+/* The kernels that exist with both numerics */
 typedef struct FloatKernels {
     int numerics;
 
@@ -72,13 +72,13 @@ typedef struct Kernels {
     /* Quantize x (cols,) to int8, a scale for each group of w, as vector `row` of `out`. */
     void (*quantize)(const Vectors *out, int row, const float *x, const Matrix *w);
 
-    /* The first index of the largest */
+    /* The first index of the largest of x (n,) */
     int32_t (*argmax)(const float *x, int n);
 
     /* The largest of `first` and x (n,). A NaN in x is ignored, `first` is not. */
     float (*max_from)(float first, const float *x, int n);
 
-    /* probe.inc: only reading, and only products */
+    /* probe.inc, for benchmarks: nothing but reads, and nothing but products */
     float (*read_all)(const unsigned char *memory, size_t bytes);
     float (*multiply_add_chains)(int64_t rounds);
     float (*dot_chains)(int64_t rounds, const unsigned char *weights, const int8_t *x);
@@ -87,8 +87,8 @@ typedef struct Kernels {
 
 enum { PROBE_CHAINS = 12 };
 
-/* isa_amx.c: does the CPU have AMX, and does the system let this process use it? To be asked before kernels_amx is
- * used, which is filled in then. */
+/* isa_amx.c: does the CPU have AMX, and does the system let this process use it? Call this before using kernels_amx,
+ * which it fills in. */
 int amx_may_be_used(void);
 extern Kernels kernels_amx;
 

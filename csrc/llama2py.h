@@ -1,13 +1,13 @@
 /* llama2py's engine: the one public header. cffi reads it as its cdef, so it is plain C declarations.
  *
  * Every function checks its arguments: sizes, indices and positions that are out of bounds come back as error codes.
- * What it cannot check is that a pointer leads to as much memory as is said here. Nothing here prints or exits. */
+ * It cannot check that a pointer points to as much memory as is documented here. Nothing here prints or exits. */
 #ifndef LLAMA2PY_H
 #define LLAMA2PY_H
 #include <stdint.h>
 
-/* The version of this header. Raise it with every change of a declaration, here and in llama2py/engine/extension.py:
- * Python refuses an extension that was compiled from another version. */
+/* The version of this header. Increment it with every change to a declaration, here and in
+ * llama2py/engine/extension.py: Python refuses an extension that was compiled from another version. */
 enum { L2P_API_VERSION = 3 };
 
 /* Error codes of the functions that return int: 0 is success. */
@@ -63,13 +63,13 @@ const char *l2p_isa_name(int index);
 /* Does this CPU have it? 1 or 0. */
 int l2p_isa_supported(int index);
 
-/* Bytes that the packed weights of a model take; -1: the config is no model's. */
+/* Bytes of a model's packed weights; -1 if the config is invalid. */
 int64_t l2p_packed_bytes(const l2p_config *config);
 
 /* Make an empty model, *model, for the instruction set l2p_isa_name(isa). On an error *model is NULL. */
 int l2p_model_new(const l2p_config *config, int isa, l2p_model **model);
 void l2p_model_free(l2p_model *model);
-/* out (4,): a checksum of the packed weights; no proof against forgery. */
+/* out (4,): a checksum of the packed weights. It does not detect forgery. */
 void l2p_model_digest(const l2p_model *model, uint64_t *out);
 
 /* Pack one tensor of one layer (0 if the tensor is not a layer's), and convert or quantize it if the model's weight
@@ -79,13 +79,14 @@ void l2p_model_digest(const l2p_model *model, uint64_t *out);
  * that are NaN or infinite; in a quantized model, of scales. */
 int l2p_model_set(l2p_model *model, int tensor, int layer, int values_type, const void *values, const void *scales,
                   int n_threads, int64_t *non_finite);
-/* As l2p_model_set, of a matrix whose values lie at byte `offset` of the open file fd: each thread reads a few rows at
- * a time, and a file that is shorter is an error. If the values are to be quantized to int8, the groups must divide the
- * columns. */
+/* Like l2p_model_set, for a matrix whose values are at byte `offset` of the open file fd. Each thread reads a few rows
+ * at a time. A file that is too short is an error. If the values are quantized to int8, the group size must divide the
+ * number of columns. */
 int l2p_model_read(l2p_model *model, int tensor, int layer, int values_type, int fd, int64_t offset, const void *scales,
                    int n_threads, int64_t *non_finite);
 
-/* A cache of seq_len positions. The system gives it memory page by page as positions are used. NULL: no memory. */
+/* A KV cache of seq_len positions. The system commits its memory page by page, as positions are used. NULL: there is
+ * not enough memory. */
 l2p_session *l2p_session_new(const l2p_model *model);
 void l2p_session_free(l2p_session *session);
 /* Give `to`, another session of the same model, the first n positions of `from`. */
@@ -100,9 +101,9 @@ typedef struct {
     int32_t n_tokens;
 } l2p_draw;
 
-/* A batch of tokens, of one session or of many: token i is tokens[i] at positions[i] of sessions[i]. Tokens of one
- * session stand in order of position, and every earlier position of that session has been computed, in this call or
- * before. `rows` are the tokens whose logits are wanted. They are either returned, or tokens are drawn from them. */
+/* A batch of tokens, of one session or of many: token i is tokens[i] at positions[i] of sessions[i]. The tokens of a
+ * session must be in order of position, and every earlier position of that session must have been computed, in this
+ * call or before. `rows` are the tokens whose logits are needed: these are returned, or tokens are drawn from them. */
 typedef struct {
     int32_t n_tokens;
     const int32_t *tokens;        /* (n_tokens,) */
@@ -112,44 +113,44 @@ typedef struct {
     const int32_t *rows;          /* (n_rows,) indices of tokens */
     float *logits;                /* (n_rows, vocab_size) out, or NULL: draw tokens */
 
-    /* Drawing. Row i draws up to n_draws[i] tokens. A row with more than one draw goes on by itself: its token is run
-     * at the next position of its session, the next token is drawn from those logits, and so on, until the draws are
-     * used up or a stop token is drawn. Such a row must be the last token of its session, and stand in `rows` once.
-     * The last token drawn has not been run. */
+    /* Drawing. Row i draws up to n_draws[i] tokens. With more than one draw, each drawn token is run at the next
+     * position of the row's session, the next token is drawn from the logits, and so on, until the draws are used up or
+     * a stop token is drawn. Such a row must be the last token of its session, and appear in `rows` only once. The last
+     * token drawn has not been run. */
     const int32_t *n_draws; /* (n_rows,) at least 1 each */
     const l2p_draw *draws;  /* (sum of n_draws,), row by row */
     int32_t n_stop_tokens;
     const int32_t *stop_tokens; /* (n_stop_tokens,) */
-    int32_t *drawn;             /* (sum of n_draws,) out: where the draws stand in `draws` */
+    int32_t *drawn;             /* (sum of n_draws,) out: each token at the index of its draw in `draws` */
     int32_t *n_drawn;           /* (n_rows,) out: how many tokens each row has drawn, also after L2P_CANCELLED */
 } l2p_batch;
 
-/* Run the transformer over a batch. `cancel`, if not NULL, is read once a layer; when it is not 0 the call ends with
- * L2P_CANCELLED. Results do not depend on n_threads or on how tokens are gathered into calls. Calls from several
- * threads take turns. */
+/* Run the transformer over a batch. `cancel`, if not NULL, is read once per layer; if it is not 0, the call returns
+ * L2P_CANCELLED. Results do not depend on n_threads or on how tokens are grouped into calls. Calls from several threads
+ * take turns. */
 int l2p_forward(const l2p_model *model, const l2p_batch *batch, int n_threads, const int32_t *cancel);
 
 /* The first index of the largest of n logits; -1 if there are none. */
 int32_t l2p_argmax(const l2p_model *model, const float *logits, int n);
 
-/* Draw an index from softmax(logits / temperature), cut to the smallest set whose probability exceeds top_p (0 or 1: no
- * cut), with a coin in [0, 1); n >= 1. Overwrites logits (n,), with the probabilities if there is no cut; scratch
- * (n,). */
+/* Draw an index from softmax(logits / temperature), limited to the smallest set whose probability exceeds top_p (0 or
+ * 1: no limit), with a coin in [0, 1); n >= 1. Overwrites logits (n,), with the probabilities if there is no limit, and
+ * scratch (n,). */
 int32_t l2p_sample(const l2p_model *model, float *logits, int n, float temperature, float top_p, float coin,
                    int32_t *scratch);
 
-/* For benchmarks: how long it takes to read all of a model's memory once; and to do `rounds` times l2p_products_a_round
- * multiply-adds, of float32 or of int8, in each thread. In seconds. */
+/* For benchmarks, in seconds: how long it takes to read all of a model's memory once, and to do l2p_products_a_round
+ * multiply-adds (float32 or int8) `rounds` times in each thread. */
 double l2p_time_reading(const l2p_model *model, int n_threads);
 double l2p_time_products(int isa, int weight_type, int64_t rounds, int n_threads);
 int64_t l2p_products_a_round(int weight_type);
 
 /* A flag that one thread waits for and another one sets, without locks that a signal handler could need.
- * l2p_wait_flag returns *flag as soon as it is not 0, or 0 when the milliseconds are over. */
+ * l2p_wait_flag returns *flag as soon as it is not 0, or 0 after that many milliseconds. */
 int32_t l2p_wait_flag(const int32_t *flag, int milliseconds);
 void l2p_set_flag(int32_t *flag); /* to 1 */
 
-/* End the pool's threads and free the workspace; the next call that needs them makes new ones. */
+/* End the pool's threads and free the workspace. The next call that needs them creates new ones. */
 void l2p_release(void);
 
 #endif

@@ -1,11 +1,11 @@
 /* Scheduling policy: how many threads a pass runs on, and which cores they wait on. None of it changes a result.
  *
- *   - So little work that waking a second thread costs more than it saves runs on one thread.
- *   - After a run that one thread alone would have finished sooner, since another program held a core of the others,
- *     passes run on one thread for a while.
- *   - A worker that waits on a core that another thread of its run uses moves to a free core.
+ *   - If there is so little work that waking a second thread costs more than it saves, it runs on one thread.
+ *   - If one thread alone would have finished a run sooner, because another program held one of the cores, passes run
+ *     on one thread for a while.
+ *   - A worker that waits on the same core as another thread of its run moves to a free core.
  *
- * LLAMA2PY_SCHEDULING=off, read once, switches all of it off: every pass runs on the threads that the caller asks for,
+ * LLAMA2PY_SCHEDULING=off, read once, turns all of it off: every pass runs on as many threads as the caller requests,
  * and the operating system alone places them. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -32,8 +32,8 @@ static bool is_enabled(void) {
 
 /* ---- little work ---- */
 
-/* SMALL_WORK: bytes of weights that a thread reads in some 40 microseconds, about what it costs to wake another one.
- * The smallest story model has 260K weights. Further tokens than MANY_TOKENS do not make a token's work larger. */
+/* SMALL_WORK: bytes of weights that a thread reads in about 40 microseconds, roughly the cost of waking another thread.
+ * The smallest story model has 260K weights. Tokens beyond MANY_TOKENS do not count. */
 enum { SMALL_WORK = 5 << 18, MANY_TOKENS = 16 };
 
 int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads) {
@@ -44,14 +44,14 @@ int scheduling_threads(const l2p_model *model, int n_tokens, int n_threads) {
 
 /* ---- runs that one thread would have finished sooner ---- */
 
-/* Threads in lock-step lose a time slice at every barrier if one of them shares its core with another program: up to a
- * hundred times slower than one thread alone. After such a run, passes have one thread for twice as long as the run
- * took; or for twice as long as the last time, if the threads have done well for less than that since. */
+/* If one of the threads shares its core with another program, all of them lose a time slice at every barrier: a run is
+ * then up to a hundred times slower than on one thread. After such a run, passes use one thread for twice as long as
+ * the run took; or for twice as long as the last pause, if the threads have run well for less than that pause since. */
 enum { PAUSE_TO_RUN = 2 };
-static const int64_t LONG_RUN = 1000000;      /* nanoseconds: a shorter run has not lost a time slice */
+static const int64_t LONG_RUN = 1000000;      /* nanoseconds: a shorter run cannot have lost a time slice */
 static const int64_t LONG_PAUSE = 1000000000; /* only a run of more than half of it makes a longer pause */
 
-static struct {         /* for whoever has the turn */
+static struct {         /* used by the caller that has the turn */
     bool judged;        /* the run that comes next */
     bool alone;         /* in a pause */
     int64_t pause_ends; /* nanoseconds */
@@ -66,9 +66,9 @@ int scheduling_before_run(int n_threads) {
     return history.alone ? 1 : n_threads;
 }
 
-/* If a thread is put aside for some time, the other n_threads - 1 wait for as long, and nobody computes. If that is
- * more than (n_threads - 1) / n_threads of the run, one thread alone would have been faster. (A run that is mostly one
- * thread's work, such as drawing from flat logits of a large vocabulary, looks the same.) */
+/* While one thread is preempted, the other n_threads - 1 wait, and no thread computes. If that takes more than
+ * (n_threads - 1) / n_threads of the run, one thread alone would have been faster. (A run that is mostly one thread's
+ * work, such as drawing from flat logits of a large vocabulary, looks the same.) */
 void scheduling_after_run(int64_t length, int64_t waited, int n_threads) {
     const bool judged = history.judged;
     history.judged = false;
@@ -91,15 +91,15 @@ void scheduling_forget(void) { memset(&history, 0, sizeof history); }
 
 /* ---- cores ---- */
 
-/* No two threads of a run should wait on one core while the process may use others. (A core is what Linux numbers as a
- * CPU. Which of those share a physical core is left to the system, which goes on moving threads.)
+/* No two threads of a run should wait on one core while the process may use others. ("Core" here is what Linux numbers
+ * as a CPU. Which of these share a physical core is left to the system, which keeps moving threads.)
  *
  * If no core seems idle, Linux wakes a thread on the core of the thread that wakes it; and in a virtual machine of KVM
  * a halted core looks like one that the host has taken away. Threads that wait for each other then share a core, each
  * yielding to the other, until the scheduler separates them some milliseconds later: a prompt takes twice as long. */
 #ifdef __linux__
 
-/* For each thread: the run in which it last looked (the upper half), and the core where it was */
+/* For each thread: the last run in which it noted its core (upper half), and that core (lower half) */
 static _Atomic uint64_t seen[MAX_THREADS];
 
 static uint64_t seen_of(int thread) { return atomic_load_explicit(&seen[thread], memory_order_relaxed); }
@@ -128,7 +128,7 @@ void scheduling_leave_core(int thread, int n_threads, uint32_t run) {
     }
     /* The first call moves the thread; the second lets the system move it again. */
     if (CPU_COUNT(&unused) == 0 || sched_setaffinity(0, sizeof unused, &unused) != 0) return;
-    if (sched_setaffinity(0, sizeof allowed, &allowed) != 0) { /* no longer allowed: take whatever is */
+    if (sched_setaffinity(0, sizeof allowed, &allowed) != 0) { /* no longer allowed: take any allowed core */
         memset(&allowed, 0xff, sizeof allowed);
         sched_setaffinity(0, sizeof allowed, &allowed);
     }

@@ -37,7 +37,7 @@ typedef struct {
 } Worker;
 
 static struct {
-    pthread_mutex_t turn; /* held by whoever runs work or changes the pool */
+    pthread_mutex_t turn; /* held by the caller that runs work or changes the pool */
     int n_workers;
     Worker workers[MAX_THREADS]; /* worker i is thread i + 1 of a run; thread 0 is the caller */
 
@@ -48,7 +48,7 @@ static struct {
     _Alignas(64) atomic_int arrived;   /* threads that have arrived at the current barrier */
     _Alignas(64) atomic_uint barriers; /* barriers passed */
     atomic_llong waited;               /* nanoseconds of this run that threads waited, beyond spinning */
-    uint32_t run;                      /* its number */
+    uint32_t run;                      /* this run's number */
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER};
 
 static _Thread_local int this_thread; /* number in a run: workers have theirs, any caller is 0 */
@@ -111,11 +111,11 @@ static void start_round(Worker *worker) {
 
 static struct {
     pthread_mutex_t mutex;
-    pthread_cond_t set; /* some flag */
+    pthread_cond_t set; /* signalled when any flag is set */
 } flags = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static void make_flags(void) {
-#if defined(__linux__) /* a clock that nobody sets */
+#if defined(__linux__) /* a clock that is never set */
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -175,7 +175,7 @@ static void watch_fork(void) { pthread_atfork(before_fork, after_fork_in_parent,
 /* ---- the pool ---- */
 
 static void add_workers(int wanted) {
-    /* Workers block all signals: Ctrl-C must interrupt the threads that the caller knows. */
+    /* Workers block all signals: Ctrl-C must interrupt one of the caller's own threads. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

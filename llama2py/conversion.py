@@ -42,7 +42,7 @@ _HOLDS = {
     "hf": ("float32", "float16", "bfloat16"),
     "gguf": ("float32", "float16", "bfloat16", "int8"),
 }
-# The end of a name that is a file's: "x.onnx", but not "TinyLlama-1.1B" or "llama.3-instruct".
+# The extension of a file: of "x.onnx", but not of "TinyLlama-1.1B" or "llama.3-instruct".
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*")
 # The tokenizer's files in a Hugging Face directory, and the most bytes to copy of each.
 _TOKENIZER_FILES = {
@@ -94,18 +94,18 @@ def convert(
 ) -> Path:
     """Write a checkpoint in another format, with its vocabulary.
 
-    One tensor is held in memory at a time. The output appears only when all of it is on disk.
+    Only one tensor is in memory at a time. The output appears only when it is complete.
 
     Parameters
     ----------
     source : str or path-like
-        Any checkpoint that `load` takes, by its path or its name.
+        Any checkpoint that `load` accepts, by its path or its name.
     output : str or path-like
         The file to write (an existing file is replaced), or for ``hf`` a new or empty directory.
     format : {'v0', 'v1', 'v2', 'hf', 'gguf'}, optional
         llama2.c's three versions, a Hugging Face directory, or GGUF v3. Default: from the output's
         name. ``.gguf`` means gguf; ``.bin`` means v0, which every llama2.c reads, or v2 if the
-        dtype is int8; a name without a file's suffix means a directory.
+        dtype is int8; a name without a file extension means a directory.
     dtype : {'float32', 'float16', 'bfloat16', 'int8'}, optional
         The dtype of the matrices, and for hf also of the norms. Default: the source's dtype if the
         format holds it, else float32, so that nothing is lost. The exceptions are v2, which holds
@@ -190,7 +190,7 @@ def format_of(output: Path, dtype: str = "float32") -> FileFormat:
     Raises
     ------
     ParameterError
-        If the name is that of another kind of file.
+        If the name has another file extension, or is that of an existing file.
     """
     if output.suffix == ".gguf":
         return "gguf"
@@ -270,7 +270,7 @@ def _vocabulary(
 
 
 def _warn_of_other_vocabulary(target: Path, path: Path | None) -> None:
-    """Warn of an older vocabulary next to a file, which `load` prefers to the one at ``path``."""
+    """Warn about an old vocabulary next to a file, which `load` prefers to the one at ``path``."""
     other = beside(target)
     if os.path.isfile(other) and (path is None or not os.path.samefile(other, path)):
         _log.warning("%s already exists: it will be used as the vocabulary of %s", other, target)
@@ -382,7 +382,7 @@ def _tokenizer_files(
 
 
 def _read_own_file(path: Path, max_size: int) -> bytes:
-    """Read a side file of a model's directory, as far as it is safe to copy it.
+    """Read a file that accompanies a model's weights, if it is safe to copy.
 
     Raises
     ------
@@ -417,7 +417,7 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
 
 
 def _named(target: Path, checkpoint: Checkpoint, error: CheckpointError) -> CheckpointError:
-    """Put the name of the output before an error, unless it names a file of the source."""
+    """Put the output's name before an error message, unless it names a file already."""
     text = str(error)
     has_name = text.startswith(tuple(map(str, (target, *checkpoint.file_paths))))
     return error if has_name else CheckpointError(f"{target}: {text}")

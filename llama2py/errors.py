@@ -42,7 +42,7 @@ class ParameterError(Llama2pyError, ValueError):
 
 
 class UnknownOptionError(ParameterError, TypeError):
-    """There is no option of this name; the message suggests the right one."""
+    """There is no option with this name; the message suggests the right one."""
 
 
 class EngineError(Llama2pyError):
@@ -68,7 +68,7 @@ class ClosedError(Llama2pyError):
 
 
 class Cancelled(Llama2pyError):
-    """A forward pass was stopped because another thread closed its session."""
+    """A forward pass was stopped: by its ``interrupted`` callback, or by closing its session."""
 
 
 class CorpusError(Llama2pyError):

@@ -97,7 +97,7 @@ def find_model(name: str | os.PathLike[str] | None) -> Path:
     ----------
     name : str or path-like, optional
         A file or directory; or ``builtin``; or a downloaded model: ``stories15M``, ``owner/repo``
-        or ``owner/repo:file``. An existing file or directory wins. None means ``builtin``.
+        or ``owner/repo:file``. A local file or directory comes first. None means ``builtin``.
 
     Returns
     -------
@@ -138,7 +138,7 @@ def find_model(name: str | os.PathLike[str] | None) -> Path:
 
 
 def download(name: str) -> Path:
-    """Download a model from the hub, or what is still missing of it, and check every file.
+    """Download a model from the hub, or the rest of an incomplete download, and check every file.
 
     The files go into huggingface_hub's cache. Progress is shown on a terminal. An interrupted
     download resumes where it stopped, and complete files are not downloaded again. If the hub
@@ -159,8 +159,9 @@ def download(name: str) -> Path:
     Raises
     ------
     DownloadError
-        If the name is not a model's, huggingface_hub is not installed, the hub does not have the
-        model or cannot be reached, the disk is full, or a file arrived damaged (it is removed).
+        If the name is not a valid model name, huggingface_hub is not installed, the hub does not
+        have the model or cannot be reached, the disk is full, or a file arrived damaged (it is
+        removed).
     """
     wanted = hub_model(name) if isinstance(name, str) else None
     if wanted is None:
@@ -253,7 +254,7 @@ def _snapshot(repo: str) -> Path | None:
 
 
 def _check_reference(cache: Path) -> None:
-    """Refuse a reference that huggingface_hub would read for ever, such as a FIFO."""
+    """Refuse a reference that would block huggingface_hub forever, such as a FIFO."""
     reference = cache / "refs" / "main"
     try:
         mode = os.stat(reference).st_mode
@@ -275,10 +276,10 @@ def _listing(repo: str, endpoint: str | None) -> list[str]:
 
 
 def _needed_files(wanted: HubModel, endpoint: str | None) -> tuple[list[str], bool]:
-    """Return the files to get of a whole repository, and whether to take them from the cache.
+    """Return the files to download from a repository, and whether to take them from the cache.
 
-    The cache is enough when the hub gives no answer, whatever the reason. huggingface_hub does the
-    same for a single file.
+    If the hub does not answer, whatever the reason, a complete copy in the cache is enough.
+    huggingface_hub does the same for a single file.
     """
     try:
         listing = _listing(wanted.repo, endpoint)
@@ -329,7 +330,7 @@ class _Fetched:
     Attributes
     ----------
     hub_answered : bool
-        False if the hub gave no answer, and the file in the cache is taken.
+        False if the hub did not answer, and the file in the cache is used.
     etag : str or None
         The hub's name for the content, if it is known.
     is_checked : bool
@@ -345,10 +346,10 @@ _CACHED = _Fetched(hub_answered=False)
 
 
 def _fetch(repo: str, file: str, endpoint: str | None) -> _Fetched:
-    """Get one file into the cache's folder of blobs, resuming an earlier attempt.
+    """Download one file into the cache's folder of blobs, resuming an earlier attempt.
 
-    huggingface_hub 1 and later start again from zero in every process, so the bytes are written
-    here: into one partial file per blob, which stays if the process ends.
+    huggingface_hub 1 and later start from zero in every process. So this function writes the bytes
+    itself, to one partial file per blob, which remains if the process ends.
     """
     import huggingface_hub
     from huggingface_hub.file_download import http_get
@@ -419,14 +420,14 @@ def _open_partial(path: Path) -> Iterator[BinaryIO]:
 
 
 def _hash(etag: str) -> Any:
-    """Return a hash object for the kind of an etag: SHA-256 of LFS files, SHA-1 of git's."""
+    """Return a hash object for an etag: SHA-256 for LFS files, SHA-1 for git blobs."""
     if re.fullmatch("[0-9a-f]{64}", etag):
         return hashlib.sha256()
     return hashlib.sha1(usedforsecurity=False) if re.fullmatch("[0-9a-f]{40}", etag) else None
 
 
 def _digest(file: BinaryIO, etag: str, size: int) -> str:
-    """Compute the hash of a file in the etag's kind."""
+    """Compute a file's hash, of the same kind as the etag."""
     digest = _hash(etag)
     if len(etag) == 40:
         digest.update(b"blob %d\0" % size)  # git's name of a file's content
@@ -439,8 +440,8 @@ def _digest(file: BinaryIO, etag: str, size: int) -> str:
 def _check(name: str, path: Path, etag: str | None) -> None:
     """Compare a file in the cache with its hash, and remove it if it is damaged.
 
-    The cache holds links to files that are named for their etag. Where the system has no links and
-    the hub was not asked, the hash is not known.
+    The cache holds links to files that are named after their etags. If the system has no links and
+    the hub was not asked, the hash is unknown.
     """
     blob = path.parent / os.readlink(path) if path.is_symlink() else None
     expected = etag or (None if blob is None else blob.name)
@@ -507,7 +508,7 @@ def _another_way(wanted: HubModel, where: str) -> str:
 
 
 def _names_of_files(repo: str, endpoint: str | None) -> str:
-    """Return the files that a repository has, for an error; nothing if the hub does not answer."""
+    """List a repository's files for an error message; '' if the hub does not answer."""
     try:
         listing = _listing(repo, endpoint)
     except Exception:  # the error that is being reported matters more

@@ -1,4 +1,4 @@
-"""Model: weights, tokenizer, and what to do with them. Start here."""
+"""Load a model and use it. Start here."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def load(
         The type of the keys and values in a session. bfloat16 takes half the memory and makes
         generation at the end of a long context faster; logits change in the third digit.
     progress : callable, optional
-        Called as ``progress(done, total)`` while weights are loaded. Only by the C engine.
+        Called as ``progress(done, total)``, in weights, during loading. Only by the C engine.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def load(
     CheckpointError
         If the checkpoint is missing, malformed or cut short.
     TokenizerError
-        If the tokenizer is missing or malformed, or its size is not the model's.
+        If the tokenizer is missing or malformed, or its size does not match the model's.
     TooBigError
         If the weights need more memory than is free. Raised before they are read; the message says
         which ``dtype`` would fit. Only by the C engine, on Linux.
@@ -180,9 +180,10 @@ def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
-    """Return the tokenizer of a checkpoint: next to it with its name, or in its directory or file.
+    """Return the path of a checkpoint's own tokenizer, or None.
 
-    Or next to it and named for the vocabulary's size, as llama2.c does: ``tok512.bin``.
+    It is next to the checkpoint with the checkpoint's name, or in its directory or file, or next to
+    it and named for the size of the vocabulary, as in llama2.c: ``tok512.bin``.
     """
     path = checkpoint.path
     if path.is_file() and os.path.isfile(beside(path)):  # the name may be too long for a Path
@@ -194,14 +195,14 @@ def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
 
 
 def beside(path: Path) -> Path:
-    """Return the path of its own tokenizer: ``story.tokenizer.bin`` for ``story.bin``."""
+    """Return the path for a file's tokenizer: ``story.tokenizer.bin`` for ``story.bin``."""
     return path.with_suffix(".tokenizer.bin")
 
 
 class Model(Closing):
     """A loaded model; made by `load`. A context manager.
 
-    It never changes: any number of sessions, streams and threads may share it.
+    It is immutable: any number of sessions, streams and threads may share it.
 
     Attributes
     ----------
@@ -232,7 +233,7 @@ class Model(Closing):
 
     @property
     def config(self) -> ModelConfig:
-        """The numbers of the model."""
+        """The model's hyperparameters."""
         return self._config
 
     @property
@@ -262,12 +263,13 @@ class Model(Closing):
         temperature : float
             0: always the most probable token. Higher values make the text more varied.
         top_p : float
-            Draw from the smallest set of most probable tokens whose sum exceeds this; 1: from all.
+            Draw from the smallest set of most probable tokens whose probabilities sum to more than
+            this; 1: from all.
         seed : int, optional
-            0 to 2**64 - 1. The same seed gives the same text. Default: a fresh one, which the
-            result names.
+            0 to 2**64 - 1. The same seed gives the same text. Default: a random one; the result's
+            ``seed`` holds it.
         **options
-            More about sampling, about what ends the text, and ``logprobs``: see `Options`.
+            Further sampling options, what ends the text, and ``logprobs``: see `Options`.
 
         Returns
         -------
@@ -279,7 +281,7 @@ class Model(Closing):
         PromptError
             If the prompt cannot be encoded, or has a token outside the vocabulary.
         ContextError
-            A PromptError: if the prompt is longer than the context.
+            A PromptError. If the prompt is longer than the context.
         ParameterError
             If a parameter is unknown, has a wrong type, or is out of its range.
         """
@@ -301,9 +303,9 @@ class Model(Closing):
         seed: int | None = None,
         **options: Unpack[Options],
     ) -> AsyncIterator[str]:
-        """`stream` for ``async for``: each piece is computed in a thread while the loop runs on.
+        """`stream` for ``async for``: each piece is computed in a thread while the event loop runs.
 
-        If the task is cancelled or leaves the loop, the text ends and its memory is freed.
+        If the task is cancelled or leaves the loop, generation ends and its memory is freed.
 
         Examples
         --------
@@ -372,14 +374,15 @@ class Model(Closing):
         -------
         Generation, or list of Generation
             The text, its tokens, why it ended, its seed, and how fast it went; with many prompts
-            one for each, in order. With the C engine each is, to the bit, what it is alone.
+            one for each, in order. With the C engine, each is bit-identical to the same text
+            generated alone.
 
         Raises
         ------
         PromptError, ParameterError
-            As `stream` does, before any text begins. With many prompts the message says which
-            prompt it concerns, counted from 0. With ``overflow='error'`` a text that reaches the
-            end of the context ends all of them.
+            As `stream` does, before any text begins. With many prompts, the message says which
+            prompt is wrong, counted from 0. With ``overflow='error'``, a text that reaches the end
+            of the context raises ContextError, and all texts are lost.
 
         Examples
         --------
@@ -393,7 +396,7 @@ class Model(Closing):
         max_batch = whole_number("max_batch", max_batch, 1)
         given: Any = prompt
         if isinstance(given, Iterable) and not hasattr(given, "__len__"):
-            given = list(given)  # an iterator, against the types; it can be read once
+            given = list(given)  # an iterator, in spite of the types: it can be read only once
         if is_one(given):
             return self._stream(maker, given, cast("int | None", seed)).finish()
         jobs = list(maker.jobs(given, seed_each(seed, len(given))))
@@ -422,7 +425,7 @@ class Model(Closing):
         max_batch : int
             Run this many texts at once. Bounds the memory.
         progress : bool
-            Show a progress bar of tqdm on standard error.
+            Show a tqdm progress bar on standard error.
         max_tokens, temperature, top_p, **options
             As in `stream`.
 
@@ -434,9 +437,8 @@ class Model(Closing):
         Raises
         ------
         PromptError, ParameterError
-            As `generate` does; for a prompt, when it is read. The iteration is over then: texts
-            before that prompt that have not been returned yet, at most ``max_batch`` and those that
-            wait for them, are lost.
+            As `generate` does; for a prompt, when it is read. This ends the iteration: texts of
+            earlier prompts that have not been returned yet are lost.
 
         Examples
         --------
@@ -467,8 +469,8 @@ class Model(Closing):
         Parameters
         ----------
         text : str or sequence of int
-            A text, to which BOS is prepended, or tokens; the first one is only context. It may be
-            longer than the context: see `log_probabilities`.
+            A text, to which BOS is prepended, or tokens. The first token is only context. A text
+            may be longer than the model's context: see `log_probabilities`.
 
         Returns
         -------
@@ -501,14 +503,14 @@ class Model(Closing):
             return math.inf
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        """Return the tokens that a prompt is run as: BOS and the text's, or those given.
+        """Return the tokens of a prompt: BOS and the text's tokens, or the given token ids.
 
         Raises
         ------
         PromptError
             If there are no tokens, one is outside the vocabulary, or the text cannot be encoded.
         ContextError
-            A PromptError: if there are more tokens than the context holds.
+            A PromptError. If there are more tokens than the context holds.
         """
         return prompt_tokens(prompt, self.tokenizer, self.config)
 
@@ -519,25 +521,25 @@ class Model(Closing):
         ----------
         overflow : {'error', 'shift'}
             What `Session.forward` does when the context is full: raise ContextError, or forget the
-            oldest tokens, see `Session.shift`. (Only a text can 'stop': see `Options`.)
+            oldest tokens (see `Session.shift`). Only `generate` and the like have 'stop'.
 
         Raises
         ------
         EngineError
             If there is not enough memory for its keys and values.
         ParameterError
-            If ``overflow`` is neither.
+            If ``overflow`` is anything else.
         """
         return Session(self.backend, overflow=overflow)
 
     def load_session(self, path: StrPath) -> Session:
-        """Read a session that `Session.save` has written. It continues with the same bits.
+        """Read a session that `Session.save` has written. It continues bit-identically.
 
         Raises
         ------
         SessionError
-            If the file is missing, malformed or cut short, or its session belongs to another model,
-            or to this model with another dtype or backend, which would continue with other bits.
+            If the file is missing, malformed or truncated, or its session belongs to another model,
+            or to this model with another dtype or backend, whose results differ.
         EngineError
             If there is not enough memory for its keys and values.
 
@@ -558,10 +560,10 @@ class Model(Closing):
     def reuse_prefixes(self, max_bytes: int | None = None) -> None:
         """Set how much memory is kept for prompts that share a prefix with an earlier prompt.
 
-        Such a prompt computes only the rest, if the prefix is at least 16 tokens long. No bit of
-        the text changes. In a batch, a prompt can share a prefix with a text that has ended, not
-        with its neighbours. With the NumPy backend, whose bits depend on how tokens are split,
-        nothing is kept.
+        Such a prompt only computes the rest, if the prefix is at least 16 tokens long. The output
+        is bit-identical. In a batch, a prompt can share a prefix with a text that has ended, but
+        not with one that is still running. With the NumPy backend, whose results depend on how
+        tokens are split across passes, nothing is kept.
 
         Parameters
         ----------
@@ -572,7 +574,7 @@ class Model(Closing):
         Raises
         ------
         ParameterError
-            If ``max_bytes`` is no whole number from 0 up.
+            If ``max_bytes`` is not a whole number from 0 up.
 
         Examples
         --------

@@ -252,7 +252,7 @@ def test_seeds_that_run_out_are_an_error(model: Model) -> None:
 
 
 def test_text_held_back_is_shown_when_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The " a" may be the beginning of the stop text, until nothing more comes."""
+    """The " a" may be the beginning of the stop string, until nothing more comes."""
     cancel = threading.Event()
     model = Model(ScriptedBackend([260, 260, 259, 260, 260], 300), tiny_tokenizer())
     stream = model.stream([BOS], stop=" ab", cancel=cancel)

@@ -14,7 +14,7 @@ from ..generation.job import Job
 from ..generation.logits import LogitsProcessor
 from ..generation.prefix_cache import shared
 from ..generation.sampling import Sampler, SamplingParams
-from ..generation.stopping import StopTexts
+from ..generation.stopping import StopStrings
 from ..generation.stream import Stream
 from ..model import Model
 from .templates import LLAMA2, Message, TurnEncoder, default_system, find_template
@@ -156,7 +156,7 @@ class Chat(Closing):
         sampling: dict[str, Any] = dict(options)
         stop = sampling.pop("stop", ())
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        StopTexts(self._stop)  # raises ParameterError now, not at the first turn
+        StopStrings(self._stop)  # raises ParameterError now, not at the first turn
         self._sampler = Sampler(model.backend, SamplingParams(temperature, top_p, **sampling), seed)
         self._session = model.session()
         self._is_closed = False

@@ -1,4 +1,4 @@
-"""Open a checkpoint of any format: the first bytes of a file decide, not its name.
+"""Open a checkpoint of any format, which is detected by content, not by file name.
 
 Every reader but llama2.c's is imported only when a file needs it.
 """
@@ -32,8 +32,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     ----------
     path : str or path-like
         A llama2.c checkpoint: v0 (``stories15M.bin``), v1, v2 (int8), or its trainer's
-        ``ckpt.pt``; a directory of Meta's (``params.json``) or Hugging Face's (``config.json``), or
-        a file in one; or a GGUF file of the architecture llama, of a split one any part.
+        ``ckpt.pt``; a Meta (``params.json``) or Hugging Face (``config.json``) directory, or a file
+        in one; or a GGUF file of the architecture llama, or any part of a split one.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If the file is missing, malformed, cut short, or of a kind that is not read. The message is
+        If the file is missing, malformed, truncated, or of an unsupported format. The message is
         one sentence with the path.
 
     Examples
@@ -91,7 +91,7 @@ def _read(file: InputFile) -> Checkpoint:
 
 
 def _read_directory(folder: Path, opened: Opened | None = None) -> Checkpoint:
-    """Read a directory of Hugging Face's or Meta's, with the file in it that is open already."""
+    """Read a Hugging Face or Meta directory; ``opened`` is a file in it that is already open."""
     is_shard = opened is not None and opened.file.path.name.startswith("consolidated.")
     if (folder / "config.json").is_file() and not is_shard:
         from .huggingface.reader import read_huggingface_directory
@@ -111,7 +111,7 @@ def _read_directory(folder: Path, opened: Opened | None = None) -> Checkpoint:
 
 
 def first_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of these files that is in a directory, if one is."""
+    """The first of these files that a directory has, or None."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

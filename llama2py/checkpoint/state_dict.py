@@ -1,4 +1,4 @@
-"""From the tensors of another program's file, by its names, to a model's, by llama2.c's."""
+"""Map the tensors of another program's file, with its names, to a model's, with llama2.c's."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Weight:
     Attributes
     ----------
     dtype : str
-        The file's name of its dtype, such as ``'bfloat16'``.
+        The file's name for its dtype, such as ``'bfloat16'``.
     array : FileArray
-        Where it lies, with any strides. bfloat16 is its bits, in uint16; what is not a
-        floating-point dtype that llama2py reads is opaque bytes.
+        Where its data is, with any strides. bfloat16 is read as its bits, in uint16. A dtype that
+        llama2py does not support is read as opaque bytes.
     window : tuple
         Which part of which storage it is, in a format whose tensors share storages.
     """
@@ -50,23 +50,23 @@ def collect(
     Parameters
     ----------
     path : Path
-        For errors.
+        The file's path, for error messages.
     weights : mapping of str to entry
-        The file's tensors by its names, each a `Weight` or another format's entry.
+        The file's tensors under the file's names, each a `Weight` or another format's entry.
     config : ModelConfig
-        Decides which tensors there must be.
+        Determines which tensors are required.
     names : mapping of str to str
         The file's name for each of llama2.c's; ``{}`` stands for the layer.
     make : callable
-        From llama2.c's name, the file's name, the entry and the wanted shape to the tensor. It
+        Makes a tensor from llama2.c's name, the file's name, the entry and the expected shape. It
         raises CheckpointError if the entry has another shape or dtype.
     may_be_left : callable
-        Whether a name of the file may be left over.
+        Whether a tensor of the file, by its name, may be ignored.
 
     Raises
     ------
     CheckpointError
-        If a tensor is missing, of another shape or dtype, or one is left over.
+        If a tensor is missing, unexpected, or has the wrong shape or dtype.
     """
     shapes = tensor_shapes(config)
     wanted = {
@@ -97,7 +97,7 @@ def check_dtype(path: Path, name: str, weight: Weight) -> None:
     Raises
     ------
     CheckpointError
-        With the file, the tensor and its dtype.
+        The message names the file, the tensor and its dtype.
     """
     if weight.array.dtype not in DTYPES:
         raise CheckpointError(
@@ -106,12 +106,12 @@ def check_dtype(path: Path, name: str, weight: Weight) -> None:
 
 
 def check_shape(path: Path, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Refuse a tensor of another shape.
+    """Refuse a tensor with the wrong shape.
 
     Raises
     ------
     CheckpointError
-        With the file, the tensor, and both shapes.
+        The message names the file, the tensor, and both shapes.
     """
     if found != shape:
         raise CheckpointError(f"{path}: {name} has shape {found}, expected {shape}")
@@ -130,7 +130,7 @@ def check_sharing(path: Path, tensors: Mapping[str, tuple[Tensor, ...]], file_si
     Raises
     ------
     CheckpointError
-        With both sizes.
+        The message has both sizes.
     """
     size = sum(tensor.nbytes for layers in tensors.values() for tensor in layers)
     if size > 2 * file_size:  # a classifier may share the embedding's bytes
@@ -152,7 +152,7 @@ def check_state_dict(path: Path, state: object) -> dict[str, Weight]:
     Raises
     ------
     CheckpointError
-        If it holds anything else, or two tensors have one name.
+        If it holds anything else, or two tensors have the same name.
     """
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: this is not a state_dict: tensors by name")
@@ -171,7 +171,7 @@ def check_state_dict(path: Path, state: object) -> dict[str, Weight]:
 
 
 def listed(names: Collection[str]) -> str:
-    """The first names, the number of further ones, and the verb: ``"'a', 'b' are"``."""
+    """The first three names, the number of others, and the verb: ``"'a', 'b' are"``."""
     first = [repr(name[:80]) for name in list(names)[:3]]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(first)}{more} {'is' if len(names) == 1 else 'are'}"

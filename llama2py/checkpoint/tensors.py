@@ -1,7 +1,7 @@
 """The tensors of a checkpoint: their kinds, their llama2.c names, their shapes.
 
-A tensor of a file is a description until its weights are wanted. Each use then reads them anew, so
-that a caller who goes through a checkpoint tensor by tensor holds one at a time.
+A tensor in a file is only a description. Each use of its weights reads them again, so that a
+caller who goes through a checkpoint tensor by tensor holds one at a time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Tensor(Protocol):
     def dequantize(self) -> NDArray[np.float32]:
         """Return the weights as float32, in this tensor's shape.
 
-        A tensor of a file reads them anew each time. The array may be read-only.
+        A tensor in a file reads them again each time. The array may be read-only.
         """
 
 
@@ -89,7 +89,7 @@ class DenseTensor:
 
     @property
     def data(self) -> NDArray[np.float32]:
-        """The weights, of this tensor's shape: read anew where they lie in a file."""
+        """The weights, of this tensor's shape: read again on each use if they are in a file."""
         return in_memory(self._data)
 
     @property
@@ -157,7 +157,7 @@ class StoredTensor:
 
     @property
     def stored(self) -> NDArray[Any]:
-        """The weights as they are stored: read anew where they lie in a file."""
+        """The weights as they are stored: read again on each use if they are in a file."""
         return in_memory(self._stored)
 
     @property
@@ -344,12 +344,12 @@ class QuantizedTensor:
 
     @property
     def values(self) -> NDArray[np.int8]:
-        """The quantized weights, int8, (rows, cols): read anew where they lie in a file."""
+        """The quantized weights, int8, (rows, cols): read again on each use if in a file."""
         return in_memory(self._values)
 
     @property
     def scales(self) -> NDArray[np.float32]:
-        """The scales, (n_groups,): read anew where they lie in a file."""
+        """The scales, (n_groups,): read again on each use if they are in a file."""
         return in_memory(self._scales)
 
     @property

@@ -1,4 +1,4 @@
-"""The whole transformer in NumPy: to learn from, to test the engine against, to run without it.
+"""The whole transformer in NumPy: to learn from, as the tests' oracle, and to run without C.
 
 Shapes: n tokens in a batch, d = dim, H query heads of h channels each, K key/value heads, T
 positions of a session so far, G groups of columns that share a scale.
@@ -40,7 +40,7 @@ def silu(x: Array) -> Array:
 
 
 def rotate(x: Array, positions: NDArray[np.int64], freqs: Array) -> Array:  # x (n, H, h)
-    """Rotary embedding: turn the pairs (x[0], x[1]), (x[2], x[3]).. of each head."""
+    """Rotary embedding: rotate the pairs (x[0], x[1]), (x[2], x[3]).. of each head."""
     angles = positions[:, None, None].astype(np.float32) * freqs  # (n, 1, h / 2)
     cos, sin, a, b = np.cos(angles), np.sin(angles), x[..., 0::2], x[..., 1::2]
     return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
@@ -60,7 +60,7 @@ def linear(matrix: Tensor | Int4Matrix) -> Callable[[Array], Array]:
     if isinstance(matrix, Int4Matrix):  # the last group of a row may be padded
         group, width = INT4_GROUP, matrix.values.shape[1] * INT4_GROUP
         values, scales = matrix.values, matrix.scales.astype(np.float32)
-    elif isinstance(matrix, QuantizedTensor):  # a group of the file may go on in the next row
+    elif isinstance(matrix, QuantizedTensor):  # a file's group may span two rows
         group, width = int(np.gcd(matrix.group_size, cols)), cols
         values = matrix.values.reshape(rows, -1, group)
         scales = np.repeat(matrix.scales, matrix.group_size // group).reshape(rows, -1)
@@ -128,7 +128,7 @@ class Reference(Backend):
         self.norms = {
             k: [np.array(t.dequantize()) for t in tensors[k]] for k in tensors if k[:3] == "rms"
         }
-        # The names of two letters: wq wk wv wo w1 w2 w3.
+        # The two-letter names: wq wk wv wo w1 w2 w3.
         self.linears = {k: [linear(t) for t in tensors[k]] for k in tensors if len(k) == 2}
         self.classifier = linear(tensors.get("wcls", tensors["token_embedding_table"])[0])
 
@@ -136,7 +136,7 @@ class Reference(Backend):
         c = self.config
         return ReferenceCache((c.n_layers, c.seq_len, c.n_kv_heads, c.head_dim))
 
-    @np.errstate(all="ignore")  # NaN, infinity and 0 in weights go through, as in C
+    @np.errstate(all="ignore")  # NaN, infinity and 0 propagate without a warning, as in C
     def run(
         self,
         tokens: Sequence[int],
@@ -154,7 +154,7 @@ class Reference(Backend):
         x = self.embedding[np.asarray(tokens)]  # (n, d)
         for layer in range(c.n_layers):
             w = {name: layers[layer] for name, layers in self.linears.items()}
-            # Attention: each token looks at the positions up to its own.
+            # Attention: each token attends to the positions up to its own.
             y = rmsnorm(x, self.norms["rms_att_weight"][layer], c.norm_eps)  # (n, d)
             q = rotate(w["wq"](y).reshape(n, c.n_heads, -1), at, self.freqs)  # (n, H, h)
             k = rotate(w["wk"](y).reshape(n, c.n_kv_heads, -1), at, self.freqs)  # (n, K, h)
@@ -165,7 +165,7 @@ class Reference(Backend):
                 cache.keys[layer, at[i]], cache.values[layer, at[i]] = k[i], v[i]
             heads = [self.attend(q[i], cache, layer, at[i] + 1) for i, cache in enumerate(caches)]
             x = x + w["wo"](np.stack(heads).reshape(n, -1))  # (n, d)
-            # Feed-forward: each token by itself.
+            # Feed-forward: each token independently.
             y = rmsnorm(x, self.norms["rms_ffn_weight"][layer], c.norm_eps)  # (n, d)
             x = x + w["w2"](silu(w["w1"](y)) * w["w3"](y))  # (n, hidden_dim) -> (n, d)
         x = rmsnorm(x[list(rows)], self.norms["rms_final_weight"][0], c.norm_eps)

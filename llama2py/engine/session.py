@@ -24,7 +24,7 @@ from .backend import Backend, Cache, Draw, Logits
 from .parameters import checked_path, function, one_of, prompt_ids, whole_number
 from .session_file import read_session, write_session
 
-# Multiplications in one pass: about a tenth of a second of work. Ctrl-C takes effect between two
+# Multiply-adds in one pass: about a tenth of a second of work. Ctrl-C takes effect between two
 # passes of a long prompt.
 _PASS_WORK = 4_000_000_000
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Use:
-    """Who uses something that only one caller may use at a time.
+    """A lock without waiting: records which caller uses something that only one may use at a time.
 
     There is one ticket. A caller takes it inside a ``try`` and puts it back in the ``finally``, in
     one call of C each: no signal handler can run in between and lose the ticket.
@@ -71,7 +71,7 @@ class Use:
 def _exclusive(
     method: Callable[Concatenate[Session, P], T],
 ) -> Callable[Concatenate[Session, P], T]:
-    """Refuse to run a method of a session that is in use."""
+    """Make a method raise SessionError while its session is in use."""
 
     @wraps(method)
     def guarded(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -119,7 +119,7 @@ class Session(Closing):
 
     @property
     def config(self) -> ModelConfig:
-        """The numbers of the model."""
+        """The model's hyperparameters."""
         return self._backend.config
 
     @property
@@ -167,12 +167,12 @@ class Session(Closing):
         Parameters
         ----------
         tokens : sequence of int
-            Token ids, at least one. How they are split over calls changes no bit with the C engine
-            (NumPy's matrix products are not that strict).
+            Token ids, at least one. With the C engine, results are bit-identical however they are
+            split across calls (NumPy's matrix products are not that strict).
         all_logits : bool
             Return the logits after every token, not only after the last.
         interrupted : callable, optional
-            Called before each tenth of a second of work. If it returns True, the call ends.
+            Called about every tenth of a second. If it returns True, `Cancelled` is raised.
 
         Returns
         -------
@@ -182,15 +182,15 @@ class Session(Closing):
         Raises
         ------
         PromptError
-            If there are no tokens, or one is outside the vocabulary. Nothing has been run then.
+            If there are no tokens, or one is outside the vocabulary. No token has been run then.
         ContextError
-            A PromptError. If the tokens do not fit in the context, even after a `shift` where
-            ``overflow`` is 'shift'. Nothing has been run then.
+            A PromptError. If the tokens do not fit in the context, even after a `shift` if
+            ``overflow`` is 'shift'. No token has been run then.
         ClosedError
             After `close`.
         Cancelled
-            If another thread closes the session meanwhile, or ``interrupted`` returns True. The
-            tokens run before that stay.
+            If another thread closes the session during the call, or ``interrupted`` returns True.
+            The tokens run before that stay in the session.
         SessionError
             If another thread or the caller of this callback uses the session.
         """
@@ -220,7 +220,7 @@ class Session(Closing):
 
     @_exclusive
     def make_room(self, n_tokens: int, interrupted: Callable[[], bool] | None = None) -> None:
-        """Make sure that ``n_tokens`` fit, by a `shift` where ``overflow`` is 'shift'.
+        """Make sure that ``n_tokens`` more tokens fit; if ``overflow`` is 'shift', by a `shift`.
 
         Raises
         ------
@@ -244,7 +244,7 @@ class Session(Closing):
 
     @_exclusive
     def hold(self, work: Callable[[], T]) -> T:
-        """Return ``work()``, which may not use this session meanwhile.
+        """Return ``work()``, and keep the session from being used while it runs.
 
         Raises
         ------
@@ -275,10 +275,10 @@ class Session(Closing):
     def shift(self, n_tokens: int = 1, interrupted: Callable[[], bool] | None = None) -> None:
         """Make room: forget the oldest tokens after the first ``kept``.
 
-        Half of them go, or more where that is not enough. The remaining tokens are run again at
-        their new positions. The session then equals one that has run only these tokens, to the bit
-        with the C engine. A shift takes as long as a prompt of that length; the next one is due
-        when as many tokens as were forgotten have been run.
+        Half of them are forgotten, or more if that is not enough. The remaining tokens are run
+        again at their new positions. The session then equals one that has run only these tokens,
+        bit for bit with the C engine. A shift takes as long as a prompt of that length. The context
+        is full again when as many tokens as were forgotten have been run.
 
         Parameters
         ----------
@@ -290,10 +290,10 @@ class Session(Closing):
         Raises
         ------
         ContextError
-            If they do not fit even without the old tokens. Nothing has been forgotten then.
+            If they do not fit even without the old tokens. No token has been forgotten then.
         ClosedError, Cancelled, SessionError
-            As `forward` does. After Cancelled only a part of the remaining tokens has been run
-            again.
+            As `forward` does. After Cancelled, only some of the remaining tokens have been run
+            again; the session holds no others.
 
         Examples
         --------
@@ -325,11 +325,11 @@ class Session(Closing):
 
     @_exclusive
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what the session has run to a file, for `Model.load_session`.
+        """Write the session's tokens, keys and values to a file, for `Model.load_session`.
 
-        The file holds the tokens and their keys and values (``config.cache_bytes`` for a full
-        context). It replaces an older file only when it is complete. The first save of a model
-        takes longer: it reads all weights, to identify the model.
+        The file takes up to ``config.cache_bytes``, for a full context. It replaces an existing
+        file only when it is complete. A model's first save takes longer: it reads all weights, to
+        identify the model.
 
         Raises
         ------
@@ -389,7 +389,7 @@ class Session(Closing):
     def close(self) -> None:
         """Free the memory. Closing twice does no harm.
 
-        A `forward` that runs in another thread ends soon, with `Cancelled`.
+        A `forward` that is running in another thread soon raises `Cancelled`.
         """
         if self._cache is not None:
             self._cache.close()
@@ -417,7 +417,10 @@ class Session(Closing):
         self._furthest = max(self._furthest, len(self._tokens))
 
     def _hand_out(self, drawn: list[int]) -> Iterator[int]:
-        """Yield drawn tokens; all but the last are in the KV cache, and count as run one by one."""
+        """Yield drawn tokens, all but the last of which are in the KV cache.
+
+        A token counts as run when the next one is requested.
+        """
         self._furthest = max(self._furthest, self.position + len(drawn) - 1)
         changes = self._changes
 
@@ -461,18 +464,18 @@ def run_sessions(
 ) -> Logits | list[Iterator[int]]:
     """Run the next tokens of several sessions of one model in one pass.
 
-    With the C engine each session gets the bits that a pass of its own would give it.
+    With the C engine, each session gets bit-identical results to a pass of its own.
 
     Parameters
     ----------
     sessions : sequence of Session, length n
-        All different. A session whose tokens do not fit is shifted first, in a pass of its own,
-        where its ``overflow`` is 'shift'.
+        All different. If its ``overflow`` is 'shift', a session whose tokens do not fit is shifted
+        first, in a pass of its own.
     blocks : sequence of sequence of int, length n
         The next tokens of each session, at least one, all in the vocabulary.
     draws : sequence of sequence of Draw, length n, optional
-        How to draw the tokens that follow each block. Several draws go on with a text in the same
-        pass: each token drawn is run, and the next one is drawn. An empty sequence: draw no token.
+        How to draw the tokens that follow each block. With several draws, each token drawn is run
+        and the next one is drawn, in the same pass. An empty sequence: draw no token.
     stop_tokens : sequence of int
         Draw no token after one of these.
 
@@ -483,7 +486,7 @@ def run_sessions(
     list of iterator of int, length n
         With ``draws``: the tokens drawn for each session. A token counts as run when the next one
         is requested; the last one has not been run. An iterator ends early at the end of the
-        context, and when its session is used for something else.
+        context, or if its session is used for something else.
 
     Raises
     ------
@@ -532,7 +535,7 @@ def _run(
     draws: Sequence[Sequence[Draw]] | None = None,
     stop_tokens: Sequence[int] = (),
 ) -> Any:
-    """Call the backend, and count the blocks as run. Every token goes this way."""
+    """Call the backend, and count the blocks as run. Every token passes through here."""
     tokens: list[int] = []
     caches: list[Cache] = []
     positions: list[int] = []
@@ -540,7 +543,7 @@ def _run(
         tokens += block
         caches += [session._open_cache()] * len(block)
         positions += range(session.position, session.position + len(block))
-        session._changes += 1  # now: a pass that is cancelled may have written some layers
+        session._changes += 1  # before the pass: a cancelled one may have written some layers
     backend, batch = sessions[0]._backend, (tokens, caches, positions, rows)
     result = backend.run(*batch) if draws is None else backend.run(*batch, draws, stop_tokens)
     for session, block in zip(sessions, blocks, strict=True):

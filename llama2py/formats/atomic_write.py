@@ -124,7 +124,7 @@ def check_space(path: Path, size: int, error_class: type[Llama2pyError]) -> None
         target = Path(os.path.realpath(path))
         free = shutil.disk_usage(target if target.is_dir() else target.parent).free
     except (OSError, ValueError):
-        return  # for example there is no such folder: the code that writes the file reports it
+        return  # for example, there is no such folder: the code that writes the file reports it
     if size > free:
         raise error_class(f"{path}: needs {amount(size)} of disk space, {amount(free)} are free")
 
@@ -207,7 +207,7 @@ def _remove_leftovers(folder: Path, target: Path) -> None:
 
 
 def _followed(path: Path, error_class: type[Llama2pyError]) -> Path:
-    """Return the path that links lead to; raise if the system cannot have such a name."""
+    """Return the path that links lead to; raise if the system does not allow such a name."""
     try:
         target = Path(os.path.realpath(path))
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

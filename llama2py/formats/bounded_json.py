@@ -1,6 +1,7 @@
-"""The one reader of JSON: everything is counted before a parser builds it.
+"""The only JSON reader: containers and items are counted before a parser builds them.
 
-An empty list takes two bytes in a file and sixty in memory, so a parser alone is no bound.
+An empty list takes two bytes in a file and sixty in memory, so a limit on the file's size alone
+does not bound the memory.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from .input_file import read_whole
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a JSON text may hold at most.
+    """Limits on a JSON text.
 
-    A real file has many bytes for each of its lists and items, and a hostile one few. So beside the
-    counts that any file may have, a larger file may have more, in proportion to its size.
+    A real file has many bytes for each of its lists and items, and a hostile file has few. So there
+    are counts that any file may have, and a larger file may have more, in proportion to its size.
 
     Attributes
     ----------
@@ -62,8 +63,8 @@ def parse_object(
     Raises
     ------
     Llama2pyError
-        Without a file's name, for the caller to add: the text is not a JSON object, exceeds a
-        limit, is nested too deep, or an object in it has a name twice.
+        If the text is not a JSON object, exceeds a limit, is nested too deep, or an object in it
+        has a name twice. The caller adds the file's name to the message.
     """
     if len(text) > limits.size:
         raise error(f"{len(text)} bytes of JSON, expected at most {limits.size}")
@@ -104,7 +105,7 @@ def _no_constant(name: str) -> Any:
 
 
 class JsonObject:
-    """A JSON object of a file, with typed getters.
+    """A JSON object from a file, with typed getters.
 
     Attributes
     ----------
@@ -125,7 +126,7 @@ class JsonObject:
         self.path, self.values, self.error_class = path, values, error
 
     def object(self, name: str) -> JsonObject | None:
-        """The object of a name; None where it is missing or null."""
+        """The object under a name; None if it is missing or null."""
         value = self.values.get(name)
         if value is None:
             return None
@@ -166,7 +167,7 @@ class JsonObject:
         return default if value is None else value
 
     def error(self, name: str, expected: str) -> Llama2pyError:
-        """Make the error for a value of another type or an unsupported one."""
+        """Make the error for a value that has the wrong type or is not supported."""
         value = self.values.get(name)
         if name not in self.values:
             found = "missing"

@@ -1,10 +1,10 @@
-"""The head of a GGUF file: metadata pairs and the list of tensors, read without trusting a byte.
+"""The head of a GGUF file: the metadata pairs and the list of tensors. Nothing in it is trusted.
 
 Layout, little-endian: ``GGUF``, uint32 version, uint64 number of tensors, uint64 number of pairs,
 then each pair: a string (the key), uint32 type, the value. A string is a uint64 length and its
 bytes; an array is a uint32 element type, a uint64 count and the elements. After the pairs comes the
 list of tensors, each: a string (its name), uint32 number of dimensions, each a uint64, the fastest
-running first; uint32 type; uint64 offset into the data, which begins at the next multiple of
+varying first; uint32 type; uint64 offset into the data, which begins at the next multiple of
 ``general.alignment``.
 
 Source: the GGUF specification, github.com/ggml-org/ggml, ``docs/gguf.md``.
@@ -41,10 +41,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Allowance:
-    """What the heads of a model's files may hold together; reading uses it up.
+    """What all files of a model together may have in their heads. Reading a file uses it up.
 
-    A split model has up to 1000 files, so a limit for each file alone would allow 1000 times as
-    much. Each limit lies far above any real model's.
+    A split model has up to 512 files, so limits per file would allow 512 times as much. Each limit
+    is far above what any real model has.
     """
 
     pairs: int = 1 << 14
@@ -56,9 +56,9 @@ class Allowance:
 
 
 class GGUFArray:
-    """An array of the file: checked, and read only when its elements are wanted.
+    """An array in the file: checked now, and read only when its elements are used.
 
-    A list of them can be many times the size of the file, and most arrays are never looked at.
+    As a list, the elements can be many times the size of the file, and most arrays are never used.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class GGUFArray:
 
 
 class GGUFMetadata(NamedTuple):
-    """What stands before the list of tensors of a GGUF file."""
+    """What precedes the list of tensors in a GGUF file."""
 
     version: int
     n_tensors: int
@@ -113,7 +113,7 @@ class GGUFTensorInfo(NamedTuple):
 
     name: str
     dims: tuple[int, ...]
-    """The fastest running dimension first: (columns, rows)."""
+    """The fastest varying dimension first: (columns, rows)."""
     kind: int
     """GGML's number of the type."""
     offset: int
@@ -246,7 +246,7 @@ def parse_gguf_metadata(
     error : type of Llama2pyError
         What to raise.
     allowance : Allowance, optional
-        What is left for this file, where it is one of several.
+        What is left for this file, if it is one of several.
 
     Raises
     ------
@@ -303,18 +303,18 @@ class _Missing(Enum):
 
 
 REQUIRED = _Missing.VALUE
-"""The default of a value that must be there."""
+"""The default of a value that is required."""
 
 
 class GGUFFields:
-    """Typed access to the metadata: a value of the type that is wanted, or an error that names it.
+    """Typed access to the metadata: a value of the expected type, or an error that names the key.
 
     Parameters
     ----------
     pairs : mapping of str to value
         The metadata.
     error : type of Llama2pyError
-        What to raise, without the file's name: the caller adds it.
+        What to raise. The caller adds the file's name to the message.
     prefix : str
         What every name begins with: ``'llama.'``, ``'tokenizer.ggml.'``.
     """
@@ -366,7 +366,7 @@ class GGUFFields:
         return array.tolist()
 
     def wrong(self, name: str, expected: str) -> Llama2pyError:
-        """Make the error for a value of another type or an unsupported one."""
+        """Make the error for a value that has the wrong type or is not supported."""
         if name not in self:
             return self._error(f"the metadata lacks {self._prefix}{name}")
         value = repr(self._pairs[self._prefix + name])[:80]

@@ -1,6 +1,6 @@
-"""Files that are read: never waited for, never mapped, and checked at every read.
+"""Input files: opening one never blocks, it is never mapped, and every read is checked.
 
-A mapped file that another program cuts short kills the process that touches its missing pages
+If another program truncates a mapped file, a process that touches the missing pages is killed
 (SIGBUS). So nothing here is mapped: every byte is copied by a read whose length is checked.
 """
 
@@ -23,7 +23,7 @@ _MOST = 1 << 30  # bytes in one read: systems take at most 2 GiB
 
 
 class InputFile:
-    """A regular file, open for reading at any offset, by any number of threads.
+    """A regular file that any number of threads may read, at any offset.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class InputFile:
             if not stat.S_ISREG(mode):
                 kind = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
                 raise error(f"{self.path}: this is {kind}, expected {what}")
-            # O_NONBLOCK: a FIFO that takes the file's place at this moment must not wait either.
+            # O_NONBLOCK: if a FIFO has just replaced the file, opening it must not wait either.
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
             self._descriptor = os.open(self.path, flags)
             found = os.fstat(self._descriptor)
@@ -119,7 +119,7 @@ class InputFile:
             left = left[count:]
 
     def fileno(self) -> int:
-        """Return the descriptor, for code that reads with its own checks.
+        """Return the descriptor, for code that has its own checks of reads.
 
         Raises
         ------
@@ -135,7 +135,7 @@ class InputFile:
         return FileArray(self, offset, np.dtype(dtype), shape)
 
     def close(self) -> None:
-        """Close the file. Its arrays cannot be read any more. Closing twice does no harm."""
+        """Close the file. Its arrays can no longer be read. Closing twice does no harm."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -146,7 +146,7 @@ class InputFile:
 
 
 class FileArray:
-    """An array that lies in a file and is read anew on each use.
+    """An array in a file, which is read again on each use.
 
     Parameters
     ----------
@@ -254,9 +254,9 @@ def read_whole(
     Parameters
     ----------
     path : str or path-like
-        The file. It must be a regular one: a pipe or a device could go on for ever.
+        The file. It must be a regular one: a pipe or a device may never end.
     max_size : int
-        Bytes that it may have at most; this is checked before anything is read.
+        The maximum size in bytes, which is checked before anything is read.
     error : type of Llama2pyError
         What to raise.
     what : str
@@ -277,6 +277,6 @@ def read_whole(
 
 
 def named(path: str | os.PathLike[str], error: Llama2pyError) -> Llama2pyError:
-    """Return an error with the file's name before its message, unless the message has it."""
+    """Return an error whose message begins with the file's name, adding the name if necessary."""
     text = str(error)
     return error if text.startswith(f"{path}: ") else type(error)(f"{path}: {text}")

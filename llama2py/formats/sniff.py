@@ -1,7 +1,7 @@
-"""What a file is, by its first bytes. Names and extensions are never consulted.
+"""Detect a file's format by its first bytes, never by its name or extension.
 
-`kind_of` is the only place that knows magic numbers. Every reader asks it, both to choose a format
-and to name a file that it cannot read.
+`kind_of` is the only place that knows magic numbers. Every reader uses it, both to choose a format
+and to say in an error what kind of file it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 HEAD = 512
 """Bytes from the start of a file that `kind_of` needs."""
 
-# What is read. Each constant reads as part of a sentence: "this is a GGUF model".
+# Supported formats. Each constant reads as part of a sentence: "this is a GGUF model".
 LLAMA2C = "a llama2.c checkpoint"
 GGUF = "a GGUF model"
 ZIP = "a zip archive"
@@ -21,7 +21,7 @@ RANKS = "a Llama 3 tokenizer.model"
 TOKENIZER_BIN = "a llama2.c tokenizer"
 JSON = "a JSON text"
 
-# What is only named in errors.
+# Unsupported formats, which only error messages name.
 _ZEROS = "a file of zeros (a download that did not finish?)"
 _PICKLE = "a Python pickle"
 _TEXT = "a text file"
@@ -59,9 +59,9 @@ def kind_of(head: bytes) -> str | None:
     """Name the kind of file that begins with these bytes.
 
     Two formats have no magic number: llama2.c's checkpoint v0, and ``tokenizer.bin`` unless its
-    first token is ``<unk>``. Their readers take whatever no other reader takes, so a name from here
-    that is not one of the constants above is a hint for an error, not proof: 80 02, a pickle's
-    first bytes, are also the dim of a v0 checkpoint of width 640.
+    first token is ``<unk>``. Their readers try whatever no other reader accepts. So a name from
+    here that is not one of the public constants above is a hint for an error, not proof: 80 02, the
+    first bytes of a pickle, are also the dim of a v0 checkpoint of width 640.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def kind_of(head: bytes) -> str | None:
     for prefix, kind in _PREFIXES:
         if head.startswith(prefix):
             return kind
-    # A length of eight bytes, then a JSON object. The length may begin like anything below.
+    # An eight-byte length, then a JSON object. The length may look like any format below.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _MAX_SAFETENSORS_HEADER:
         return SAFETENSORS
     if head and not head.strip(b"\0"):
@@ -85,8 +85,8 @@ def kind_of(head: bytes) -> str | None:
     if head[12:17] == b"<unk>":
         return TOKENIZER_BIN
     if head[1:4] == b"\0\0\0":
-        return None  # a small int32 comes first: none of the formats below
-    # A protocol buffer: field 1 (a piece) of some bytes, and in it field 1 (its text) of fewer.
+        return None  # a small int32: not one of the formats below
+    # A protocol buffer: field 1 (a piece), and inside it a shorter field 1 (the piece's text).
     if len(head) > 4 and head[0] == head[2] == 0x0A and head[1] < 128 and head[3] < head[1]:
         return SENTENCEPIECE
     line, newline, _ = head.partition(b"\n")

@@ -1,4 +1,4 @@
-"""Run texts: one pass of the model for one text or for many, and the continuous batch."""
+"""Generate texts: one pass of the model for one text or for many, and the continuous batch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .prefix_cache import PrefixCache
 
 __all__ = ["Guide", "Job", "Lane", "run_jobs", "step"]
 
-# Tokens of one prompt in one pass: the other texts, and Ctrl-C, wait no longer than for these.
+# Tokens of one prompt in one pass. The other texts, and Ctrl-C, wait for no more than these.
 _PROMPT_BLOCK = 128
 
 
 class Generator(Protocol):
-    """What a batch needs of a model."""
+    """What a batch needs from a model."""
 
     tokenizer: Tokenizer
     prefix_cache: PrefixCache
@@ -30,7 +30,7 @@ class Generator(Protocol):
 
 @dataclass(slots=True)
 class Lane:
-    """A text in work and the session it runs in."""
+    """A text being generated, and its session."""
 
     job: Job
     session: Session
@@ -45,22 +45,22 @@ def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
     Parameters
     ----------
     lanes : sequence of Lane
-        Texts that have started and not ended. A text that runs alone may get several tokens.
+        Texts that have started and not ended. A single text may get several tokens in one pass.
     block : int
         Run at most this many tokens of a prompt.
 
     Yields
     ------
     Lane, str
-        For each token, and for each block of a prompt: the text that is certain now, perhaps ''.
-        A text that has ended (``job.finish_reason``) is not touched any more.
+        For each token, and for each block of a prompt: the text that is now certain, perhaps ''.
+        A text that has ended (``job.finish_reason``) gets no more tokens.
 
     Raises
     ------
     ContextError
-        If a text is at the end of the context, and its ``overflow`` is 'error'.
+        If a text reaches the end of the context and its ``overflow`` is 'error'.
     Cancelled
-        If another thread closes the session of a text that runs alone.
+        If another thread closes a text's session.
     """
     ready = []
     for lane in lanes:
@@ -92,12 +92,12 @@ def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
 
 
 def _feed(lane: Lane, logits: Logits) -> str:
-    """Feed logits to a text, whose guide and processors may not use its session."""
+    """Feed logits to a text. Its guide and its logits processors may not use its session."""
     return lane.session.hold(lambda: lane.job.feed_logits(logits))
 
 
 def _interrupted(lane: Lane, block: int) -> bool:
-    """Whether the text ends before its next pass, for which the session has room afterwards."""
+    """Whether the text ends before its next pass. If not, the session has room for that pass."""
     job = lane.job
     try:
         if not job.interrupted():
@@ -110,7 +110,7 @@ def _interrupted(lane: Lane, block: int) -> bool:
 
 @dataclass(slots=True)
 class _BatchLane(Lane):
-    """A text's place in the batch."""
+    """A lane of the batch, with the text's number in the input."""
 
     number: int
     done: bool = False
@@ -128,12 +128,12 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
     jobs : iterable of Job
         May be endless: a job is read when there is room for it.
     max_batch : int
-        Bounds the memory: each text in work has a session.
+        Bounds the memory: each text being generated has a session.
 
     Yields
     ------
     Job
-        Finished. With the C engine each text is, to the bit, what it would be alone.
+        Finished. With the C engine, each text is bit-identical to the same text generated alone.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
     next_out = 0
 
     def finish(lane: _BatchLane) -> None:
-        lane.done = True  # from here on others may have its session
+        lane.done = True  # from here on, other texts may get its session
         finished[lane.number] = lane.job
         model.prefix_cache.give(lane.session)
 
@@ -168,7 +168,7 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
                     finish(lane)
             lanes = [lane for lane in lanes if not lane.done]
             for lane, _ in step(lanes, _PROMPT_BLOCK):
-                # At once: the next text's turn may raise an error.
+                # Immediately, because the next text's step may raise an error.
                 if lane.job.finish_reason:
                     finish(lane)
             lanes = [lane for lane in lanes if not lane.done]

@@ -1,4 +1,4 @@
-"""One text in work: it draws tokens, stops, and turns the tokens into text.
+"""A job: one text being generated. It draws tokens, stops, and turns the tokens into text.
 
 A `Stream` has one job, a batch has many.
 """
@@ -20,11 +20,11 @@ from ..errors import PromptError
 from ..tokenizers.tokenizer import Decoder, Tokenizer
 from .logprobs import TokenLogprob, log_softmax, token_logprob
 from .sampling import Sampler
-from .stopping import StopTexts
+from .stopping import StopStrings
 
 FinishReason = Literal["stop", "length", "time", "cancelled"]
 Overflow = Literal["stop", "error", "shift"]
-# The backend compares each token it draws with this many stop tokens at most.
+# The backend compares each token it draws with at most this many stop tokens.
 _MOST_STOP_TOKENS = 16
 
 
@@ -43,8 +43,8 @@ class Timings:
     generated_tokens : int
         Tokens drawn, including the one that ended the text.
     generation_seconds : float
-        From the first generated token to the last. For a stream this includes what its reader did
-        between two tokens.
+        From the first generated token to the last. For a stream this includes the time that its
+        reader takes between two tokens.
     """
 
     prompt_tokens: int = 0
@@ -60,7 +60,7 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed after the first token, which waits for the prompt; 0.0 if it is unknown.
+        """The speed of decoding, without the first token and the prompt; 0.0 if it is unknown.
 
         llama2.c measures it the same way: its clock starts after the first step.
         """
@@ -76,7 +76,7 @@ class Guide(Protocol):
         """Change logits (vocab_size,) in place, before a token is drawn."""
 
     def accept(self, token: int, piece: str) -> bool:
-        """Note the token drawn and the text it completes. Return False to end the text after it."""
+        """Take a drawn token and the text it completes. Return False to end the text after it."""
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class Job:
     sampler : Sampler
         Chooses the tokens.
     max_tokens : int
-        Generate at most this many tokens. The context may end the text sooner.
+        Generate at most this many tokens. The end of the context may come sooner.
     guide : Guide, optional
         Steers the text.
     stop_tokens : frozenset of int, optional
@@ -103,18 +103,18 @@ class Job:
     cancel : threading.Event, optional
         End the text when it is set.
     top_logprobs : int, optional
-        Keep the log-probability of each token, and of this many most probable tokens beside it.
+        Keep the log-probability of each token, and of this many most probable alternatives.
     reused : int
-        How many of the prompt's tokens the session has run before.
+        How many of the prompt's tokens the session has already run.
     overflow : {'stop', 'error', 'shift'}
         What happens at the end of the context: the text ends, ContextError is raised, or the
         session shifts.
     tokens : list of int
-        The tokens generated, without the one that ended the text; those of a stop text included.
+        The tokens generated, without the stop token but with those of a stop string.
     logprobs : list of TokenLogprob
         One for each of ``tokens``, if requested.
     finish_reason : {None, 'stop', 'length', 'time', 'cancelled'}
-        None until the text has ended. 'stop': the model, a stop text or the guide ended it.
+        None until the text has ended. 'stop': the model, a stop string or the guide ended it.
     stopped_by : int, str or None
         The token or the text that ended it.
     timings : Timings
@@ -148,10 +148,10 @@ class Job:
     _stop_tokens: frozenset[int] = frozenset()
     _n_tokens: int | None = None  # where the padding of the vocabulary begins; None: no padding
     _decoder: Decoder | None = field(default=None, repr=False)
-    _stop_texts: StopTexts | None = field(default=None, repr=False)  # None: without stop texts
+    _stop_strings: StopStrings | None = field(default=None, repr=False)  # None: no stop strings
 
     def start(self, session: Session, tokenizer: Tokenizer) -> None:
-        """Start the clock, and prepare to run the prompt after what the session has run.
+        """Start the clock, and prepare to run what the session has not run of the prompt.
 
         Raises
         ------
@@ -171,7 +171,7 @@ class Job:
             # The last token needs no position: nothing comes after it.
             self._max_tokens = min(self.max_tokens, session.room - len(self._pending) + 1)
         self._decoder = tokenizer.decoder(previous=self._pending[-1])
-        self._stop_texts = StopTexts(self.stop) if self.stop else None
+        self._stop_strings = StopStrings(self.stop) if self.stop else None
         bos = frozenset([tokenizer.bos_id])
         self._stop_tokens = bos if self.stop_tokens is None else self.stop_tokens
         vocab_size = session.config.vocab_size
@@ -184,7 +184,7 @@ class Job:
 
     @property
     def text(self) -> str:
-        """What was generated, without the prompt."""
+        """The generated text, without the prompt."""
         return "".join(self._pieces)
 
     @property
@@ -203,7 +203,7 @@ class Job:
         return tokens
 
     def interrupted(self) -> bool:
-        """Return whether the text has ended, after a look at ``cancel`` and the clock."""
+        """Check ``cancel`` and the clock, and return whether the text has ended."""
         if self.cancel is None and self.max_time is None:
             return self.finish_reason is not None
         if self.cancel is not None and self.cancel.is_set():
@@ -234,7 +234,7 @@ class Job:
         Returns
         -------
         str
-            The text that is certain now, perhaps ''. If ``finish_reason`` is set, all that is left.
+            The text that is now certain, perhaps ''. If ``finish_reason`` is set, all of the rest.
         """
         self._note_prompt_end()
         if not self.may_draw:
@@ -249,7 +249,7 @@ class Job:
         return self._accept(token, logprobs)
 
     def feed_token(self, token: int) -> str:
-        """Accept a token that the backend drew as the first of `draws` says.
+        """Accept a token that the backend drew by the first entry of `draws`.
 
         Returns
         -------
@@ -283,7 +283,7 @@ class Job:
         assert self._decoder is not None, "start() comes first"
         completed = self._decoder.feed(token)
         piece = self._show(completed)
-        if self.finish_reason is not None:  # a stop text
+        if self.finish_reason is not None:  # a stop string
             return piece
         if self.guide and not self.guide.accept(token, completed):
             self.finish_reason = "stop"
@@ -295,17 +295,17 @@ class Job:
         return piece + self.end()
 
     def end(self) -> str:
-        """Return the text held back: an incomplete character, the beginning of a stop text."""
+        """Return the text held back: an incomplete character, the beginning of a stop string."""
         if self._decoder is None or isinstance(self.stopped_by, str):
             return ""
         rest = self._show(self._decoder.flush())
-        held = self._stop_texts.flush() if self._stop_texts else ""
+        held = self._stop_strings.flush() if self._stop_strings else ""
         self._pieces.append(held)
         return rest + held
 
     def _show(self, completed: str) -> str:
-        """Add to the text what cannot be the beginning of a stop text."""
-        stops = self._stop_texts
+        """Add to the text whatever cannot be the beginning of a stop string."""
+        stops = self._stop_strings
         if stops is None:
             if completed:
                 self._pieces.append(completed)

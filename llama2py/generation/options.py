@@ -1,4 +1,4 @@
-"""The options of a text, and the only maker of jobs."""
+"""The options of `generate` and the like, and the only place that makes a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tokenizers.tokenizer import Tokenizer
 from .job import Job, Overflow
 from .logits import LogitsProcessor
 from .sampling import Coin, Sampler, SamplingParams
-from .stopping import StopTexts
+from .stopping import StopStrings
 
 _STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow"}
 # What other libraries call an option.
@@ -43,7 +43,7 @@ _OTHER_NAMES = {
 
 
 class Options(TypedDict, total=False):
-    """More options of `Model.generate`, `Model.stream` and the like. Default: as llama2.c does.
+    """More options of `Model.generate`, `Model.stream` and the like. The defaults are llama2.c's.
 
     Attributes
     ----------
@@ -51,20 +51,20 @@ class Options(TypedDict, total=False):
 logit_bias, banned_tokens, logits_processor
         See `SamplingParams`.
     stop : str or iterable of str
-        Texts that end the text, also across tokens. Neither the text nor a streamed piece ever
-        holds a part of one.
+        Strings that end the text, even if they span tokens. Neither the text nor a streamed piece
+        ever contains any part of one.
     stop_tokens : iterable of int
-        Tokens that end the text. Default: `Model.stop_tokens`, which is BOS alone for llama2.c's
-        models, as in llama2.c, and BOS and the end tokens of the metadata for others. ``(1, 2)``:
-        BOS and Llama 2's EOS. ``()``: no token ends the text.
+        Tokens that end the text. Default: `Model.stop_tokens`: only BOS for llama2.c's models, as
+        in llama2.c, and BOS and the metadata's end tokens for others. ``(1, 2)``: BOS and Llama 2's
+        EOS. ``()``: no token ends the text.
     max_time : float
         End the text after this many seconds, prompt included.
     cancel : threading.Event
         End the text when any thread sets it.
     logprobs : int
-        Keep the log-probability of each token, and of this many most probable tokens beside it.
+        Keep the log-probability of each token, and of this many most probable alternatives.
     overflow : {'stop', 'error', 'shift'}
-        What to do at the end of the context. Default: 'stop', as in llama2.c: the text ends with
+        What to do when the context is full. Default: 'stop', as in llama2.c: the text ends with
         ``finish_reason`` 'length'. 'error': raise ContextError. 'shift': forget the oldest tokens
         after the first and keep generating, see `Session.shift`; ``max_tokens`` may then be larger
         than the context. A prompt that does not fit is an error in all three.
@@ -88,7 +88,7 @@ logit_bias, banned_tokens, logits_processor
 
 
 class Generator(Protocol):
-    """What a job needs of a model."""
+    """What a job needs from a model."""
 
     tokenizer: Tokenizer
     stop_tokens: frozenset[int]
@@ -212,7 +212,7 @@ def _checked_stop(stop: Any) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise ParameterError(f"stop holds {shown(text)}, expected str")
-    StopTexts(texts)  # refuses empty texts now, not when the text begins
+    StopStrings(texts)  # refuses empty texts now, not when the text begins
     return texts
 
 

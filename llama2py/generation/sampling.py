@@ -17,10 +17,10 @@ from ..engine.parameters import real_number, token_ids, whole_number, wrong
 from ..errors import ParameterError
 from .logits import LogitsProcessor, add_bias, cut, penalize, process, softmax
 
-# Logits divided by a smaller temperature leave float32: it counts as 0.
+# Dividing logits by a smaller temperature would overflow float32. It counts as 0.
 _SMALLEST_TEMPERATURE = 1e-30
 _MASK = (1 << 64) - 1
-# xorshift64* cannot leave the state 0, so seed 0 stands for another seed (2^64 / golden ratio).
+# xorshift64* cannot leave the state 0, so seed 0 is replaced by this one (2^64 / golden ratio).
 _SEED_ZERO = 0x9E3779B97F4A7C15
 _LARGEST = 1.7976931348623157e308  # finite float
 
@@ -29,22 +29,23 @@ _LARGEST = 1.7976931348623157e308  # finite float
 class SamplingParams:
     """How tokens are drawn from logits, in the order that `llama2py.generation.logits` lists.
 
-    The defaults are llama2.c's: everything else is off.
+    The defaults are llama2.c's: temperature and top-p, everything else off.
 
     Parameters
     ----------
     temperature : float
-        Logits are divided by it: below 1 sharper, above 1 flatter. 0: the most probable token.
+        Logits are divided by it. Below 1, the distribution is sharper; above 1, flatter. 0: always
+        the most probable token.
     top_p : float
-        Draw from the smallest set of most probable tokens whose sum exceeds this. 0 and 1: draw
-        from all tokens.
+        Draw from the smallest set of most probable tokens whose probabilities sum to more than
+        this. 0 and 1: draw from all tokens.
     top_k : int
         Draw from the ``top_k`` most probable tokens. 0: from all.
     min_p : float
-        Draw from tokens at least this fraction as probable as the best one. 0: from all.
+        Draw from tokens with at least this fraction of the best token's probability. 0: from all.
     typical_p : float
-        Draw from the tokens whose surprise is nearest to the expected one: the fewest whose sum
-        reaches this. 1: from all.
+        Draw from the tokens whose surprise is closest to the entropy: the fewest whose
+        probabilities sum to at least this. 1: from all.
     repetition_penalty : float
         Logits of tokens in the prompt and the text so far are divided by it where positive and
         multiplied where negative. 1: off.
@@ -90,7 +91,7 @@ class SamplingParams:
         real_number("repetition_penalty", penalty, smallest, _LARGEST, "a number above 0")
         for name in ("frequency_penalty", "presence_penalty"):
             real_number(name, getattr(self, name), -_LARGEST, _LARGEST, "a finite number")
-        # Copies: an iterator can be read only once, and an array is neither true nor false.
+        # Copies: an iterator can be read only once, and an array has no truth value.
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         banned = tuple(token_ids("banned_tokens", self.banned_tokens))
         object.__setattr__(self, "banned_tokens", banned)
@@ -99,7 +100,7 @@ class SamplingParams:
 
     @property
     def plain(self) -> bool:
-        """Whether only temperature and top-p are set, so that the engine can draw by itself."""
+        """Whether only temperature and top-p are set, so that the engine can draw the tokens."""
         return (
             self.top_k == self.min_p == 0
             and self.typical_p == self.repetition_penalty == 1
@@ -139,13 +140,13 @@ class Coin:
     Parameters
     ----------
     seed : int
-        0 to 2**64 - 1. The same seed gives the same coins as in llama2.c. For seed 0, which
-        llama2.c replaces by the time, it is another fixed seed.
+        0 to 2**64 - 1. The same seed gives the same coins as in llama2.c. The exception is 0, which
+        llama2.c replaces with the time and this class with another fixed seed.
 
     Raises
     ------
     ParameterError
-        If the seed is no integer or out of range.
+        If the seed is not an integer or is out of range.
 
     References
     ----------
@@ -162,7 +163,7 @@ class Coin:
         Raises
         ------
         ParameterError
-            If it is no integer or out of range.
+            If it is not an integer or is out of range.
         """
         try:
             return whole_number("seed", seed, 0, _MASK)
@@ -199,7 +200,7 @@ class Sampler:
     Attributes
     ----------
     plain : bool
-        As of `SamplingParams`.
+        As in `SamplingParams`.
 
     Raises
     ------
@@ -241,10 +242,10 @@ class Sampler:
         self._banned = np.array(params.banned_tokens, np.int64)
 
     def draws(self, n: int, n_tokens: int | None = None) -> list[Draw]:
-        """Return how the backend draws the next ``n`` tokens by itself, where this is `plain`.
+        """Return how the backend draws the next ``n`` tokens, if this sampler is `plain`.
 
-        Call `use_draw` for each token drawn this way that is used. The coins of the others are
-        handed out again.
+        Call `use_draw` once for each of these tokens that is used. The coins of the others are
+        used again for the next draws.
 
         Parameters
         ----------
@@ -263,7 +264,7 @@ class Sampler:
         return [Draw(*how, coin, drawable) for coin in islice(self._coins, n)]
 
     def use_draw(self) -> None:
-        """Note that the first of `draws` gave a token: its coin is used up."""
+        """Record that the token of the first of `draws` is used, and so is its coin."""
         if self._flips:
             self._next_coin()
 
@@ -279,7 +280,7 @@ class Sampler:
     ) -> int:
         """Return the next token. Logits (vocab_size,) may be overwritten.
 
-        With temperature 0 (or below 1e-30) no coin is used.
+        Temperature 0 (or below 1e-30) uses no coin.
 
         Parameters
         ----------
@@ -331,7 +332,7 @@ class Sampler:
         if params.logits_processor:
             processors = cast("tuple[LogitsProcessor, ...]", params.logits_processor)
             logits = process(logits, [*prompt_tokens, *tokens], processors)
-        logits = logits[:n_tokens]  # only now: a prompt or a bias may name padding
+        logits = logits[:n_tokens]  # not earlier: a prompt or a bias may name padding
         best = logits.max()
         if np.isnan(best):  # as in llama2.c, a NaN is never drawn
             logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)

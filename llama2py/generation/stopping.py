@@ -1,4 +1,4 @@
-"""Stop texts: found across the borders of tokens, and never shown in part."""
+"""Stop strings: found across the borders of tokens, and never shown in part."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from ..errors import ParameterError
 
 
-class StopTexts:
-    """A filter on a text that comes in pieces: it ends the text before the first stop text.
+class StopStrings:
+    """A filter on a text that comes in pieces: it ends the text before the first stop string.
 
     The match that ends first counts, and of those the longest. The result is the same however the
     text is cut into pieces.
@@ -16,21 +16,21 @@ class StopTexts:
     Parameters
     ----------
     stops : str or iterable of str
-        The stop texts, none of them empty.
+        The stop strings, none of them empty.
 
     Attributes
     ----------
     found : str or None
-        The stop text that ended the text.
+        The stop string that ended the text.
 
     Raises
     ------
     ParameterError
-        If a stop text is empty.
+        If a stop string is empty.
 
     Examples
     --------
-    >>> stop = StopTexts(["END"])
+    >>> stop = StopStrings(["END"])
     >>> stop.feed("The E"), stop.feed("N"), stop.feed("ding"), stop.feed(" EN"), stop.flush()
     ('The ', '', 'ENding', ' ', 'EN')
     """
@@ -38,12 +38,12 @@ class StopTexts:
     def __init__(self, stops: str | Iterable[str] = ()) -> None:
         self._stops = [stops] if isinstance(stops, str) else list(stops)
         if not all(self._stops):
-            raise ParameterError("a stop text is empty")
+            raise ParameterError("a stop string is empty")
         self.found: str | None = None
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """Return the text that is certain after ``piece``; '' once a stop text has been found."""
+        """Return the text that is certain after ``piece``; '' once a stop string has been found."""
         if not self._stops:
             return piece
         if self.found is not None:
@@ -65,7 +65,7 @@ class StopTexts:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of the text are the beginning of the stop text."""
+    """Return how many characters at the end of the text are the beginning of the stop string."""
     for n in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:n]):
             return n

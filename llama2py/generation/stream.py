@@ -23,11 +23,11 @@ class Generation:
     text : str
         What was generated, without the prompt.
     tokens : list of int
-        The tokens generated, without the BOS that ended the text; those of a stop text included.
+        The tokens generated, without the BOS that ended the text; those of a stop string included.
     prompt_tokens : list of int
         The prompt as it was run, BOS included.
     finish_reason : {'stop', 'length', 'time', 'cancelled'}
-        'stop': the model or a stop text ended it. 'length': ``max_tokens`` or the end of the
+        'stop': the model or a stop string ended it. 'length': ``max_tokens`` or the end of the
         context. 'time': ``max_time`` was over. 'cancelled': ``cancel`` was set.
     seed : int
         The seed that gives this text again.

@@ -23,7 +23,7 @@ from .opening import opening_about, opening_with
 # Tries for one story that loops, or that has words that must appear. The first good try is used.
 CANDIDATES = 8
 # Added to the seed from one try to the next, so that no try shares its seed with another story.
-# Not 2^64 / golden ratio, which the coin uses for seed 0: two tries would be the same.
+# It is not 2^64 / golden ratio, which `Coin` uses for seed 0: two tries would then be the same.
 SEED_STRIDE = 0xD1B54A32D192ED03
 MIN_MAX_WORDS, MAX_MAX_WORDS = 10, 10_000
 _NAME = r"((?:(?:Mr|Mrs|Ms|Dr)\. )?[A-Z]\w+)"
@@ -50,10 +50,10 @@ class Story:
     title : str
         The subject, or the first name in the story.
     seed : int
-        The same seed produces this story again.
+        The seed, which produces the same story again.
     ended : bool
         True if the model ended the story. False if the story was cut after a sentence, because
-        ``max_words`` or the context left no room for more, or before the story went into a loop.
+        ``max_words`` or the context left no room for more, or because the story began to loop.
     """
 
     text: str
@@ -210,8 +210,8 @@ class StoryTeller(Closing):
         about, opening, words, max_words
             As in a call.
         max_batch : int
-            Stories that run at a time, which bounds the memory; with ``words``, the tries of one
-            story that run at a time.
+            Stories that are generated at once, which bounds the memory. With ``words``: tries of
+            one story that are generated at once, at most 8.
         progress : bool
             Show a progress bar on standard error.
 
@@ -254,7 +254,7 @@ class StoryTeller(Closing):
         max_words: int,
         max_batch: int,
     ) -> Iterator[Story]:
-        """Check the arguments now; write each story when the iterator is asked for it."""
+        """Check the arguments now; write each story when it is requested from the iterator."""
         _ = self.model.backend  # raises `ClosedError` now, not at the first story
         if about and opening:
             raise ParameterError("about and opening are both given: use only one of them")
@@ -354,7 +354,7 @@ def _story(job: Job, start: _Start, seed: int) -> Story:
     before_loop = _text_before_loop(job)
     whole = (start.text + job.text if before_loop is None else before_loop).strip()
     text = whole_sentences(whole, start.max_words, start.text)
-    # If the guide stopped the text for its length, the cut makes it shorter.
+    # If the guide stopped the text because of its length, the cut has made it shorter.
     ended = job.finish_reason == "stop" and text == whole and before_loop is None
     return Story(text, start.title or _title(text), seed, ended)
 

@@ -29,18 +29,18 @@ def load_tokenizer(
     path : str or Path
         The file. Its format is detected by content, not by name.
     vocab_size : int, optional
-        The number of ids that the model has; by default any number will do.
+        The number of ids that the model has. By default, any number is accepted.
     padded : bool
         Whether the model may have a few more ids than the tokenizer. Pass True for a tokenizer that
-        belongs to the model, whose embedding may be filled up to a round number of rows: see
+        belongs to the model, whose embedding may be padded to a round number of rows: see
         `Tokenizer.padded`.
     gguf_pairs : mapping of str to value, optional
-        The metadata of a GGUF file that is open already; the file is then not parsed again.
+        The metadata of a GGUF file that is already open. The file is then not parsed again.
 
     Raises
     ------
     TokenizerError
-        If the file is missing or malformed, or its size does not fit the model.
+        If the file is missing or malformed, or its vocabulary size does not match the model's.
     """
     path = Path(path)
     tokenizer = _read(path) if gguf_pairs is None else _from_pairs(path, gguf_pairs)
@@ -98,7 +98,7 @@ def _from_pairs(path: Path, pairs: Mapping[str, Any]) -> Tokenizer:
 
 
 def _named(path: Path, parse: Any, found: Any) -> Tokenizer:
-    """Parse the contents of a file, and put the name of the file into an error."""
+    """Parse the contents of a file, and add the name of the file to an error."""
     try:
         tokenizer: Tokenizer = parse(found)
     except TokenizerError as error:

@@ -28,8 +28,8 @@ MAX_SPECIAL_LENGTH = 256  # characters of a special token's text; real ones have
 BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
 
 
-# Unicode's White_Space, and the word characters of Rust's regular expressions that have no category
-# of their own: joiners and letters in circles.
+# Unicode's White_Space. The word characters of Rust's regular expressions that no Unicode category
+# covers: joiners and letters in circles.
 SPACES = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
     map(chr, range(0x2000, 0x200B))
 )
@@ -55,7 +55,7 @@ def _is_word(character: str) -> bool:
 
 @dataclass(frozen=True)
 class Matching:
-    """How ``tokenizers`` matches a special token in a text, other than by its text alone.
+    """The rules by which ``tokenizers`` matches a special token in a text, beyond its exact text.
 
     Parameters
     ----------
@@ -86,10 +86,10 @@ class Specials:
         Text to token id. These texts are tokens wherever they occur: sentencepiece's user-defined
         symbols.
     control : mapping of str to int
-        Text to token id. These texts are tokens only where the caller trusts the text, and they
-        decode to nothing: ``<|eot_id|>``.
+        Text to token id, such as ``<|eot_id|>``. These texts are tokens only if the caller trusts
+        the text that they are in. They decode to nothing.
     matching : mapping of str to Matching
-        How a text is matched, if not `PLAIN`. Only vocabularies with merges have others.
+        How a text is matched, if not by `PLAIN`. Only vocabularies with merges have other rules.
     """
 
     added: Mapping[str, int] = field(default_factory=dict)
@@ -113,15 +113,15 @@ class Specials:
         Yields
         ------
         str or int
-            The text between two special tokens (never empty), or the id of a special token. Of
-            several special tokens that start at one place, the longest counts.
+            The text between two special tokens (never empty), or the id of a special token. If
+            several special tokens start at the same place, the longest is taken.
         """
         return (self._all if trusted else self._added).split(text)
 
     def splitter(
         self, trusted: bool, normalize: Callable[[str], str], spaces: frozenset[str]
     ) -> Splitter:
-        """Return what splits normalized texts at the tokens that are matched there.
+        """Return the splitter for normalized texts, by the tokens that are matched in those.
 
         Parameters
         ----------
@@ -143,7 +143,7 @@ class Specials:
         )
 
     def _splitter(self, tokens: Mapping[str, int]) -> Splitter:
-        """Return what splits texts as they are."""
+        """Return the splitter for texts that are not normalized."""
         rules = {text: self.matching.get(text, PLAIN) for text in tokens}
         return Splitter(
             {
@@ -173,8 +173,8 @@ class Specials:
 class Splitter:
     """Splits texts at special tokens, as ``tokenizers`` does.
 
-    One pattern of all texts would try every one of them at every place. This one looks up the two
-    characters at a place, and only the lengths of the texts that begin with them.
+    One regular expression of all tokens would try every token at every place. This class looks up
+    the two characters at a place, and tries only the lengths of the tokens that begin with them.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Splitter:
         searched = 0  # no token begins before it
         for match in self._find_first.finditer(text) if self._find_first else ():
             if match.start() < searched:
-                continue  # inside of a token
+                continue  # inside a token
             for length in self._lengths_at(text, match.start()):
                 found = self._tokens.get(text[match.start() : match.start() + length])
                 if found is None:
@@ -229,7 +229,7 @@ class Splitter:
 
 
 class Tokenizer:
-    """A vocabulary with scores; it encodes text and decodes tokens. Threads may share one.
+    """A vocabulary with scores. It encodes text and decodes tokens. Threads may share it.
 
     Parameters
     ----------
@@ -237,20 +237,20 @@ class Tokenizer:
         The piece of every token id, with plain spaces. The 256 pieces from ``first_byte`` on are
         ``<0x00>`` to ``<0xFF>``.
     scores : sequence of float
-        One finite float32 for each piece. Of all merges that are possible, the one that makes the
+        One finite float32 for each piece. Among all possible merges, the one that produces the
         piece with the highest score comes first.
     specials : Specials, optional
         Special tokens other than unknown, BOS, EOS and the bytes.
     eos_id : int
         The id that ends a text.
     adds_bos : bool
-        Whether a text begins with BOS, as models of this vocabulary expect it.
+        Whether a text begins with BOS, as the models of this vocabulary expect.
     first_byte : int
         The id of byte 0. Only special tokens and empty pieces come between EOS and it.
     prefix_each : bool
-        True puts a space before each stretch of text between two special tokens, as llama.cpp and
-        transformers' Llama do. False puts it only before each stretch between two control tokens,
-        as sentencepiece does.
+        If True, a space is put before each stretch of text between two special tokens, as in
+        llama.cpp and transformers' Llama. If False, only before each stretch between two control
+        tokens, as in sentencepiece.
 
     Attributes
     ----------
@@ -336,7 +336,7 @@ class Tokenizer:
         """Set the attributes that every kind of vocabulary has."""
         self._pieces = tuple(pieces)
         self.n_tokens = len(pieces)
-        """The number of ids that are tokens: all but the empty pieces at the end, the padding."""
+        """The number of ids without the padding, which is the empty pieces at the end."""
         while self.n_tokens and not pieces[self.n_tokens - 1]:
             self.n_tokens -= 1
         self._scores = scores
@@ -355,9 +355,9 @@ class Tokenizer:
     def padded(self, vocab_size: int) -> Tokenizer:
         """Return the same vocabulary with padding up to ``vocab_size`` ids.
 
-        Many models have more rows in the embedding than the vocabulary has tokens, to get a round
-        number. No text is encoded to a padding id, padding decodes to nothing, and generation never
-        draws it: see `n_tokens`.
+        Many models have more rows in the embedding than the vocabulary has tokens, to make it a
+        round number. Encoding never yields a padding id, padding decodes to nothing, and generation
+        never draws it: see `n_tokens`.
         """
         more = vocab_size - len(self)
         result = copy.copy(self)
@@ -378,7 +378,7 @@ class Tokenizer:
         return f"<Tokenizer: {len(self)} tokens>"
 
     def piece(self, token: int) -> bytes:
-        """Return the vocabulary's entry of an id: ``<0x41>`` for a byte, ``\\n<s>\\n`` for BOS.
+        """Return the vocabulary's entry for an id: ``<0x41>`` for a byte, ``\\n<s>\\n`` for BOS.
 
         Raises
         ------
@@ -415,7 +415,7 @@ class Tokenizer:
 
     @cached_property
     def _prefix(self) -> int:
-        """The id of the space that ``encode`` puts first: a byte's if no piece is a space."""
+        """The id of the space that `encode` puts first: the byte 0x20 if no piece is a space."""
         return self._encoder.character(" ")[0]
 
     def encode(
@@ -430,11 +430,13 @@ class Tokenizer:
             that is not empty gets one space before it, as in sentencepiece. (sentencepiece also
             reads a literal U+2581 as a space; here it is a character like any other.)
         bos, eos : bool
-            Whether to put BOS before the text and EOS after it. A vocabulary whose models expect no
-            BOS (`adds_bos`) gets one only for an empty text, because a model needs a first token.
+            Whether to put BOS before the text and EOS after it. If the models of the vocabulary
+            expect no BOS (`adds_bos`), only an empty text gets it, because a model needs a first
+            token.
         special : bool
-            Whether the text of a control token, such as ``<|eot_id|>``, means that token. By
-            default it means its characters, so that no user's text can end a turn.
+            Whether a control token that is spelled out in the text, such as ``<|eot_id|>``, becomes
+            that token. By default it becomes ordinary characters, so that no user's text can end a
+            turn.
 
         Returns
         -------
@@ -452,15 +454,16 @@ class Tokenizer:
         return tokens
 
     def encode_parts(self, parts: Iterable[str | int], first: bool = True) -> list[int]:
-        """Return the token ids of texts and tokens in turn, as a chat template arranges them.
+        """Return the token ids of a sequence of texts and tokens, such as a chat template makes.
 
         Parameters
         ----------
         parts : iterable of str or int
-            Each text is encoded as `encode` does by default, so that no control token is found in
-            it. Each int is a token id and stays as it is.
+            Each text is encoded as by `encode` without ``special``, so that it cannot contain a
+            control token. Each int is a token id, which is kept.
         first : bool
-            Whether the parts begin the prompt. Some vocabularies put a space only there.
+            Whether the parts are the beginning of the prompt. Some vocabularies put a space only
+            there.
 
         Returns
         -------
@@ -515,8 +518,8 @@ class Tokenizer:
 
     def _strips(self, token: int) -> bool:
         """Whether a token right after BOS loses its leading space."""
-        # llama2.c keeps the space of the byte token 0x20. Here it stays, too, unless encode()
-        # itself spells its leading space with that token.
+        # llama2.c keeps the space of the byte token 0x20. So does this method, unless encode() uses
+        # that token for its own leading space.
         return not 0 <= token - self.first_byte < N_BYTES or token == self._prefix
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -546,7 +549,7 @@ class Tokenizer:
 
 
 class Decoder:
-    """Decode tokens one at a time; the texts that it returns add up to the whole text.
+    """Decode tokens one at a time. The returned pieces, joined, are the whole text.
 
     A character that spans several tokens is held back until its last byte arrives, so an emoji
     arrives whole. `Tokenizer.decoder` makes one.
@@ -558,7 +561,7 @@ class Decoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
-        """Return the text that one more token completes. It may be empty.
+        """Return the text that the next token completes. It may be empty.
 
         Raises
         ------
@@ -577,5 +580,5 @@ class Decoder:
         return self._utf8.decode(output)
 
     def flush(self) -> str:
-        """Return the rest: U+FFFD if the last character is incomplete, else an empty text."""
+        """Return the rest: U+FFFD if the last character is incomplete, else an empty string."""
         return self._utf8.decode(b"", final=True)

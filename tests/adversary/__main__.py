@@ -1,4 +1,4 @@
-"""A hostile day: files that lie, allocations that fail, signals and callbacks at bad moments.
+"""The adversary: malformed files, failing allocations, signals and callbacks at bad moments.
 
     python -m tests.adversary --minutes 60         # or: make adversary
     python -m tests.adversary --only files --seed 7

@@ -1,4 +1,4 @@
-"""Allocations and thread creations of the engine that fail, one after the other.
+"""Make each of the engine's allocations and thread creations fail, one after the other.
 
 Whatever fails, the caller gets a Llama2pyError or a MemoryError, or the right result (a pass runs
 on fewer threads where the system gives no more); and a second attempt gives the right result.

@@ -1,7 +1,7 @@
 """Signals at random moments of every command that writes, and a look at what is left on disk.
 
 After SIGINT and SIGTERM there is no traceback, no temporary file, and the target is absent, as it
-was, or whole. After SIGKILL the same command runs again, ends well, and leaves the same.
+was, or whole. After SIGKILL, the same command succeeds when it runs again, with the same output.
 """
 
 from __future__ import annotations

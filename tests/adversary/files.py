@@ -1,4 +1,4 @@
-"""Files that lie: structure-aware mutations of every format, each read under limits.
+"""Malformed files: structure-aware mutations of every format, each read under limits.
 
 The seeds and the readers are those of ``tests/fuzz``. A worker process reads a batch of inputs; it
 may not die, hang, exceed the documented bounds, or raise anything but a Llama2pyError.

@@ -1,4 +1,4 @@
-"""What the parts of the adversary share: their time, what they tried, and what they found."""
+"""The report that the adversary's parts share: their time, their attempts, their findings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 
 class Report:
-    """Counts attempts and prints findings, each place once."""
+    """Counts attempts and prints findings, one per place in the code."""
 
     def __init__(self, keep: Path) -> None:
         self._keep = keep

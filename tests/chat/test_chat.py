@@ -218,7 +218,7 @@ def test_max_tokens_must_be_a_whole_number(tokenizer: Tokenizer, wrong: Any) -> 
         Chat(model, max_tokens=wrong)
 
 
-def test_stop_texts_end_an_answer(tokenizer: Tokenizer) -> None:
+def test_stop_strings_end_an_answer(tokenizer: Tokenizer) -> None:
     script = [*words(tokenizer, "Hello you friend"), EOS]
     backend = ScriptedBackend(script, len(tokenizer))
     answer = Chat(Model(backend, tokenizer), stop=" fri").say("Hi").finish()
@@ -245,7 +245,7 @@ def test_an_unknown_option_of_a_chat_is_an_error(tokenizer: Tokenizer) -> None:
         ParameterError, match="unknown option 'max_new_tokens', expected one of max_tok"
     ):
         Chat(model, **wrong)
-    with pytest.raises(ParameterError, match="stop text is empty"):
+    with pytest.raises(ParameterError, match="stop string is empty"):
         Chat(model, stop=["a", ""])
 
 

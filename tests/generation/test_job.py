@@ -80,7 +80,7 @@ def test_an_incomplete_character_at_the_end_is_shown_once(logits: bool, in_batch
 
 
 def text_before(whole: str, stops: list[str]) -> tuple[str, str | None]:
-    """A text up to the stop text that ends first, the longest of those; and that stop text."""
+    """A text up to the stop string that ends first, the longest of those; and that stop string."""
     for end in range(len(whole) + 1):
         if ended := [stop for stop in stops if whole[:end].endswith(stop)]:
             longest = max(ended, key=len)
@@ -96,7 +96,7 @@ letters = st.sampled_from([A, B, 262, C, 286, 287, 259])  # a, b, c, " c", " a",
     script=st.lists(letters, min_size=1, max_size=12),
     stops=st.lists(st.text("abc ", min_size=1, max_size=4), max_size=3),
 )
-def test_the_text_of_a_job_never_shows_part_of_a_stop_text(
+def test_the_text_of_a_job_never_shows_part_of_a_stop_string(
     script: list[int], stops: list[str]
 ) -> None:
     model = scripted(*script)
@@ -136,7 +136,7 @@ TEXTS = {
     "one token": Wish(max_tokens=1),
     "full": Wish((BOS, *[A] * 63)),
     "stop tokens": Wish(temperature=2.0, seed=3, stop_tokens=frozenset(range(3, 20))),
-    "stop texts": Wish(temperature=3.0, stop=("a", "mb", "x ", "h"), seed=5),
+    "stop strings": Wish(temperature=3.0, stop=("a", "mb", "x ", "h"), seed=5),
     "cancelled at once": Wish(cancelled_after=0),
     "cancelled": Wish(cancelled_after=7),
     "no time": Wish(max_time=0.0),
@@ -170,9 +170,9 @@ def test_the_texts_above_end_in_every_way(model: Model) -> None:
         ("shifted", 150, "length"),
     ):
         assert (lengths[name], reasons[name]) == (n, reason), name
-    assert reasons["stop tokens"] == reasons["stop texts"] == "stop"
+    assert reasons["stop tokens"] == reasons["stop strings"] == "stop"
     assert jobs["stop tokens"].stopped_by in range(3, 20)
-    assert jobs["stop texts"].stopped_by in TEXTS["stop texts"].stop
+    assert jobs["stop strings"].stopped_by in TEXTS["stop strings"].stop
 
 
 @dataclass

@@ -67,7 +67,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("stop", 5, "stop is 5, expected a str or an iterable of str"),
     ("stop", b"x", "stop is b'x', expected a str or an iterable of str"),
     ("stop", [5], "stop holds 5, expected str"),
-    ("stop", [""], "a stop text is empty"),
+    ("stop", [""], "a stop string is empty"),
     ("stop_tokens", 5, "stop_tokens is 5, expected a sequence of token ids"),
     ("stop_tokens", ["a"], "stop_tokens holds 'a', expected whole numbers"),
     ("max_time", "1", "max_time is '1', expected seconds from 0 up"),

@@ -1,4 +1,4 @@
-"""What ends a text: stop texts, stop tokens, time, a cancel event; alone and in a batch."""
+"""What ends a text: stop strings, stop tokens, time, a cancel event; alone and in a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import llama2py
 from llama2py import Generation, Model, ParameterError
-from llama2py.generation.stopping import StopTexts
+from llama2py.generation.stopping import StopStrings
 from llama2py.tokenizers.tokenizer import BOS, EOS
 from tests.conftest import tiny_tokenizer
 from tests.support.scripted import ScriptedBackend
@@ -45,11 +45,11 @@ def both(script: list[int], **options: Any) -> Generation:
     return alone
 
 
-# ---- stop texts ----
+# ---- stop strings ----
 
 
 def plain(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """The definition: grow the text letter by letter until it ends in a stop text."""
+    """The definition: grow the text letter by letter until it ends in a stop string."""
     for end in range(len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
@@ -63,8 +63,10 @@ few_letters = st.text("ab ", min_size=1, max_size=4)
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.text("ab ", max_size=4), max_size=12), st.lists(few_letters, max_size=3))
-def test_pieces_hold_no_stop_text_however_they_are_cut(pieces: list[str], stops: list[str]) -> None:
-    filtered = StopTexts(stops)
+def test_pieces_hold_no_stop_string_however_they_are_cut(
+    pieces: list[str], stops: list[str]
+) -> None:
+    filtered = StopStrings(stops)
     out, text = "", "".join(pieces)
     expected, found = plain(text, stops)
     for piece in pieces:
@@ -80,7 +82,7 @@ def test_pieces_hold_no_stop_text_however_they_are_cut(pieces: list[str], stops:
     st.lists(st.sampled_from([A, B, C, 287, *DOG]), min_size=1, max_size=20),
     st.lists(st.text("ab c🐶\ufffd", min_size=1, max_size=3), min_size=1, max_size=3),
 )
-def test_stop_texts_end_a_text(script: list[int], stops: list[str]) -> None:
+def test_stop_strings_end_a_text(script: list[int], stops: list[str]) -> None:
     """Across the borders of tokens and of bytes, in the last character cut off, too."""
     whole = scripted(*script).generate([BOS, A], max_tokens=len(script)).text
     expected, found = plain(whole, stops)
@@ -97,7 +99,7 @@ def stories() -> dict[int, str]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_stop_texts_end_a_story(stories: dict[int, str], data: st.DataObject) -> None:
+def test_stop_strings_end_a_story(stories: dict[int, str], data: st.DataObject) -> None:
     """Parts of the very story, so that they do come, and tokens of many letters."""
     seed, story = data.draw(st.sampled_from(sorted(stories.items())))
     part = st.tuples(st.integers(0, len(story) - 1), st.integers(1, 20)).map(
@@ -118,7 +120,7 @@ def test_stop_texts_end_a_story(stories: dict[int, str], data: st.DataObject) ->
         assert (g.finish_reason, g.stopped_by) == ("stop", found)
 
 
-def test_text_held_back_is_shown_once_it_is_no_stop_text() -> None:
+def test_text_held_back_is_shown_once_it_is_no_stop_string() -> None:
     with scripted(A, B, A, C, BOS).stream([BOS, A], stop="abc") as stream:
         assert list(stream) == ["aba"[:2], "a c"]
 
@@ -128,13 +130,13 @@ def test_text_held_back_is_shown_at_the_end() -> None:
     assert (g.text, g.stopped_by) == ("ab", BOS)
 
 
-def test_the_tokens_of_a_stop_text_stay_among_the_tokens() -> None:
+def test_the_tokens_of_a_stop_string_stay_among_the_tokens() -> None:
     g = both([A, A, B, C], stop="ab")
     assert (g.text, g.tokens, g.stopped_by) == ("a", [A, A, B], "ab")
 
 
-def test_an_empty_stop_text_is_an_error_at_once() -> None:
-    with pytest.raises(ParameterError, match="stop text is empty"):
+def test_an_empty_stop_string_is_an_error_at_once() -> None:
+    with pytest.raises(ParameterError, match="stop string is empty"):
         scripted().stream(stop=["a", ""])
 
 

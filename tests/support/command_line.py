@@ -1,4 +1,4 @@
-"""The command line as a whole process, for the tests of it."""
+"""Run the command line as a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of drawing by the backend share."""
+"""Helpers for the tests of tokens that the backend draws."""
 
 from __future__ import annotations
 

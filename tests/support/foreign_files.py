@@ -1,6 +1,6 @@
-"""Files of other programs, written by hand, from which the tests of the readers start.
+"""Files in other programs' formats, written by hand, from which the readers' tests start.
 
-Nothing here but `opens` uses the code under test, and none of it the programs themselves.
+Only `opens` uses the code under test, and nothing here uses the other programs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""GGUF files made by hand, byte by byte, for tests that must be able to make wrong ones.
+"""GGUF files made by hand, byte by byte, so that tests can also make invalid ones.
 
-Nothing here but `refusal` and `weights_of` uses the code under test.
+Only `refusal` and `weights_of` use the code under test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models in GGUF's blocks, in files of one type or of several, and the same without a file.
+"""Quantized GGUF models, in files of one or several types, and the same models in memory.
 
 Q4_0 and Q8_0 are made here as whole numbers and scales, and packed by hand; as tensors they are
 int8 in groups of 32.

@@ -26,7 +26,7 @@ class Case:
 def run(model: llama2py.Model, case: Case) -> tuple[list[int], str]:
     """The case's tokens as the reference counts them, and the text after the prompt.
 
-    ``steps`` counts forward passes; of those over the prompt only the last one samples. The
+    ``steps`` counts forward passes; of those over the prompt, only the last one samples. The
     reference cuts a longer prompt and shows its first tokens.
     """
     prompt = model.tokenizer.encode(case.prompt, bos=True)

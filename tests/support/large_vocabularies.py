@@ -1,6 +1,6 @@
-"""Vocabulary files as large as the largest real ones, and larger and hostile ones.
+"""Vocabulary files as large as the largest real ones, and larger, hostile ones.
 
-Nothing here uses the code under test but `LETTERS`.
+Only `LETTERS` uses the code under test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Load a vocabulary in a process of its own, and measure what that takes."""
+"""Load a vocabulary in a process of its own, and measure its time and memory."""
 
 from __future__ import annotations
 

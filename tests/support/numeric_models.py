@@ -1,6 +1,6 @@
-"""Random models of awkward shapes, how to run them, and how to compare what they give.
+"""Random models of awkward shapes, and functions that run them and compare the results.
 
-Widths beside the blocks of 16 rows, odd head sizes, tiny vocabularies, groups that fit no row.
+Widths that are not multiples of 16, odd head sizes, tiny vocabularies, groups that fit no row.
 """
 
 from __future__ import annotations

@@ -77,6 +77,6 @@ def talk(
     assert chat.messages == expected
     if name != "plain":  # no position is run twice
         assert [position for position, _ in backend.runs] == list(range(len(backend.runs)))
-    # The last token of each position: tokens run beyond a stop text are replaced.
+    # The last token of each position: tokens run beyond a stop string are replaced.
     run = dict(backend.runs)
     return [run[position] for position in sorted(run)]

@@ -1,4 +1,4 @@
-"""Vocabulary files made by hand, byte by byte, so that tests can also make wrong ones.
+"""Vocabulary files made by hand, byte by byte, so that tests can also make invalid ones.
 
 Nothing here uses the code under test.
 """

@@ -1,4 +1,4 @@
-"""Texts to generate, each with or without a need for its logits in Python."""
+"""Texts to generate, with tokens drawn by the backend or from logits in Python."""
 
 from __future__ import annotations
 

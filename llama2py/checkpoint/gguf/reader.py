@@ -1,8 +1,8 @@
 """The reader of GGUF files, version 2 and 3, of the architecture llama.
 
-Such a file has Meta's tensors under its own names. Its converter undoes Hugging Face's rotary
-permutation of wq and wk, so their rows rotate in neighbouring pairs, as llama2.c's RoPE does, and
-this reader moves no weight.
+Such a file has Meta's tensors under its own names. llama.cpp's converter undoes Hugging Face's
+rotary permutation of wq and wk, so RoPE rotates neighbouring rows, as in llama2.c, and this reader
+permutes nothing.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ def read_gguf(file: InputFile) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        int4 if all matrices are Q4_0, int8 if each is Q8_0 or Q4_0, with a scale for every 32
-        values. Otherwise ``dtype`` is that of the largest matrix, or float32 if that is in blocks,
-        which are widened when they are used. In such a mixed file, loading as int4 keeps the
-        matrices in Q4_0 as they are, and loading as int8 those in Q8_0 and Q4_0; ``notes`` say how
-        many. ``tokenizer_path`` is the file itself if it has a vocabulary, whose metadata is in
-        ``gguf_pairs``.
+        Its ``dtype`` is int4 if all matrices are Q4_0, and int8 if each is Q8_0 or Q4_0; either has
+        a scale for every 32 values. Otherwise it is that of the largest matrix, or float32 if the
+        largest matrix is quantized: its blocks are dequantized when they are used. In such a mixed
+        file, loading as int4 keeps the Q4_0 matrices unchanged, and loading as int8 the Q8_0 and
+        Q4_0 matrices; ``notes`` say how many. ``tokenizer_path`` is the file itself if it has a
+        vocabulary, whose metadata is in ``gguf_pairs``.
 
     Raises
     ------
     CheckpointError
-        If a file is malformed or cut short, its tensors are not those of the model, or the engine
-        does not run such a model.
+        If a file is malformed or truncated, its tensors are not those of the model, or the engine
+        does not support the model.
     """
     model = open_model(file)
     try:
@@ -84,7 +84,7 @@ def _read(model: GGUFModel) -> Checkpoint:
     places = model.places
     embedding = places.get(_EMBEDDING)
     if embedding is None:
-        check_architecture(model.pairs)  # says more if it is not a llama
+        check_architecture(model.pairs)  # a better error, if it is not a llama
         raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}")
     factors = _rope_factors(places.get(ROPE_FACTORS), first.path)
     config, notes = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places, factors)
@@ -104,7 +104,7 @@ def _read(model: GGUFModel) -> Checkpoint:
     )
     counts = Counter(place.format.name for place in matrices)
     dtype = _dtype(matrices)
-    # All groups of an int8 model have one size. Whole groups fill a matrix if they divide dim.
+    # All groups of an int8 model have the same size. They must divide dim.
     grouped = not counts.keys().isdisjoint(_KEPT) and config.dim % _GROUP == 0
     if grouped and dtype not in ("int4", "int8"):
         notes += _what_is_kept(counts)
@@ -126,7 +126,7 @@ def _read(model: GGUFModel) -> Checkpoint:
 
 
 def _dtype(matrices: Sequence[Place]) -> str:
-    """The dtype that keeps all matrices as they are, or else that of the largest."""
+    """The dtype that keeps all matrices unchanged, or else that of the largest."""
     names = {place.format.name for place in matrices}
     if names == {"Q4_0"}:
         return "int4"
@@ -137,7 +137,7 @@ def _dtype(matrices: Sequence[Place]) -> str:
 
 
 def _what_is_kept(counts: Mapping[str, int]) -> list[str]:
-    """Notes on a mixed file, from the number of its matrices of each format."""
+    """Notes on a mixed file, from the number of matrices in each format."""
     return [
         f"{counts[name]} of {sum(counts.values())} matrices are {name},"
         f" which dtype {dtypes} keeps as they are"

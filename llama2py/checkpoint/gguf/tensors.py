@@ -1,6 +1,6 @@
 """The tensors of a GGUF file, which stay as the file has them until their weights are used.
 
-What they return is made anew at every use, for callers that copy it somewhere and let it go. The
+What they return is recomputed on every use, for callers that copy it and then drop it. The
 file is read a band at a time.
 """
 
