@@ -203,6 +203,8 @@ class Alarm(Exception):
     """What the signal handler of the next test raises."""
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file that its last reference closes
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
 def test_signals_leave_no_file_and_no_descriptor(tmp_path: Path) -> None:
     """A handler raises at random moments, also between the steps of creating the file."""
