@@ -220,7 +220,7 @@ static void draw_ahead_together(Run *run, int copies) {
     for (int given = 1; given <= 4; given += 3) { /* tokens that each text gives to the batch */
         Inputs in = {0};
         l2p_session *sessions[MOST_ROWS], *alone[MOST_ROWS];
-        int32_t rows[MOST_ROWS], n_draws[MOST_ROWS], n_drawn[MOST_ROWS + 1], want[MOST_ROWS][TEXT], stop_token = -1;
+        int32_t rows[MOST_ROWS], n_draws[MOST_ROWS], n_drawn[MOST_ROWS + 1], want[MOST_ROWS][TEXT] = {{0}}, stop_token = -1;
         l2p_draw draws[MOST_ROWS * TEXT];
         int n = 0, n_all = 0;
         for (int i = 0; i < n_texts; i++) {

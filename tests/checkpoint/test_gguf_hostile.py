@@ -207,6 +207,7 @@ def string_array(count: int) -> bytes:
     )
 
 
+@pytest.mark.slow
 def test_long_arrays_cost_no_memory(tmp_path: Path) -> None:
     """A million short strings, a million flags: as Python objects many times the file's size."""
     path = tmp_path / "long.gguf"

@@ -194,7 +194,7 @@ def test_groups_of_another_size_are_made_anew(tmp_path: Path) -> None:
 def test_a_weight_that_no_scale_holds_is_refused(tmp_path: Path) -> None:
     path, tensors = tmp_path / "tiny.bin", tiny(0)
     tensors["w2"][1].dequantize()[3, 2] = np.inf
-    with pytest.raises(CheckpointError, match=r"tiny\.bin: w2: .*finite"):
+    with pytest.raises(CheckpointError, match=r"tiny\.bin: w2: cannot quantize NaN"):
         write_llama2c(path, Checkpoint(path, "made in a test", CONFIG, tensors, ()), 2, 8)
     assert not list(tmp_path.iterdir())
 

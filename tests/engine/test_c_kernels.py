@@ -13,6 +13,8 @@ from shutil import which
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each builds the engine anew, sanitized or for another machine
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 CHECKS = ROOT / "tests" / "c"
