@@ -20,7 +20,7 @@ from .engine.backend import Backend
 from .engine.cpu import MAX_THREADS
 from .engine.parameters import checked_path, function, one_of, shown, whole_number
 from .engine.session import Session, SessionOverflow
-from .errors import ClosedError, EngineError, PromptError
+from .errors import ClosedError, PromptError
 from .generation.batch import run_jobs
 from .generation.job import Job
 from .generation.logprobs import log_probabilities
@@ -137,13 +137,8 @@ def load(
         vocabulary = vocabulary_for(checkpoint, Path(tokenizer))
         weights: Backend
         if backend == "c":
-            try:
-                from .engine.native import Engine  # the C extension; the reference runs without it
-            except ImportError as error:
-                raise EngineError(
-                    f"the C engine is not built ({error}): run pip install -e ."
-                    " or use backend='numpy'"
-                ) from error
+            from .engine.native import Engine  # the C extension; the reference runs without it
+
             weights = Engine(checkpoint, threads, dtype, cache_dtype, progress or _no_progress)
         else:
             from .engine.reference import Reference
