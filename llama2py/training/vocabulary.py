@@ -15,7 +15,9 @@ from ..tokenizers.sentencepiece import tokenizer_of_pieces
 from ..tokenizers.tokenizer import Tokenizer
 
 UNKNOWN = " \u2047 "  # what sentencepiece prints for the unknown token, as in Llama's vocabulary
-MAX_LINE = 1 << 20  # bytes; sentencepiece skips longer lines without a word
+# Characters. sentencepiece's trainer numbers the characters of a word in 16 bits and aborts the
+# process on a longer one (up to 0.2.0). It skips lines of over max_sentence_length bytes.
+MAX_LINE = 60_000
 RESERVED = "\u2585"  # sentencepiece also skips lines that hold its own mark for unknown characters
 
 
@@ -69,7 +71,7 @@ def train_sentencepiece(stories: Sequence[str], vocab_size: int) -> bytes:
             unk_surface=UNKNOWN,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,  # llama2.c's trainer removes them, its run.c does not
-            max_sentence_length=MAX_LINE,
+            max_sentence_length=4 * MAX_LINE,  # UTF-8 takes at most 4 bytes for a character
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
@@ -109,20 +111,16 @@ def _lines(stories: Sequence[str]) -> Iterator[str]:
 
 
 def _split_long(line: str) -> Iterator[str]:
-    """Split a line of over `MAX_LINE` bytes, at spaces where there are any.
+    """Split a line of over `MAX_LINE` characters, at spaces where there are any.
 
     A piece never crosses a space, and a line gets one in front, so the pieces learned are the same.
     """
-    longest = MAX_LINE // 4  # characters: UTF-8 needs at most 4 bytes for one
-    if len(line) <= longest or len(line.encode()) <= MAX_LINE:
-        yield line
-        return
     start = 0
-    while len(line) - start > longest:
-        space = line.rfind(" ", start + 1, start + longest)
+    while len(line) - start > MAX_LINE:
+        space = line.rfind(" ", start + 1, start + MAX_LINE)
         if space < 0:
-            yield line[start : start + longest]
-            start += longest
+            yield line[start : start + MAX_LINE]
+            start += MAX_LINE
         else:
             yield line[start:space]
             start = space + 1
