@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeAlias
 
 from .errors import ConfigError, PromptError
@@ -150,6 +151,15 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
+        for name in ("norm_eps", "rope_theta"):
+            if not isinstance(getattr(self, name), Real):
+                raise ConfigError(f"{name} is {getattr(self, name)!r:.60}, expected a number")
+        if not isinstance(self.head_size, int | None):
+            raise ConfigError(f"head_size is {self.head_size!r:.60}, expected an int or None")
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise ConfigError(
+                f"rope_scaling is {self.rope_scaling!r:.60}, expected a RopeScaling or None"
+            )
         limits = {
             "dim": MAX_WIDTH,
             "hidden_dim": MAX_WIDTH,
@@ -168,7 +178,7 @@ class ModelConfig:
                 raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}")
         elif not 1 <= self.head_size <= MAX_WIDTH // self.n_heads:
             raise ConfigError(
-                f"the head size is {self.head_size},"
+                f"head_size is {self.head_size},"
                 f" expected 1 to {MAX_WIDTH // self.n_heads} with {self.n_heads} heads"
             )
         elif self.head_size * self.n_heads == self.dim:

@@ -6,7 +6,6 @@ import json
 import os
 import tracemalloc
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +186,11 @@ def test_a_modern_model_survives_gguf(test_data: Path, tmp_path: Path) -> None:
 # ---- Hugging Face directories ----
 
 
-def test_large_models_are_written_in_shards(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_models_are_written_in_shards(model: Path, tmp_path: Path) -> None:
     sizes = []
     checkpoint = open_checkpoint(model)
     limit = max(t.nbytes for layers in checkpoint.tensors.values() for t in layers)
-    in_shards = partial(write_huggingface, shard_size=limit)
-    monkeypatch.setattr("llama2py.conversion.write_huggingface", in_shards)
-    convert(model, tmp_path / "out")
+    convert(model, tmp_path / "out", shard_size=limit)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text("utf-8"))
     names = sorted(set(index["weight_map"].values()))
     count = len(names)

@@ -11,7 +11,7 @@ from itertools import count as count_from
 from itertools import islice
 
 from .._util import Closing, counted
-from ..engine.parameters import whole_number
+from ..engine.parameters import checked_path, known_keywords, whole_number
 from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
 from ..generation.sampling import Sampler, SamplingParams, random_seed
@@ -120,6 +120,7 @@ class StoryTeller(Closing):
     True
     """
 
+    @known_keywords
     def __init__(
         self,
         model: StrPath | Model | None = None,
@@ -129,6 +130,8 @@ class StoryTeller(Closing):
         top_p: float = 0.9,
     ) -> None:
         self._params = SamplingParams(temperature, top_p)
+        if model is not None and not isinstance(model, Model):
+            checked_path("model", model)
         self._owns_model = not isinstance(model, Model)
         for name, value in (("tokenizer", tokenizer), ("threads", threads)):
             if value is not None and not self._owns_model:
@@ -138,6 +141,7 @@ class StoryTeller(Closing):
                 )
         self.model = model if isinstance(model, Model) else load(model, tokenizer, threads)
 
+    @known_keywords
     def __call__(
         self,
         about: str = "",
@@ -186,6 +190,7 @@ class StoryTeller(Closing):
         """
         return next(self._tell(iter([_seed(seed)]), about, opening, words, max_words, CANDIDATES))
 
+    @known_keywords
     def many(
         self,
         count: int | None,
