@@ -30,7 +30,7 @@ from ..state_dict import (
 )
 from ..tensors import StoredTensor, Tensor
 from ..torch.file import Allowance as TorchAllowance
-from ..torch.file import Opened, read_torch_file
+from ..torch.file import Opened, open_each, read_torch_file
 from .safetensors import Allowance as SafetensorsAllowance
 from .safetensors import read_safetensors
 
@@ -99,20 +99,15 @@ def read_huggingface_directory(
         allowances = (SafetensorsAllowance(), TorchAllowance())
         files: list[InputFile] = []
         weights: dict[str, Weight] = {}
-        for path in paths:
-            if opened is not None and opened.file.path == path:
-                file, saved = opened
-            else:
-                file, saved = InputFile(path), None
-                stack.callback(file.close)
+        for file, saved in open_each(paths, opened, stack):
             files.append(file)
             if kind is _SAFETENSORS:
                 found = read_safetensors(file, allowances[0])
             else:
                 saved = read_torch_file(file, allowances[1]) if saved is None else saved
-                found = check_state_dict(path, saved)
+                found = check_state_dict(file.path, saved)
             for name, weight in found.items():
-                if mapping is None or mapping.get(name) == path.name:  # the index decides
+                if mapping is None or mapping.get(name) == file.path.name:  # the index decides
                     weights[name] = weight
         if config.shared_classifier:
             weights.pop(NAMES["wcls"], None)  # transformers ignores its contents
