@@ -169,8 +169,8 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: it has no weight_map")
     names = set()
     for name in mapping.values():
-        # Nothing outside of the directory.
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        # Nothing outside of the directory, and no longer than a file system's names.
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,254}", name, re.ASCII):
             found = repr(name[:80]) if isinstance(name, str) else "not a string"
             raise CheckpointError(
                 f"{path}: the file of a tensor is {found}, expected the name of a file beside it"
