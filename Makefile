@@ -1,5 +1,5 @@
 # make story                              from a fresh clone: an environment, a build, a story
-# make story CHECKPOINT=stories15M.bin    told by another model
+# make story CHECKPOINT=stories15M.bin    the same with another model
 # make test                               from a fresh clone: an environment, a build, the quick tests
 
 PYTHON ?= python3

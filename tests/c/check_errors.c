@@ -92,7 +92,7 @@ static void check_batches(Run *run, l2p_session *foreign) {
     }
     REFUSED(1, a->positions[1] = c->seq_len - 1);    /* the second draw's token is past the end */
     REFUSED(1, a->n_draws[0] = 2);                   /* of a token that is not the last of its session */
-    REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 1)); /* stands in the rows twice, and goes on */
+    REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 1)); /* is in the rows twice, and draws more than one token */
     REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 2, a->n_draws[1] = 1));
     REFUSED(1, a->batch.n_draws = NULL);
     REFUSED(1, a->batch.draws = NULL);
