@@ -136,11 +136,10 @@ def _byte_level(fields: GGUFFields) -> Tokenizer:
     return MergeTokenizer(
         pieces,
         _merges(fields.list("merges", bytes, MAX_MERGES)),
-        ByteLevel(patterns),
+        ByteLevel(patterns, whole_first=whole_first),
         bos_id=bos_id,
         eos_id=bos_id if eos_id is None else eos_id,
         specials=specials_of(pieces, types),
-        whole_first=whole_first,
         adds_bos=fields.flag("add_bos_token", whole_first),  # the default is llama.cpp's
     )
 
@@ -204,7 +203,7 @@ def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, A
     if kind.form or kind.prefix:
         what = f"normalizes texts to {kind.form}" if kind.form else "puts a space before a text"
         raise TokenizerError(f"the vocabulary {what}, which GGUF cannot say: write it as hf")
-    wanted = (kind.patterns, tokenizer.whole_first)
+    wanted = (kind.patterns, kind.whole_first)
     pre = next((name for name, about in PRE.items() if about == wanted), None)
     if pre is None:
         raise TokenizerError(
