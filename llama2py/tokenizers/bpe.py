@@ -10,7 +10,7 @@ Source: karpathy/llama2.c, ``run.c``, which does the same in quadratic time; aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -226,6 +226,13 @@ class MergeEncoder:
         Returns the ids of one or more adjacent characters that are not pieces.
     whole_first : bool
         Whether a word that is a piece becomes that piece, whatever the merges make of it.
+    watched : collection of str
+        Pieces of interest.
+
+    Attributes
+    ----------
+    reached : set of str
+        The watched pieces that text can become: single characters, and what merges produce.
 
     Raises
     ------
@@ -239,17 +246,22 @@ class MergeEncoder:
         merges: Iterable[tuple[str, str]] | None,
         fallback: Callable[[str], list[int]],
         whole_first: bool,
+        watched: Collection[str] = (),
     ) -> None:
         self._ids = ids
+        self.reached = {piece for piece in watched if len(piece) == 1 and piece in ids}
         ranks: dict[tuple[str, str], int] = {}
         # A merge keeps the strings of the pieces, not its own: there are several hundred thousand.
         pieces = {} if merges is None else dict(zip(ids, ids, strict=True))
         for rank, (left, right) in enumerate(merges or ()):
-            if left not in pieces or right not in pieces or left + right not in pieces:
+            made = left + right
+            if left not in pieces or right not in pieces or made not in pieces:
                 raise ValueError(
                     f"merge {rank} is {left[:40]!r} and {right[:40]!r}:"
                     " both, and the two together, must be pieces of the vocabulary"
                 )
+            if made in watched:
+                self.reached.add(made)
             ranks[pieces[left], pieces[right]] = rank
         self._ranks = None if merges is None else ranks
         self._fallback = fallback
@@ -262,6 +274,9 @@ class MergeEncoder:
         if self._ranks is not None:
             return sorted(self._ranks, key=self._ranks.__getitem__)
         return all_splits(self._ids)
+
+    def __contains__(self, piece: str) -> bool:
+        return piece in self._ids
 
     def encode(self, word: str) -> list[int]:
         """Return the ids of a word that is not empty."""

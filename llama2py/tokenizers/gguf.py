@@ -7,6 +7,7 @@ patterns that the names in ``tokenizer.ggml.pre`` stand for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import TokenizerError
@@ -129,6 +130,7 @@ def _byte_level(fields: GGUFFields) -> Tokenizer:
         "" if kind == UNUSED else token.decode(errors="replace")
         for token, kind in zip(tokens, types, strict=True)
     ]
+    specials = specials_of(pieces, types)
     eos_id = fields.integer("eos_token_id", None)
     bos_id = fields.integer("bos_token_id", eos_id)
     if bos_id is None:
@@ -136,10 +138,10 @@ def _byte_level(fields: GGUFFields) -> Tokenizer:
     return MergeTokenizer(
         pieces,
         _merges(fields.list("merges", bytes, MAX_MERGES)),
-        ByteLevel(patterns, whole_first=whole_first),
+        ByteLevel(patterns, whole_first=whole_first, closes_gaps=False),
         bos_id=bos_id,
         eos_id=bos_id if eos_id is None else eos_id,
-        specials=specials_of(pieces, types),
+        specials=replace(specials, pieces=frozenset(specials.ids())),
         adds_bos=fields.flag("add_bos_token", whole_first),  # the default is llama.cpp's
     )
 

@@ -90,7 +90,11 @@ def _tokenizer(file: Json, config: TokenizerConfig) -> MergeTokenizer:
     # Downwards, so that the lowest id of equal pieces stays.
     ids = dict(zip(reversed(pieces), range(len(pieces) - 1, -1, -1), strict=True))
     kind = _kind(file, bool(model.get("byte_fallback")))
-    kind = replace(kind, whole_first=bool(model.get("ignore_merges")))
+    kind = replace(
+        kind,
+        whole_first=bool(model.get("ignore_merges")),
+        fuses_unknown=bool(model.get("fuse_unk")),
+    )
     bos, eos = (_find(ids, config, name) for name in ("bos", "eos"))
     if bos is None and eos is None:
         raise TokenizerError(
@@ -127,9 +131,7 @@ def _check(value: Any, kind: type, what: str) -> Any:
     return value
 
 
-def _adds_bos(
-    file: Json, config: TokenizerConfig, kind: ByteLevel | Characters, bos: str
-) -> bool:
+def _adds_bos(file: Json, config: TokenizerConfig, kind: ByteLevel | Characters, bos: str) -> bool:
     """Whether a text begins with BOS, by the config, or by the template of a byte-level file."""
     if config.adds_bos is not None:
         return config.adds_bos
@@ -148,9 +150,7 @@ def _find(ids: dict[str, int], config: TokenizerConfig, name: str) -> int | None
     return next((ids[text] for text in candidates if text in ids), None)
 
 
-def _pieces(
-    file: Json, model: Json, more: Sequence[AddedToken]
-) -> tuple[Specials, list[str]]:
+def _pieces(file: Json, model: Json, more: Sequence[AddedToken]) -> tuple[Specials, list[str]]:
     """Return the special tokens and the piece of every id, which is empty where no token has it."""
     ids: dict[str, int] = {}
     by_id: dict[int, str] = {}
@@ -188,6 +188,7 @@ def _pieces(
             {text: ids[text] for text, token in specials.items() if not token.special},
             {text: ids[text] for text, token in specials.items() if token.special},
             {text: one.matching for text, one in specials.items() if one.matching != PLAIN},
+            frozenset(ids[text] for text in specials if text in model["vocab"]),
         ),
         [by_id.get(token, "") for token in range(max(by_id, default=-1) + 1)],
     )
@@ -293,15 +294,15 @@ def _isolates(step: Json) -> bool:
 
 def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
     """Return where a space is put before a text."""
-    prefix, once = "none", False
+    prefix, once, marks = "none", False, False
     for step in normalizer:
         match step:
-            case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK:
+            case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK and not splitter:
                 prefix = "each"
             case {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)} if (
                 mark == SPACE_MARK
             ):
-                pass
+                marks = True
             case _:
                 _refuse([step], "normalizer")
     for step in splitter:
@@ -313,8 +314,13 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
                 if scheme not in ("always", "first", "never"):
                     _refuse([step], "pre_tokenizer")
                 prefix, once = {"always": "each", "first": "first", "never": "none"}[scheme], True
+                marks = True
             case _:
                 _refuse([step], "pre_tokenizer")
+    if not marks:
+        raise TokenizerError(
+            f"neither a Replace nor a Metaspace turns spaces into {SPACE_MARK!r}: one is needed"
+        )
     return Characters(prefix, once)
 
 
@@ -327,17 +333,23 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
     Raises
     ------
     TokenizerError
-        Without a file name: if two tokens have the same text, or one has none.
+        Without a file name: if two tokens have the same text.
     """
     texts = texts_of(tokenizer)
-    vocabulary = {text: token for token, text in enumerate(texts)}
-    if len(vocabulary) != len(texts) or "" in vocabulary:
-        raise TokenizerError("two tokens have the same text or one has none")
+    vocabulary = {text: token for token, text in enumerate(texts) if text}
+    if len(vocabulary) != len(texts) - texts.count(""):
+        raise TokenizerError("two tokens have the same text")
     if isinstance(tokenizer, MergeTokenizer):
         kind: ByteLevel | Characters = tokenizer.kind
         merges = tokenizer.merges
         unknown = texts[tokenizer.unk_id] if tokenizer.has_unknown else None
         first: dict[str, int] = {}
+        # Special tokens that are no pieces stand in added_tokens only, if their ids come last.
+        apart = set(tokenizer.specials.ids()) - tokenizer.specials.pieces
+        apart -= {tokenizer.unk_id} if tokenizer.has_unknown else set()
+        n_pieces = len(texts) - len(apart)
+        if apart == set(range(n_pieces, len(texts))) and "" not in texts:
+            vocabulary = {text: token for text, token in vocabulary.items() if token < n_pieces}
     else:
         kind, merges = Characters(), to_merges(tokenizer, texts)
         unknown = texts[UNK]
@@ -369,7 +381,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
                 "unk_token": unknown,
                 "continuing_subword_prefix": None,
                 "end_of_word_suffix": None,
-                "fuse_unk": isinstance(kind, Characters),
+                "fuse_unk": kind.fuses_unknown,
                 "byte_fallback": isinstance(kind, Characters),
                 "ignore_merges": kind.whole_first,
                 "vocab": vocabulary,

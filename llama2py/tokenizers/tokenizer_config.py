@@ -131,7 +131,9 @@ def _read(path: Path) -> Json:
 def _decoder(path: Path, decoder: Any) -> Iterator[AddedToken]:
     """Yield the tokens of added_tokens_decoder, which are listed by their ids."""
     if not isinstance(decoder, dict):
-        raise TokenizerError(f"{path}: added_tokens_decoder is not an object of tokens by their ids")
+        raise TokenizerError(
+            f"{path}: added_tokens_decoder is not an object of tokens by their ids"
+        )
     for name, entry in decoder.items():
         if not (name.isascii() and name.isdigit() and len(name) < 10):
             raise TokenizerError(
