@@ -103,6 +103,8 @@ class Session(Closing):
         What `forward` does when the tokens do not fit in the context: raise, or `shift` first.
     kept : int
         How many tokens at the beginning a `shift` keeps in place. Default: 1, the BOS.
+    block : int
+        How many tokens of a prompt to run in one pass, so that a pass is short.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class Session(Closing):
         self._use = Use("the session")
         self.overflow: SessionOverflow = overflow
         self.kept = 1
+        block = _PASS_WORK // backend.config.n_params
+        self.block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
 
     def __repr__(self) -> str:
         if self._cache is None:
@@ -146,12 +150,6 @@ class Session(Closing):
     def ahead(self) -> int:
         """How many tokens to draw in one pass when this session runs alone."""
         return self._backend.ahead
-
-    @property
-    def block(self) -> int:
-        """How many tokens of a prompt to run in one pass, so that a pass is short."""
-        block = _PASS_WORK // self.config.n_params
-        return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
 
     @property
     def nbytes(self) -> int:
@@ -419,7 +417,8 @@ class Session(Closing):
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
-        self._furthest = max(self._furthest, len(self._tokens))
+        if len(self._tokens) > self._furthest:
+            self._furthest = len(self._tokens)
 
     def _hand_out(self, drawn: list[int]) -> Iterator[int]:
         """Return drawn tokens, all but the last of which are in the KV cache.
@@ -545,8 +544,9 @@ def _run(
     positions: list[int] = []
     for session, block in zip(sessions, blocks, strict=True):
         tokens += block
-        caches += [session._open_cache()] * len(block)
-        positions += range(session.position, session.position + len(block))
+        n, position = len(block), len(session._tokens)
+        caches += [session._open_cache()] * n
+        positions += range(position, position + n)
         session._changes += 1  # before the pass: a cancelled one may have written some layers
     backend, batch = sessions[0]._backend, (tokens, caches, positions, rows)
     result = backend.run(*batch) if draws is None else backend.run(*batch, draws, stop_tokens)
