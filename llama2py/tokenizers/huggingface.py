@@ -460,14 +460,16 @@ def _template(tokenizer: Tokenizer, texts: list[str]) -> Json | None:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = None) -> bytes:
+def tokenizer_config(
+    tokenizer: Tokenizer, seq_len: int | None = None, template: str | None = None
+) -> bytes:
     """Return the bytes of the tokenizer_config.json that belongs to `tokenizer_json`.
 
     Parameters
     ----------
     tokenizer : Tokenizer
         The vocabulary.
-    seq_len : int
+    seq_len : int, optional
         The context of the model, in tokens.
     template : str, optional
         The chat template of the model.
@@ -481,8 +483,9 @@ def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = 
         "bos_token": texts[tokenizer.bos_id],
         "eos_token": texts[tokenizer.eos_id],
         "clean_up_tokenization_spaces": False,
-        "model_max_length": seq_len,
     }
+    if seq_len is not None:
+        about["model_max_length"] = seq_len
     if getattr(tokenizer, "has_unknown", True):
         about["unk_token"] = texts[tokenizer.unk_id]
     if template is not None:
