@@ -54,6 +54,7 @@ def write_gguf(
     dtype: str,
     vocabulary: Pairs,
     progress: Callable[[int], object] = lambda weights: None,
+    check: Callable[[Path], object] = lambda path: None,
 ) -> None:
     """Write a model as one GGUF file, whole or not at all.
 
@@ -70,6 +71,8 @@ def write_gguf(
         The pairs ``tokenizer.*``.
     progress : callable
         Called after each tensor with its number of weights.
+    check : callable
+        Called with the path of the complete file, before it replaces the output.
 
     Raises
     ------
@@ -93,6 +96,8 @@ def write_gguf(
             _pad(out)
             out.write(factors.tobytes())
         _pad(out)
+        out.flush()
+        check(Path(out.name))
 
 
 def _pad(out: Any) -> None:
