@@ -468,9 +468,13 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]
     dict of str to (int, tuple of int)
         For each of llama2.c's names: the number of tensors (``n_layers``, or 1) and the shape of
         each. Matrices are (outputs, inputs): ``W (d, n) @ x (n,) -> (d,)``. ``wcls`` is there only
-        where the classifier is not the token embedding.
+        where the classifier is not the token embedding. Vectors that llama2.c's models lack are
+        there if the config has their step: the norms ``rms_att_post_weight``,
+        ``rms_ffn_post_weight``, ``rms_q_weight`` and ``rms_k_weight``, and the bias of each matrix,
+        ``bq`` for ``wq`` and so on.
     """
     layers, dim, hidden = config.n_layers, config.dim, config.hidden_dim
+    vectors = config.layer_vectors
     shapes: dict[str, tuple[int, tuple[int, ...]]] = {
         "token_embedding_table": (1, (config.vocab_size, dim)),
         "rms_att_weight": (layers, (dim,)),
@@ -482,8 +486,11 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]
         "w1": (layers, (hidden, dim)),
         "w2": (layers, (dim, hidden)),
         "w3": (layers, (hidden, dim)),
-        "rms_final_weight": (1, (dim,)),
     }
+    if not config.pre_norm:
+        del shapes["rms_att_weight"], shapes["rms_ffn_weight"]
+    shapes |= {name: (layers, (length,)) for name, length in vectors.items() if name not in shapes}
+    shapes["rms_final_weight"] = (1, (dim,))
     if not config.shared_classifier:
         shapes["wcls"] = (1, (config.vocab_size, dim))
     return shapes
