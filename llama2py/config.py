@@ -328,6 +328,10 @@ class ModelConfig:
             raise ConfigError(f"activation is {self.activation!r:.60}, expected 'silu' or 'gelu'")
         if not (self.pre_norm or self.post_norm):
             raise ConfigError("pre_norm and post_norm are False, expected at least one to be True")
+        if self.attention_scale is not None and math.isclose(
+            self.attention_scale, self.head_dim**-0.5, rel_tol=1e-7
+        ):
+            object.__setattr__(self, "attention_scale", None)  # equal models have equal configs
         for name in ("embedding_scale", "residual_scale", "logit_scale", "attention_scale"):
             scale = getattr(self, name)
             if scale is not None and not 1e-30 < scale < 1e30:

@@ -106,7 +106,8 @@ class Reference(Backend):
         self.vectors = {
             k: [np.array(t.dequantize()) for t in tensors[k]] for k in tensors if k[0] in "rb"
         }
-        self.linears = {k: [linear(t) for t in tensors[k]] for k in ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]}
+        matrices = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+        self.linears = {k: [linear(t) for t in tensors[k]] for k in matrices}
         self.classifier = linear(tensors.get("wcls", tensors["token_embedding_table"])[0])
 
     def new_cache(self) -> ReferenceCache:
