@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, cast
 
 import numpy as np
@@ -260,13 +260,13 @@ class Sampler:
             return [Draw(0.0, 1.0, 0.0, drawable)] * n
         while len(self._coins) < n:
             self._coins.append(self._coin.flip())
-        how = params.temperature, params.top_p
-        return [Draw(*how, coin, drawable) for coin in islice(self._coins, n)]
+        how = repeat(params.temperature), repeat(params.top_p)
+        return list(map(Draw, *how, islice(self._coins, n), repeat(drawable)))
 
     def use_draw(self) -> None:
         """Record that the token of the first of `draws` is used, and so is its coin."""
         if self._flips:
-            self._next_coin()
+            self._coins.popleft()
 
     def _next_coin(self) -> float:
         return self._coins.popleft() if self._coins else self._coin.flip()
