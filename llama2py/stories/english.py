@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 # ---- words ----
 
@@ -50,6 +51,16 @@ _SENTENCE_END = re.compile(r"""(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)[.!?…]+["'
 def ends_sentence(text: str) -> bool:
     """Return whether a text ends at the end of a sentence, closing quotation marks included."""
     return any(match.end() == len(text) for match in _SENTENCE_END.finditer(text))
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text, closing quotation marks included, without the spaces between.
+
+    >>> sentences('"Hi!" Tom said. He ran')
+    ['"Hi!"', 'Tom said.', 'He ran']
+    """
+    ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    return [part for a, b in pairwise(ends) if (part := text[a:b].strip())]
 
 
 def end_with_full_stop(text: str) -> str:
@@ -189,7 +200,11 @@ _BASE_FORMS = {verb: _past_of(verb) for verb in [*_IRREGULAR, *_REGULAR]} | _MOD
 _THIRD_PERSON = {_third_person(verb): _past_of(verb) for verb in [*_IRREGULAR, *_REGULAR]}
 _ADVERB = r"(?:(?:always|never|often|still|also|only|sometimes|really|just) )?"
 _WORD_END = r"(?![\w'-])"
-_ONE_SUBJECT = rf"(?:who|which|that|[Hh]e|[Ss]he|[Ii]t|^[A-Z]\w+) {_ADVERB}"
+# "a" and up to two words before a verb: "a cow flies", "a sad dog sings", not "a game of cards".
+_A_THING = (
+    r"^(?:an?|one)(?: (?!who|that|which|of|in|on|at|to|with|from|for|and|or|about|like|named)\w+){1,2}"
+)
+_ONE_SUBJECT = rf"(?:who|which|that|[Hh]e|[Ss]he|[Ii]t|^[A-Z]\w+|{_A_THING}) {_ADVERB}"
 # Of a singular noun, "that" may belong to the next one: "a girl who has that dream".
 _MANY_SUBJECT = rf"(?:who|which|(?<=s )that|[Tt]hey|[Ww]e|[Yy]ou|I) {_ADVERB}"
 
@@ -232,4 +247,5 @@ def _past_tense(text: str) -> str:
 def is_clause(text: str) -> bool:
     """Return whether a text is a clause ("a dog is sad"), not only a noun phrase ("a dog")."""
     before_relative = _RELATIVE_PRONOUN.split(text)[0]
-    return bool(_ALWAYS_VERB.search(before_relative) or _PAST_VERB.search(before_relative))
+    verbs = (_ALWAYS_VERB, _PAST_VERB, _ONE_AND_VERB)
+    return any(pattern.search(before_relative) for pattern in verbs)

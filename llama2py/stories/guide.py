@@ -1,12 +1,16 @@
-"""Keep a story within its length and out of loops, and lead it to the words that must appear."""
+"""Keep a story within its length and out of loops, and lead it to the words that must appear.
+
+A guide also changes the sampling after the first sentence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..engine.backend import Logits
+from ..generation.sampling import Sampler, SamplingParams
 from ..tokenizers.tokenizer import Tokenizer
-from .english import word_pattern
+from .english import ends_sentence, word_pattern
 
 # Added to the logit of a missing word's first token; grows from 0 over the first half of a story.
 _MAX_BIAS = 8.0
@@ -64,6 +68,8 @@ class StoryGuide:
         The story ends when it has more words than this.
     words : sequence of str
         Words that must appear. Each becomes more probable as the story goes on, until it appears.
+    after_first_sentence : tuple of Sampler and SamplingParams, optional
+        The sampler of the text, and its parameters from the second sentence on.
 
     Attributes
     ----------
@@ -72,13 +78,19 @@ class StoryGuide:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, start: str, max_words: int, words: Sequence[str] = ()
+        self,
+        tokenizer: Tokenizer,
+        start: str,
+        max_words: int,
+        words: Sequence[str] = (),
+        after_first_sentence: tuple[Sampler, SamplingParams] | None = None,
     ) -> None:
         self._max_words = max_words
         self._n_words = 0
         self._text = ""
         self._loops = LoopDetector()
         self._ends: list[int] = []  # the length of the text after each token
+        self._after_first_sentence = after_first_sentence
         self.text_before_loop: str | None = None
         # The tokens of each missing word, with a space before it.
         self._missing = {word: tokenizer.encode(word, bos=False) for word in words}
@@ -86,6 +98,11 @@ class StoryGuide:
         self._n_begun = dict.fromkeys(self._missing, 0)
         self._patterns = {word: word_pattern(word) for word in self._missing}
         self._read(start)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether a word is missing."""
+        return bool(self._missing)
 
     def adjust(self, logits: Logits) -> None:
         """Add a bias to the next token of each missing word; see `Guide.adjust`."""
@@ -105,6 +122,10 @@ class StoryGuide:
             begun = begun + 1 if token == tokens[begun] else int(token == tokens[0])
             self._n_begun[word] = begun % len(tokens)
         self._read(piece)
+        if self._after_first_sentence and ends_sentence(self._text):
+            sampler, params = self._after_first_sentence
+            sampler.params = params
+            self._after_first_sentence = None
         self._ends.append(len(self._text))
         n_before = self._loops.accept(token)
         if n_before is not None:

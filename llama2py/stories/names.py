@@ -20,15 +20,33 @@ Gender = Literal["girl", "boy"]
 
 GIRLS = tuple(
     "Lily Lucy Sue Mia Amy Sally Jane Sarah Daisy Mimi Emma Anna Ann Lisa Bella Ella Mary Molly"
-    " Poppy Lola Luna Polly Penny Sophie Jenny Grace Alice Kate Betty Chloe Emily Abby Ruby Clara"
+    " Poppy Lola Luna Polly Penny Sophie Jenny Alice Kate Betty Chloe Emily Abby Ruby Clara"
     " Julie Sara Susie Zara Nina Ellie".split()
 )
 BOYS = tuple(
-    "Tim Tom Max Timmy Bob Sam Jack Ben Billy John Leo Mark Benny Joe Andy Fred Bobby Pete Freddy"
-    " Sammy Jim Bill Johnny Jake Peter Dave Joey Danny Robby Charlie David Henry Adam Luke Oscar"
+    "Tim Tom Max Timmy Bob Sam Jack Ben Billy John Leo Benny Joe Andy Fred Bobby Pete Freddy"
+    " Sammy Jim Johnny Jake Peter Dave Joey Danny Robby Charlie David Henry Adam Luke Oscar"
     " Tommy Jimmy Mike Nick Toby".split()
 )
 """Names that children in TinyStories have, the most frequent ones first."""
+
+_SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive seeds get names far apart
+
+
+def with_another_hero(text: str, seed: int) -> str:
+    """Return a story with another name for its hero, which the seed chooses.
+
+    Models of TinyStories call two of five heroes Tim or Lily. A text without a known name stays as
+    it is.
+    """
+    words = re.findall(r"\w+", text)
+    hero = next((word for word in words if word in GIRLS or word in BOYS), None)
+    if hero is None:
+        return text
+    names = [name for name in (GIRLS if hero in GIRLS else BOYS) if name == hero or name not in words]
+    name = names[(seed * _SPREAD % 2**64) * len(names) >> 64]
+    return re.sub(rf"\b{hero}\b", name, text)
+
 
 # ---- the gender of a name, for the pronouns ----
 
@@ -97,7 +115,7 @@ _AND = frozenset("и та і а und et y e och og en & و 和 跟 と и".split(
 _JOINS = re.compile(r"\s*(?:,|and|&|with|,\s*and)?\s*$")
 _PETS = ("Spot", "Fluffy", "Kitty")
 _LONGEST_KNOWN = 2  # tokens of a name that a model can remember
-_LONGEST_PHRASE = 3  # words in another script that are a name, and not a text in that language
+_LONGEST_PHRASE = 2  # words in another script that are a name, and not a text in that language
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,13 +72,13 @@ _PLEASE = re.compile(r"[ ,]+please$", re.IGNORECASE)
 # ---- subjects that are neither a noun with an article nor a name ----
 _QUESTION = re.compile(r"(?:how|why|where|when|what|who|whether)\b(?! about\b)", re.IGNORECASE)
 _OWNERS = {
-    "my": "a little girl and her",
-    "our": "a little girl and her",
-    "your": "a little girl and her",
-    "their": "a little girl and her",
-    "her": "a little girl and her",
-    "his": "a little boy and his",
-    "its": "a little dog and its",
+    "my": ("a little girl", "her"),
+    "our": ("a little girl", "her"),
+    "your": ("a little girl", "her"),
+    "their": ("a little girl", "her"),
+    "her": ("a little girl", "her"),
+    "his": ("a little boy", "his"),
+    "its": ("a little dog", "its"),
 }
 _POINTING = {"this", "that", "these", "those"}
 
@@ -90,10 +90,25 @@ def subject_of(about: str) -> str:
     'a sad frog'
     """
     about = re.sub(r"(?<=\w)’(?=\w)", "'", " ".join(about.split()))
-    wish = _WISH.match(about)
-    if wish is None or not re.match(r"\W|$", about[wish.end() :]):
+    wish = _wish(about)
+    if wish is None:
         return about
     return _PLEASE.sub("", about[wish.end() :].strip().rstrip(".!?,;:–—…- "))
+
+
+def is_wish(text: str) -> bool:
+    """Return whether a text is a wish for a story, and not the beginning of one."""
+    return _wish(" ".join(text.split())) is not None
+
+
+def _wish(text: str) -> re.Match[str] | None:
+    """Return the part of a wish before its subject."""
+    wish = _WISH.match(text)
+    return wish if wish and not _touches_word(text, wish.end()) else None
+
+
+def _touches_word(text: str, end: int) -> bool:
+    return text[end - 1 : end + 1].isalnum() and end < len(text)
 
 
 def opening_about(about: str) -> str:
@@ -138,7 +153,10 @@ def opening_about(about: str) -> str:
     if is_name or lower in {"i", *_PRONOUNS}:
         return f"One day, {past}"
     if lower in _OWNERS and rest:
-        return f"One day, {_OWNERS[lower]} {past.partition(' ')[2]}{'.' * is_clause(about)}"
+        (owner, pronoun), thing = _OWNERS[lower], past.partition(" ")[2]
+        if is_clause(about):
+            return f"One day, {owner}'s {thing}."
+        return f"One day, {owner} and {pronoun} {thing}"
     if is_clause(about):
         return f"One day, {past}."
     if lower in _PLACES:
