@@ -16,7 +16,7 @@ from ..engine.session import Session
 from ..generation.job import Job
 from ..generation.logprobs import continuation_logprob
 from ..model import Model
-from .english import has_word, sentences, word_pattern
+from .english import has_word, sentences, word_list, word_pattern
 
 # A text is a story if the model ended it and it has more tokens than this.
 _SHORTEST = 90
@@ -27,10 +27,12 @@ _LOOP, _NO_END, _SHORT, _SENTENCE_TWICE, _REPETITIONS = 16, 4, 2, 1, 1
 # Nats per token that a subject is worth if it always comes back, against one that never does.
 _SUBJECT_NATS = 0.5
 _FUNCTION_WORDS = frozenset(
-    "a about all an and are as at be but by can did do does for from get go had has have he her his"
-    " how i if in into is it its made make many me my named no not of on one or our out she so some"
-    " that the their them they this to too two up very was we were what when where which who whose"
-    " why will with without you your".split()
+    word_list(
+        "a about all an and are as at be but by can did do does for from get go had has have he"
+        " her his how i if in into is it its made make many me my named no not of on one or our"
+        " out she so some that the their them they this to too two up very was we were what when"
+        " where which who whose why will with without you your"
+    )
 )
 
 

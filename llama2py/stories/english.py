@@ -7,6 +7,12 @@ from itertools import pairwise
 
 # ---- words ----
 
+
+def word_list(text: str) -> tuple[str, ...]:
+    """Return the words of a text, between white space."""
+    return tuple(text.split())
+
+
 _SHORTEST_PLURAL = 3  # letters: "as" is not the plural of "a"
 
 
@@ -137,7 +143,7 @@ _ALWAYS_VERBS = {
 _MODALS = {"have": "had", "do": "did", "can": "could", "will": "would", "must": "had to"}
 _IRREGULAR = dict(
     pair.split(":")
-    for pair in (
+    for pair in word_list(
         "become:became begin:began bite:bit blow:blew break:broke bring:brought build:built"
         " buy:bought catch:caught choose:chose come:came dig:dug draw:drew drink:drank drive:drove"
         " eat:ate fall:fell feed:fed feel:felt fight:fought find:found fly:flew forget:forgot"
@@ -147,9 +153,9 @@ _IRREGULAR = dict(
         " shake:shook sing:sang sit:sat sleep:slept speak:spoke spend:spent stand:stood steal:stole"
         " sweep:swept swim:swam swing:swung take:took teach:taught tell:told think:thought"
         " throw:threw understand:understood wake:woke wear:wore win:won write:wrote"
-    ).split()
+    )
 )
-_REGULAR = (
+_REGULAR = word_list(
     "answer ask bake bark belong believe build call care carry chase chew clap clean climb collect"
     " cook count cross cry cuddle dance decide discover dream drop enjoy escape explore fix float"
     " follow giggle glow grant growl guard happen hate help hop hug hum hunt imagine invent jump"
@@ -157,12 +163,12 @@ _REGULAR = (
     " play point pretend promise pull push rescue roar roll sail save scare scream search share"
     " shout show smell smile snore sparkle start stay stop study swallow talk taste tickle touch"
     " travel trick try turn visit wait walk want wash watch wiggle wish wonder work worry"
-).split()
+)
 _ALWAYS_VERBS |= {
     f"{verb}s": _IRREGULAR[verb]
-    for verb in (
+    for verb in word_list(
         "become come eat find get give hear keep know learn lose make meet say see sing take think"
-    ).split()
+    )
 }
 _ALWAYS_VERBS |= {"goes": "went", "wants": "wanted", "believes": "believed"}
 
@@ -201,9 +207,8 @@ _THIRD_PERSON = {_third_person(verb): _past_of(verb) for verb in [*_IRREGULAR, *
 _ADVERB = r"(?:(?:always|never|often|still|also|only|sometimes|really|just) )?"
 _WORD_END = r"(?![\w'-])"
 # "a" and up to two words before a verb: "a cow flies", "a sad dog sings", not "a game of cards".
-_A_THING = (
-    r"^(?:an?|one)(?: (?!who|that|which|of|in|on|at|to|with|from|for|and|or|about|like|named)\w+){1,2}"
-)
+_NOT_NOUNS = "who|that|which|of|in|on|at|to|with|from|for|and|or|about|like|named"
+_A_THING = rf"^(?:an?|one)(?: (?!{_NOT_NOUNS})\w+){{1,2}}"
 _ONE_SUBJECT = rf"(?:who|which|that|[Hh]e|[Ss]he|[Ii]t|^[A-Z]\w+|{_A_THING}) {_ADVERB}"
 # Of a singular noun, "that" may belong to the next one: "a girl who has that dream".
 _MANY_SUBJECT = rf"(?:who|which|(?<=s )that|[Tt]hey|[Ww]e|[Yy]ou|I) {_ADVERB}"
@@ -246,6 +251,6 @@ def _past_tense(text: str) -> str:
 
 def is_clause(text: str) -> bool:
     """Return whether a text is a clause ("a dog is sad"), not only a noun phrase ("a dog")."""
-    before_relative = _RELATIVE_PRONOUN.split(text)[0]
+    before_relative = _RELATIVE_PRONOUN.split(_QUOTATION.sub("", text))[0]
     verbs = (_ALWAYS_VERB, _PAST_VERB, _ONE_AND_VERB)
     return any(pattern.search(before_relative) for pattern in verbs)

@@ -19,6 +19,9 @@ _MAX_BIAS = 8.0
 _CONTINUATION_BIAS = 6.0
 # Words of the story after which the bias is at its maximum: about half a story.
 _WORDS_TO_MAX_BIAS = 80
+# A word only gets a bias where it makes sense: where its first token is at most so many nats less
+# probable than the best one. From 5 at the beginning, one more after each so many words.
+_REACH, _WORDS_PER_NAT = 5.0, 30
 # A story loops if it repeats the same tokens this many times in a row, over at least this many
 # tokens. Stories have refrains, and they repeat a word ("ha, ha, ha"), but less often than this.
 _LOOP_REPEATS = 3
@@ -107,9 +110,14 @@ class StoryGuide:
     def adjust(self, logits: Logits) -> None:
         """Add a bias to the next token of each missing word; see `Guide.adjust`."""
         bias = _MAX_BIAS * min(1.0, self._n_words / _WORDS_TO_MAX_BIAS)
+        floor = float(logits.max()) - _REACH - self._n_words / _WORDS_PER_NAT
         biases: dict[int, float] = {}  # one per token, the largest where words begin alike
         for word, tokens in self._missing.items():
             begun = self._n_begun[word]
+            if begun == len(tokens):  # complete, if the next token does not continue it
+                continue
+            if not begun and logits[tokens[0]] < floor:
+                continue
             value = _CONTINUATION_BIAS + bias if begun else bias
             biases[tokens[begun]] = max(value, biases.get(tokens[begun], 0.0))
         for token, value in biases.items():
@@ -118,9 +126,8 @@ class StoryGuide:
     def accept(self, token: int, piece: str) -> bool:
         """Count words, look for the missing ones and for a loop; see `Guide.accept`."""
         for word, tokens in self._missing.items():
-            begun = self._n_begun[word]
-            begun = begun + 1 if token == tokens[begun] else int(token == tokens[0])
-            self._n_begun[word] = begun % len(tokens)
+            begun = self._n_begun[word] % len(tokens)
+            self._n_begun[word] = begun + 1 if token == tokens[begun] else int(token == tokens[0])
         self._read(piece)
         if self._after_first_sentence and ends_sentence(self._text):
             sampler, params = self._after_first_sentence

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..tokenizers.tokenizer import Tokenizer
-from .english import ends_sentence
+from .english import ends_sentence, word_list
 
 Gender = Literal["girl", "boy"]
 
-GIRLS = tuple(
+GIRLS = word_list(
     "Lily Lucy Sue Mia Amy Sally Jane Sarah Daisy Mimi Emma Anna Ann Lisa Bella Ella Mary Molly"
     " Poppy Lola Luna Polly Penny Sophie Jenny Alice Kate Betty Chloe Emily Abby Ruby Clara"
-    " Julie Sara Susie Zara Nina Ellie".split()
+    " Julie Sara Susie Zara Nina Ellie"
 )
-BOYS = tuple(
+BOYS = word_list(
     "Tim Tom Max Timmy Bob Sam Jack Ben Billy John Leo Benny Joe Andy Fred Bobby Pete Freddy"
     " Sammy Jim Johnny Jake Peter Dave Joey Danny Robby Charlie David Henry Adam Luke Oscar"
-    " Tommy Jimmy Mike Nick Toby".split()
+    " Tommy Jimmy Mike Nick Toby"
 )
 """Names that children in TinyStories have, the most frequent ones first."""
 
@@ -43,7 +43,9 @@ def with_another_hero(text: str, seed: int) -> str:
     hero = next((word for word in words if word in GIRLS or word in BOYS), None)
     if hero is None:
         return text
-    names = [name for name in (GIRLS if hero in GIRLS else BOYS) if name == hero or name not in words]
+    names = [
+        name for name in (GIRLS if hero in GIRLS else BOYS) if name == hero or name not in words
+    ]
     name = names[(seed * _SPREAD % 2**64) * len(names) >> 64]
     return re.sub(rf"\b{hero}\b", name, text)
 
@@ -51,18 +53,24 @@ def with_another_hero(text: str, seed: int) -> str:
 # ---- the gender of a name, for the pronouns ----
 
 _GIRL_NAMES = frozenset(
-    "Zoë Zoe Chloé Noor Ingrid Astrid Sigrid Solveig Maren Karin Ingeborg Björk Carmen Pilar"
-    " Mercedes Beatriz Inés Isabel Raquel Élise Amélie Émilie Noémie Léonie Hélène Irène Aimée"
-    " Siobhán Niamh Aoife Gráinne Hermione Elizabeth Margaret Miriam Ruth Esther Rachel Deborah"
-    " Judith Megan Lauren Allison Madison Scarlett Harper Любовь فاطمة مريم زينب خديجة هند سعاد"
-    " נועה שרה רחל מרים प्रिया सीता मीरा 花子 さくら 지은 수지 민지".split()
+    word_list(
+        "Zoë Zoe Chloé Noor Ingrid Astrid Sigrid Solveig Maren Karin Ingeborg Björk Carmen Pilar"
+        " Mercedes Beatriz Inés Isabel Raquel Élise Amélie Émilie Noémie Léonie Hélène Irène Aimée"
+        " Siobhán Niamh Aoife Gráinne Hermione Elizabeth Margaret Miriam Ruth Esther Rachel Deborah"
+        " Judith Megan Lauren Allison Madison Scarlett Harper Любовь فاطمة مريم زينب خديجة هند سعاد"
+        " נועה שרה רחל מרים प्रिया सीता मीरा 花子 さくら 지은 수지 민지"
+    )
 )
 _BOY_NAMES = frozenset(
-    "Noah Joshua Elijah Ezra Isaiah Luca Nikita Mikita Andrea Mustafa Musa Isa Joshua Mattia"
-    " Никита Илья Саша Миша Ваня Петя Коля Дима Лёша Вова Серёжа Паша Гриша Данила Костя Юра"
-    " أسامة حمزة طلحة معاوية موسى عيسى مصطفى יהודה अर्जुन राम कृष्ण 太郎 민수 철수 지훈".split()
+    word_list(
+        "Noah Joshua Elijah Ezra Isaiah Luca Nikita Mikita Andrea Mustafa Musa Isa Joshua Mattia"
+        " Никита Илья Саша Миша Ваня Петя Коля Дима Лёша Вова Серёжа Паша Гриша Данила Костя Юра"
+        " أسامة حمزة طلحة معاوية موسى عيسى مصطفى יהודה अर्जुन राम कृष्ण 太郎 민수 철수 지훈"
+    )
 )
-_GIRL_ENDING = re.compile(r"(?:[aàáâãäåāąαάая]|[ةה]|[子美香娜丽麗婷芳花红紅雪兰蘭梅玲静靜莉娟妹女])$")
+_GIRL_ENDING = re.compile(
+    r"(?:[aàáâãäåāąαάая]|[ةה]|[子美香娜丽麗婷芳花红紅雪兰蘭梅玲静靜莉娟妹女])$"
+)
 _BOY_ENDING = re.compile(
     r"(?:[^\W\daeiouyéèêëïœаеёиоуыэюяьαεηιουωά]|[oój]|[明强強伟偉军軍刚剛龙龍勇杰傑郎男介建国國雷])$"
 )
@@ -107,11 +115,13 @@ def _script(letter: str) -> str:
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 # Words with a capital that are no names, or that the model knows as parts of names.
 _NOT_NAMES = frozenset(
-    "I The A An My His Her Our Your Their Its This That One Two Three Some Mr Mrs Ms Dr Miss King"
-    " Queen Prince Princess Sir Lady Uncle Aunt Mom Mommy Mum Mummy Dad Daddy Mother Father Grandma"
-    " Grandpa Granny Once There When Where Why How What Who In On At".split()
+    word_list(
+        "I The A An My His Her Our Your Their Its This That One Two Three Some Mr Mrs Ms Dr Miss"
+        " King Queen Prince Princess Sir Lady Uncle Aunt Mom Mommy Mum Mummy Dad Daddy Mother"
+        " Father Grandma Grandpa Granny Once There When Where Why How What Who In On At"
+    )
 )
-_AND = frozenset("и та і а und et y e och og en & و 和 跟 と и".split())
+_AND = frozenset(word_list("и та і а und et y e och og en & و 和 跟 と и"))
 _JOINS = re.compile(r"\s*(?:,|and|&|with|,\s*and)?\s*$")
 _PETS = ("Spot", "Fluffy", "Kitty")
 _LONGEST_KNOWN = 2  # tokens of a name that a model can remember
@@ -139,7 +149,9 @@ class Disguise:
             return text
         text = self._replace(text, self.known)
         known = "|".join(self.known.values())
-        return re.sub(rf"({known}) (?:{'|'.join(map(re.escape, _AND))}) ({known})", r"\1 and \2", text)
+        return re.sub(
+            rf"({known}) (?:{'|'.join(map(re.escape, _AND))}) ({known})", r"\1 and \2", text
+        )
 
     def take_off(self, text: str) -> str:
         """Return a finished text with the names of the wish."""
@@ -184,7 +196,7 @@ def disguise(wish: str, words: Iterable[str], tokenizer: Tokenizer, is_opening: 
     for number, name in enumerate(dict.fromkeys(unknown)):
         gender = gender_of(name, wish if number == 0 else "")
         if name[0].islower():
-            choices = _PETS
+            choices: tuple[str, ...] = _PETS
         else:
             choices = GIRLS if gender == "girl" else BOYS
             neutral = neutral or gender is None
@@ -206,11 +218,14 @@ def _unknown_names(text: str, tokenizer: Tokenizer, is_opening: bool) -> Iterato
             is_part = match[0] not in _AND
             adjoins = adjoins and not _script(phrase[-1][0][0]).startswith("LATIN")
         else:
-            begins = not before.strip() or before.rstrip()[-1] in "\"“" or ends_sentence(before.rstrip())
+            begins = (
+                not before.strip() or before.rstrip()[-1] in '"“' or ends_sentence(before.rstrip())
+            )
             after_name = last_was_name and _JOINS.search(before)
             introduced = re.search(r"\b(?:named|called) $", before)
             may_be = not is_opening if begins else is_opening or after_name or introduced
-            is_part = _is_unknown(match[0], tokenizer, bool(may_be))
+            is_place = re.search(r"\b(?:in|at|from|near) $", before)
+            is_part = not is_place and _is_unknown(match[0], tokenizer, bool(may_be))
         if phrase and not (is_part and adjoins):
             found.append(phrase)
             phrase = []
@@ -231,7 +246,8 @@ def _is_unknown(word: str, tokenizer: Tokenizer, may_be: bool) -> bool:
     if not word[0].isupper() or word in _NOT_NAMES or word in GIRLS or word in BOYS:
         return False
     tokens = tokenizer.encode(word, bos=False)
-    if any(len(tokenizer.piece(token)) == 1 for token in tokens) and not word.isascii():
+    spelled = b"".join(map(tokenizer.piece, tokens))
+    if not all(letter.encode() in spelled for letter in word):  # a letter is spelled in bytes
         return True
     return may_be and len(tokens) > _LONGEST_KNOWN
 
@@ -247,8 +263,11 @@ _THEY = {
     "he'd": "they'd",
     "he'll": "they'll",
 }
+_HE_HAS = re.compile(r"\b(he)['’]s(?= (?:been|got|gone|had|lost|made|\w+ed)\b)", re.IGNORECASE)
 _HE = re.compile(r"\b(himself|he['’](?:s|d|ll)|he|him|his)\b", re.IGNORECASE)
-_THEY_VERB = re.compile(r"\b(they )(was(?:n't)?|is(?:n't)?|has(?:n't)?|does(?:n't)?)\b", re.IGNORECASE)
+_THEY_VERB = re.compile(
+    r"\b(they )(was(?:n't)?|is(?:n't)?|has(?:n't)?|does(?:n't)?)\b", re.IGNORECASE
+)
 _VERBS = {"was": "were", "is": "are", "has": "have", "does": "do"}
 
 
@@ -263,4 +282,4 @@ def _with_they(text: str) -> str:
         verb, negation, _ = match[2].partition("n't")
         return match[1] + _VERBS[verb] + negation
 
-    return _THEY_VERB.sub(agree, _HE.sub(they, text))
+    return _THEY_VERB.sub(agree, _HE.sub(they, _HE_HAS.sub(r"\1 has", text)))

@@ -1,27 +1,33 @@
 """Turn a subject, such as "a dragon who is afraid of fire", into the first sentence of a story.
 
-The openings are of kinds that story models know: "Once upon a time, there was a", "One day, a". A few
-rules cannot cover English. Where no rule fits, the opening is the beginning of a sentence that the
-model completes: "One day, the sun".
+The openings are of kinds that story models know: "Once upon a time, there was a", "One day, a". A
+few rules cannot cover English. Where no rule fits, the opening is the beginning of a sentence that
+the model completes: "One day, the sun".
 """
 
 from __future__ import annotations
 
 import re
 
-from .english import end_with_full_stop, ends_sentence, has_word, is_clause, past_tense
+from .english import (
+    end_with_full_stop,
+    ends_sentence,
+    has_word,
+    is_clause,
+    past_tense,
+    word_list,
+)
 from .names import BOYS, GIRLS
 
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
 _ONE = {"a", "an", "one", "another", "1"}
-_QUANTITIES = _set("two three four five six seven eight nine ten eleven twelve many several few")
+_QUANTITIES = frozenset(
+    word_list("two three four five six seven eight nine ten eleven twelve many several few")
+)
 # No story begins with "There was my dog".
-_DETERMINERS = _set(
-    "the some my your his her its our their this that these those every each all any no both"
+_DETERMINERS = frozenset(
+    word_list(
+        "the some my your his her its our their this that these those every each all any no both"
+    )
 )
 _PRONOUNS = {"he", "she", "it", "we", "you", "they"}
 # "a few birds were", but "a bird was"
@@ -29,10 +35,12 @@ _A_FEW = re.compile(r"(?:few|dozen|hundred|thousand|couple)\b")
 # Follows "the" where only one such thing exists: "the sun", "the biggest dog".
 _UNIQUE = re.compile(r"(?:\w+est|first|last|only|same|next|sun|moon|sky|sea|world|end)\b|.* the\b")
 # No article, no plural.
-_UNCOUNTED = _set(
-    "magic music fun nature milk water snow rain ice sand bread honey sunshine"
+_UNCOUNTED = frozenset(
+    word_list("magic music fun nature milk water snow rain ice sand bread honey sunshine")
 )
-_VIRTUES = _set("love friendship kindness happiness courage honesty patience trust peace hope")
+_VIRTUES = frozenset(
+    word_list("love friendship kindness happiness courage honesty patience trust peace hope")
+)
 _PLURALS = re.compile(
     r"\w*(?:children|people|mice|geese|teeth|feet|(?<!\bo)(?<!ci)men)$"  # no omen, no specimen
 )
@@ -64,7 +72,7 @@ _KIND = (
 _STORY = rf"(?:(?:an?|the|one|another|some|your) )?{_KIND}"
 _WISH = re.compile(
     rf"(?:{_ASKING} {_STORY}|{_ASKING} (?=about\b)|(?:tell|show) (?:me|us) (?=how\b|why\b|what\b)"
-    rf"|{_STORY}(?= about\b| of\b| where\b| in which\b|$))"
+    rf"|{_STORY}(?= about\b| of\b| where\b| in which\b|[.!?]*$))"
     r"[ ,:]*(?:(?:about|of|where|in which|with)\b)?",
     re.IGNORECASE,
 )
@@ -168,7 +176,7 @@ def opening_about(about: str) -> str:
         return f"One day, a little girl was {past}."
     if first in _VIRTUES:
         return f"One day, a little girl learned about {past}."
-    if _noun_words(about)[-1] in _UNCOUNTED and first not in _ONE:
+    if _noun_words(about)[-1] in _UNCOUNTED and first not in {*_ONE, "some"}:
         return f"Once upon a time, there was a little girl who loved {past}."
     there = _there_was(past)
     return f"Once upon a time, {there}." if there else f"One day, {past}"

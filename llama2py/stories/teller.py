@@ -48,6 +48,7 @@ _HERO = [
     re.compile(rf"(?<=[a-z,] ){_NAME}"),
 ]
 
+
 @dataclass(frozen=True, slots=True)
 class Story:
     """A complete story. ``str(story)`` is its text; a notebook renders it as a page.
@@ -250,7 +251,7 @@ class StoryTeller(Closing):
         """
         seeds = iter([_seed(seed)])
         wish = self._wish(about, opening, words, max_words)
-        return next(self._tell(seeds, wish, max_batch=self._candidates))
+        return next(self._tell(seeds, wish, max_batch=max(self._candidates, TRIES if words else 1)))
 
     def many(
         self,
@@ -305,7 +306,11 @@ class StoryTeller(Closing):
     def __repr__(self) -> str:
         how = [f"candidates={self._candidates}"]
         if self._params is not None:
-            how = [f"temperature={self._params.temperature:g}", f"top_p={self._params.top_p:g}", *how]
+            how = [
+                f"temperature={self._params.temperature:g}",
+                f"top_p={self._params.top_p:g}",
+                *how,
+            ]
         return f"<StoryTeller {', '.join(how)}, {self.model!r}>"
 
     def close(self) -> None:
@@ -333,9 +338,11 @@ class StoryTeller(Closing):
         known = [names.put_on(word) for word in words]
         start = names.put_on(opening) or opening_about(names.put_on(about))
         first, rest = self._sampling(bool(about), bool(start))
+        opening_start = self._start(start, max_words)
+        named = opening_with(start, known)
         return _Wish(
-            start=self._start(start, max_words),
-            naming=self._start(opening_with(start, known), max_words),
+            start=opening_start,
+            naming=opening_start if named == start else self._start(named, max_words),
             first=first,
             rest=rest,
             words=known,
@@ -347,7 +354,9 @@ class StoryTeller(Closing):
             recast=self._candidates > 1 and not start,
         )
 
-    def _sampling(self, has_subject: bool, has_start: bool) -> tuple[SamplingParams, SamplingParams]:
+    def _sampling(
+        self, has_subject: bool, has_start: bool
+    ) -> tuple[SamplingParams, SamplingParams]:
         """Return how to draw the first sentence and the rest."""
         if self._params is not None:
             return self._params, self._params
@@ -375,15 +384,21 @@ class StoryTeller(Closing):
         jobs = (self._job(wish, wish.start, seed, number) for seed in again for number in numbers)
         texts = self._run(wish, wish.start, jobs, max_batch)
         for seed in seeds:
-            best = self._best(wish, wish.start, seed, list(islice(texts, len(numbers))))
+            written = list(islice(texts, len(numbers)))
+            best = self._best(wish, wish.start, seed, written, max_batch)
             if not best.has_all(wish.words):
                 jobs = (self._job(wish, wish.naming, seed, number) for number in numbers)
                 named = list(self._run(wish, wish.naming, jobs, max_batch))
-                best = self._best(wish, wish.naming, seed, named)
+                best = self._best(wish, wish.naming, seed, named, max_batch)
             yield _story(best, wish, seed)
 
     def _best(
-        self, wish: _Wish, start: _Start, seed: int, candidates: list[Candidate]
+        self,
+        wish: _Wish,
+        start: _Start,
+        seed: int,
+        candidates: list[Candidate],
+        max_batch: int,
     ) -> Candidate:
         """Return the best candidate, or the first good one of further tries if none is good."""
         words = wish.words if start is wish.start else []
@@ -398,7 +413,7 @@ class StoryTeller(Closing):
             return best
         numbers = range(len(candidates), n_tries)
         jobs = (self._job(wish, start, seed, number) for number in numbers)
-        tries = self._run(wish, start, jobs, max_batch=TRIES if words else 1)
+        tries = self._run(wish, start, jobs, max_batch if words else 1)  # the first is often good
         return next(filter(is_good, tries), best)
 
     def _run(

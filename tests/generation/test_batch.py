@@ -324,6 +324,8 @@ def test_a_batch_without_a_place_is_an_error(model: Model, max_batch: int) -> No
 class Recorder:
     """A guide that forces some tokens and ends the text after one."""
 
+    adjusts = True
+
     def __init__(self, forced: list[int], last: int | None = None) -> None:
         self.heard: list[tuple[int, str]] = []
         self._forced, self._last = iter(forced), last
@@ -380,6 +382,8 @@ def test_a_guide_that_changes_nothing_changes_no_text(model: Model) -> None:
 
 def test_a_guide_that_fails_closes_the_sessions(model: Model, watched: Watched) -> None:
     class Failing(Recorder):
+        adjusts = True
+
         def adjust(self, logits: NDArray[np.float32]) -> None:
             raise RuntimeError("no idea")
 
