@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
@@ -28,7 +29,7 @@ from .formats.atomic_write import check_name, check_space, replacing, replacing_
 from .formats.bounded_json import parse_object
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
-from .tokenizers.export import for_tokenizer_bin, warn_of_space_changes
+from .tokenizers.export import conventions_of, for_tokenizer_bin, warn_of_space_changes
 from .tokenizers.gguf import gguf_pairs
 from .tokenizers.huggingface import tokenizer_config, tokenizer_json
 from .tokenizers.llama2c import write_tokenizer_bin
@@ -333,6 +334,35 @@ def _to_llama2c(task: _Task, version: int, group_size: int | None, threads: int)
     is_bundled = task.vocabulary_path == bundled_tokenizer()
     if vocabulary is not None and (os.path.exists(vocabulary_target) or not is_bundled):
         write_tokenizer_bin(vocabulary, vocabulary_target)
+        _check_loads(task, target)
+
+
+def _check_loads(task: _Task, written: Path) -> None:
+    """Open an output and read its vocabulary, before anybody else does.
+
+    Parameters
+    ----------
+    task : _Task
+        What was written.
+    written : Path
+        Where it is now: under a temporary name, or as the target.
+
+    Raises
+    ------
+    CheckpointError, TokenizerError
+        If that fails, or the vocabulary has another BOS or EOS.
+    """
+    try:
+        with open_checkpoint(written) as output:
+            path = own_tokenizer(output)
+            if task.vocabulary is None or path is None:
+                return
+            found = vocabulary_for(output, path)
+        if conventions_of(found) != conventions_of(task.vocabulary):
+            raise TokenizerError(f"{written}: its vocabulary has another BOS or EOS")
+    except (CheckpointError, TokenizerError) as error:
+        reason = str(error).replace(str(written), str(task.target))
+        raise type(error)(f"{task.target}: the output would not load: {reason}") from None
 
 
 def _to_gguf(task: _Task, dtype: str) -> None:
@@ -353,7 +383,8 @@ def _to_gguf(task: _Task, dtype: str) -> None:
     size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
     check_space(target, size, CheckpointError)
     try:
-        write_gguf(target, checkpoint, dtype, pairs, task.progress)
+        check = partial(_check_loads, task)
+        write_gguf(target, checkpoint, dtype, pairs, task.progress, check)
     except CheckpointError as error:
         raise _named(target, checkpoint, error) from None
 
@@ -380,6 +411,7 @@ def _to_huggingface(task: _Task, dtypes: tuple[str, str], shard_size: int) -> No
         for name, data in files.items():
             with replacing(folder / name, TokenizerError) as out:
                 out.write(data)
+        _check_loads(task, folder)
 
 
 def _tokenizer_files(

@@ -155,14 +155,12 @@ def test_conversion_keeps_linear_scaling(tmp_path: Path) -> None:
             assert checkpoint.config == config
 
 
-def test_only_gguf_holds_factors_per_frequency(tmp_path: Path) -> None:
+def test_factors_per_frequency_are_written_as_long_rope(tmp_path: Path) -> None:
     config = replace(TINY, rope_scaling=RopeScaling("factors", factors=(1.0, 1.5, 4.0)))
     write_gguf(tmp_path / "a.gguf", in_memory(config, dict(random_checkpoint(TINY).tensors)),
                "float32", {})  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"a\.gguf: a config\.json .* use the format gguf"):
-        convert(tmp_path / "a.gguf", tmp_path / "hf")
-    assert names_in(tmp_path) == ["a.gguf"]
-    convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "b.gguf")
     with open_checkpoint(tmp_path / "b.gguf") as checkpoint:
         assert checkpoint.config == config
 

@@ -92,11 +92,15 @@ class Specials:
         the text that they are in. They decode to nothing.
     matching : mapping of str to Matching
         How a text is matched, if not by `PLAIN`. Only vocabularies with merges have other rules.
+    pieces : frozenset of int
+        The special tokens that merges may produce from ordinary text, too: those that are pieces of
+        a vocabulary with merges.
     """
 
     added: Mapping[str, int] = field(default_factory=dict)
     control: Mapping[str, int] = field(default_factory=dict)
     matching: Mapping[str, Matching] = field(default_factory=dict)
+    pieces: frozenset[int] = frozenset()
 
     def ids(self) -> list[int]:
         """Return the ids of all special tokens."""
