@@ -100,42 +100,39 @@ def train(
     """
     config = config or TrainConfig()
     output = output if isinstance(output, Output) else Output(output)
+    say = report if os.environ.get("RANK", "0") == "0" else lambda line: None  # of torchrun's
     output.check_group_size(config.dim)  # now, not when the first checkpoint is written
     output.check_input(corpus)
-    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
-    say = report if is_first else lambda line: None
+    if os.environ.get("RANK", "0") == "0":
+        output.claim()  # now, not after minutes of preparation
+    continues = output.has_state() and not fresh
+    train_stories, held_out_stories = split_stories(
+        read_stories(corpus), config.valid_share, config.seed
+    )
+    say(f"{len(train_stories):,} stories to train on, {len(held_out_stories):,} held out")
+    vocabulary: Tokenizer | None = None
+    if isinstance(tokenizer, Tokenizer):
+        vocabulary = tokenizer
+    elif tokenizer is not None:
+        output.check_input(tokenizer)
+        vocabulary = load_tokenizer(Path(tokenizer))
+    elif continues:
+        vocabulary = load_tokenizer(output.tokenizer)
+    _check_extra()
+    if vocabulary is None:
+        from .vocabulary import train_vocabulary
+
+        say(f"training a vocabulary of {config.vocab_size:,} tokens")
+        vocabulary = train_vocabulary(train_stories, config.vocab_size)
+    say("loading PyTorch")
+    from .trainer import Trainer
+
+    trainer = Trainer(config, vocabulary, train_stories, held_out_stories, output, report, stop)
     try:
-        if is_first:
-            output.claim()  # now, not after minutes of preparation
-        continues = output.has_state() and not fresh
-        train_stories, held_out_stories = split_stories(
-            read_stories(corpus), config.valid_share, config.seed
-        )
-        say(f"{len(train_stories):,} stories to train on, {len(held_out_stories):,} held out")
-        vocabulary: Tokenizer | None = None
-        if isinstance(tokenizer, Tokenizer):
-            vocabulary = tokenizer
-        elif tokenizer is not None:
-            output.check_input(tokenizer)
-            vocabulary = load_tokenizer(Path(tokenizer))
-        elif continues:
-            vocabulary = load_tokenizer(output.tokenizer)
-        _check_extra()
-        if vocabulary is None:
-            from .vocabulary import train_vocabulary
-
-            say(f"training a vocabulary of {config.vocab_size:,} tokens")
-            vocabulary = train_vocabulary(train_stories, config.vocab_size)
-        say("loading PyTorch")
-        from .trainer import Trainer
-
-        trainer = Trainer(config, vocabulary, train_stories, held_out_stories, output, report, stop)
-        try:
-            trainer.start(fresh)
-            finished = trainer.run()
-        finally:
-            trainer.close()
+        trainer.start(fresh)
+        finished = trainer.run()
     finally:
+        trainer.close()
         output.release()
     progress = trainer.progress
     return TrainResult(finished, progress.step, progress.history, output)

@@ -128,7 +128,9 @@ class Output:
                     )
 
     def claim(self) -> None:
-        """Keep other processes from training this output until `release`, if its folder exists.
+        """Keep other processes from training this output, if its folder exists.
+
+        The claim ends with `release`, with this object, or with the process.
 
         Raises
         ------
