@@ -442,7 +442,7 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
         raise TokenizerError(f"{path} cannot be read ({error.strerror or error})") from error
     if path.suffix == ".json" and path.name != "tokenizer.json":
         try:
-            parse_object(data)
+            parse_object(data, as_python=True)
         except CheckpointError as error:
             raise TokenizerError(f"{path}: {error}") from None
     return data

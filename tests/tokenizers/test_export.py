@@ -111,7 +111,7 @@ def test_a_tokenizer_model_puts_no_space_after_user_defined_symbols(tmp_path: Pa
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentencepiece_model(early_specials()))
     ours = load_tokenizer(path)
-    assert ours.prefix_each is False
+    assert ours.prefix == "control"
     assert space_changes(ours, "model") == []
     for name in ("json", "gguf"):
         (changed,) = space_changes(ours, name)
