@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .._data import builtin_model
 from ..checkpoint.open import HUGGINGFACE_TOKENIZERS, first_file
+from ..engine.parameters import as_path
 from ..errors import CheckpointError, TokenizerError
 from ..formats.atomic_write import replacing
 from ..hub import find_model
@@ -23,7 +24,7 @@ from .tokenizer_config import CONFIG
 _log = logging.getLogger(__name__)
 
 
-def export_tokenizer(source: Path, output: Path) -> Tokenizer:
+def export_tokenizer(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Tokenizer:
     """Write a vocabulary in another format, and check that it can be read.
 
     A tokenizer.json does not say which tokens begin and end a text. If the names of its tokens do
@@ -31,10 +32,10 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
 
     Parameters
     ----------
-    source : Path
+    source : str or path-like
         A tokenizer.bin, .model or .json, a GGUF file, or a directory that contains one of the first
         three; or the name of a downloaded model, see `find_model`.
-    output : Path
+    output : str or path-like
         A name that ends in ``.bin`` (llama2.c's format), ``.json`` (Hugging Face's) or ``.model``
         (sentencepiece's).
 
@@ -49,6 +50,8 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
         If the source cannot be read, the output cannot be written, or its format cannot hold the
         vocabulary: a .bin has no special tokens, and neither a .bin nor a .model has merges.
     """
+    as_path("source", source)
+    output = as_path("output", output)
     try:
         source = find_model(source)
         if source == builtin_model():

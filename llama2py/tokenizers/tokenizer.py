@@ -17,9 +17,11 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import index
 from typing import Literal, TypeAlias
 from unicodedata import category
 
+from ..engine.parameters import instance, shown, token_ids, whole_number
 from ..errors import PromptError, TokenizerError
 from .bpe import FIRST_BYTE, N_BYTES, PairEncoder
 
@@ -307,8 +309,17 @@ class Tokenizer:
         bos_id: int = BOS,
     ) -> None:
         self.adds_bos, self.first_byte, self.prefix = adds_bos, first_byte, prefix
-        first_piece = first_byte + N_BYTES
-        specials = specials or Specials()
+        first_piece = whole_number("first_byte", first_byte) + N_BYTES
+        bos_id, eos_id = whole_number("bos_id", bos_id), whole_number("eos_id", eos_id)
+        specials = instance("specials", specials or Specials(), Specials, "Specials or None")
+        if not hasattr(pieces, "__len__") or not set(map(type, pieces)) <= {bytes}:
+            raise TokenizerError(f"pieces is {shown(pieces)}, expected a sequence of bytes")
+        try:
+            scores = array("f", scores)
+        except (TypeError, ValueError):
+            raise TokenizerError(
+                f"scores is {shown(scores)}, expected a sequence of numbers"
+            ) from None
         if len(pieces) != len(scores):
             raise TokenizerError(f"{len(pieces)} tokens have {len(scores)} scores")
         if first_byte <= EOS:
@@ -346,7 +357,7 @@ class Tokenizer:
         outputs = list(pieces)
         outputs[bos_id] = b""
         outputs[first_byte:first_piece] = [bytes([byte]) for byte in range(256)]
-        self._set_up(pieces, array("f", scores), outputs, specials)
+        self._set_up(pieces, scores, outputs, specials)
         # A sum of finite float32 numbers is always finite in double precision.
         if not math.isfinite(sum(self._scores)):
             token = next(i for i, score in enumerate(self._scores) if not math.isfinite(score))
@@ -387,7 +398,7 @@ class Tokenizer:
         round number. Encoding never yields a padding id, padding decodes to nothing, and generation
         never draws it: see `n_tokens`.
         """
-        more = vocab_size - len(self)
+        more = whole_number("vocab_size", vocab_size, len(self)) - len(self)
         result = copy.copy(self)
         result._pieces = self._pieces + (b"",) * more
         result._scores = self._scores + array("f", bytes(4 * more))
@@ -428,6 +439,11 @@ class Tokenizer:
         return self._scores[token]
 
     def _check(self, token: int) -> None:
+        if type(token) is not int:
+            try:
+                token = index(token)  # of NumPy
+            except TypeError:
+                raise PromptError(f"token is {shown(token)}, expected a whole number") from None
         if not 0 <= token < len(self._pieces):
             raise PromptError(
                 f"token {token} is not in the vocabulary, expected 0 to {len(self._pieces) - 1}"
@@ -474,7 +490,7 @@ class Tokenizer:
         Raises
         ------
         PromptError
-            If the text contains half of a surrogate pair.
+            If the text is not a str, or contains half of a surrogate pair.
         """
         tokens = [self.bos_id] if bos and (self.adds_bos or not text) else []
         tokens += self._encode_text(text, special, first=True)
@@ -501,8 +517,10 @@ class Tokenizer:
         Raises
         ------
         PromptError
-            If a text contains half of a surrogate pair.
+            If a part is neither a str nor a token id, or a text contains half of a surrogate pair.
         """
+        if not isinstance(parts, Iterable):
+            raise PromptError(f"parts is {shown(parts)}, expected a sequence of str and token ids")
         tokens: list[int] = []
         for part in parts:
             if isinstance(part, int):
@@ -513,6 +531,8 @@ class Tokenizer:
         return tokens
 
     def _check_text(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise PromptError(f"text is {shown(text)}, expected a str")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -573,8 +593,9 @@ class Tokenizer:
         Raises
         ------
         PromptError
-            If an id is not in the vocabulary.
+            If the tokens are no token ids, or one is not in the vocabulary.
         """
+        tokens = token_ids("tokens", tokens, PromptError)
         decoder = self.decoder()
         return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
 
