@@ -530,6 +530,25 @@ class Tokenizer:
             first = first and part == ""
         return tokens
 
+    def controls_in(self, text: str) -> list[str]:
+        """Return the control tokens that a text spells out, each once: `encode` without ``special``
+        makes ordinary characters of them.
+
+        Parameters
+        ----------
+        text : str
+            Any text.
+
+        Returns
+        -------
+        list of str
+        """
+        names = {token: name for name, token in self.specials.control.items()}
+        names |= {token: name for name, token in self.specials.fixed.items()}
+        parts = self.specials.split(text, trusted=True)
+        found = [names[part] for part in parts if isinstance(part, int) and part in names]
+        return list(dict.fromkeys(found))
+
     def _check_text(self, text: str) -> None:
         if not isinstance(text, str):
             raise PromptError(f"text is {shown(text)}, expected a str")
