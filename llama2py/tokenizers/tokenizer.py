@@ -595,9 +595,9 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of token ids.
 
-        ``decode(encode(text)) == text`` for every text if texts begin with BOS and the vocabulary
-        has scores, or puts no space before a text and lacks no byte. Otherwise there are texts that
-        change; see [Formats](formats.md#decoding) for which.
+        ``decode(encode(text)) == text`` for every text, except where the vocabulary lacks bytes,
+        normalizes texts, or puts spaces in a way that decoding cannot tell from the text's own: see
+        docs/formats.md, "Decoding".
 
         Parameters
         ----------
