@@ -31,6 +31,38 @@ static void check_shape(const Synthetic *s, int isa, float *const *naive, uint64
     end_run(&run);
 }
 
+/* Some models of one weight type, all instruction sets: `group` as in with_weights */
+static void check_shapes_with_steps(int group, int bfloat16_cache) {
+    for (int shape = 0; shape < N_STEPS; shape++) {
+        l2p_config config = with_weights(STEPS[shape], group);
+        config.cache_type = bfloat16_cache ? L2P_BFLOAT16 : L2P_FLOAT32;
+        const Synthetic s = synthesize(config);
+        float *naive[N_SESSIONS];
+        uint64_t simd = 0;
+        for (int i = 0; i < N_SESSIONS; i++) {
+            naive[i] = malloc((size_t)(LENGTHS[i] * s.config.vocab_size) * sizeof(float));
+            naive_forward(&s, s.tokens[i], LENGTHS[i], naive[i]);
+        }
+        for (int isa = 0; l2p_isa_name(isa); isa++) {
+            if (!l2p_isa_supported(isa)) continue;
+            uint64_t h = 0xcbf29ce484222325u;
+            now("steps of model %d, %s, group %d", shape, l2p_isa_name(isa), group);
+            check_shape(&s, isa, naive, &h);
+            if (group == 0 && strcmp(l2p_isa_name(isa), "portable") == 0) continue; /* its own numerics */
+            if (!simd) simd = h;
+            if (h != simd) fail("other logits than another set's");
+        }
+        for (int i = 0; i < N_SESSIONS; i++) free(naive[i]);
+        free_synthetic(s);
+    }
+}
+
+void check_steps(void) {
+    check_shapes_with_steps(0, 0);
+    check_shapes_with_steps(0, 1);
+    check_shapes_with_steps(4, 0);
+}
+
 /* The big one, in each thread count: token by token too */
 void check_big(int isa, int group) {
     const Synthetic s = synthesize(with_weights(BIG, group));
