@@ -204,7 +204,7 @@ def test_quantized_rows_are_put_in_order_unchanged(kind: str, tmp_path: Path) ->
                 np.testing.assert_array_equal(scaled.reshape(wq.shape), wq.dequantize())
         convert(path, tmp_path / "again.gguf", dtype="float32")
         both = [logits_of(p, dtype="float32") for p in (path, tmp_path / "again.gguf")]
-        np.testing.assert_array_equal(*both)
+        np.testing.assert_array_equal(both[0], both[1])
         assert np.isfinite(both[0]).all()
         if kind != "Q5_1":  # int8 keeps both
             convert(path, tmp_path / "int8.gguf")
