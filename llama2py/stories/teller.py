@@ -10,7 +10,7 @@ from itertools import count as count_from
 from itertools import islice, tee
 
 from .._util import Closing, counted
-from ..engine.parameters import whole_number
+from ..engine.parameters import checked_path, known_keywords, whole_number
 from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
 from ..generation.sampling import Sampler, SamplingParams, random_seed
@@ -175,6 +175,7 @@ class StoryTeller(Closing):
     True
     """
 
+    @known_keywords
     def __init__(
         self,
         model: StrPath | Model | None = None,
@@ -194,6 +195,8 @@ class StoryTeller(Closing):
             )
             if self._params.temperature == 0:
                 self._candidates = 1  # every one would be the same
+        if model is not None and not isinstance(model, Model):
+            checked_path("model", model)
         self._owns_model = not isinstance(model, Model)
         for name, value in (("tokenizer", tokenizer), ("threads", threads)):
             if value is not None and not self._owns_model:
@@ -203,6 +206,7 @@ class StoryTeller(Closing):
                 )
         self.model = model if isinstance(model, Model) else load(model, tokenizer, threads)
 
+    @known_keywords
     def __call__(
         self,
         about: str = "",
@@ -253,6 +257,7 @@ class StoryTeller(Closing):
         wish = self._wish(about, opening, words, max_words)
         return next(self._tell(seeds, wish, max_batch=max(self._candidates, TRIES if words else 1)))
 
+    @known_keywords
     def many(
         self,
         count: int | None,
