@@ -17,13 +17,16 @@ from ..generation.job import Job
 from ..generation.logprobs import continuation_logprob
 from ..model import Model
 from .english import has_word, sentences, word_list, word_pattern
+from .guide import RepeatedGrams
 
 # A text is a story if the model ended it and it has more tokens than this.
 _SHORTEST = 90
 # The share of a text's 4-grams that have occurred before in the text; stories have refrains.
 _MOST_REPEATED = 0.025
+# More repeated 4-grams would need a text of over 200 words: such a candidate is not finished.
+DROPPED_ABOVE = 5
 # What flaws count, for texts that all have one.
-_LOOP, _NO_END, _SHORT, _SENTENCE_TWICE, _REPETITIONS = 16, 4, 2, 1, 1
+_DROPPED, _LOOP, _NO_END, _SHORT, _SENTENCE_TWICE, _REPETITIONS = 32, 16, 4, 2, 1, 1
 # Nats per token that a subject is worth if it always comes back, against one that never does.
 _SUBJECT_NATS = 0.5
 _FUNCTION_WORDS = frozenset(
@@ -52,6 +55,10 @@ class Candidate:
         Whether the model ended it.
     looped : bool
         Whether it was ended because of a loop.
+    dropped : bool
+        Whether it was left unfinished, because of its repetitions.
+    n_first : int
+        Number of tokens of a first sentence that was drawn in another way than the rest.
     """
 
     job: Job
@@ -59,6 +66,8 @@ class Candidate:
     text: str
     ended: bool
     looped: bool
+    dropped: bool
+    n_first: int = 0
 
     def has_all(self, words: Sequence[str]) -> bool:
         """Return whether every word appears."""
@@ -68,7 +77,8 @@ class Candidate:
         """Return 0 for a text without a flaw, and more the worse its flaws are."""
         n_tokens = len(self.job.tokens)
         return (
-            _LOOP * self.looped
+            _DROPPED * self.dropped
+            + _LOOP * self.looped
             + _NO_END * (not self.ended)
             + _SHORT * (n_tokens <= min(_SHORTEST, max_words))
             + _SENTENCE_TWICE * has_sentence_twice(self.text)
@@ -84,9 +94,9 @@ def has_sentence_twice(text: str) -> bool:
 
 def repeated_share(text: str) -> float:
     """Return the share of a text's 4-grams of words that have occurred before in it."""
-    words = re.findall(r"[\w'’]+", text.casefold())
-    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    grams = RepeatedGrams()
+    grams.read(text)
+    return grams.n_repeated / max(1, grams.n_grams)
 
 
 def subject_words(about: str) -> list[str]:
@@ -152,10 +162,15 @@ def best_of(
 
 
 def _value(candidate: Candidate, session: Session, subject: Sequence[str]) -> float:
-    """Return the mean log-probability of a candidate, in nats, and what its subject is worth."""
+    """Return the mean log-probability of a candidate, in nats, and what its subject is worth.
+
+    A first sentence of its own does not count: the most probable one is always the same.
+    """
     job = candidate.job
     end = [job.stopped_by] if isinstance(job.stopped_by, int) else []
-    logprob = continuation_logprob(session, job.prompt_tokens, [*job.tokens, *end])
+    tokens = [*job.prompt_tokens, *job.tokens, *end]
+    n_given = len(job.prompt_tokens) + candidate.n_first
+    logprob = continuation_logprob(session, tokens[:n_given], tokens[n_given:])
     returns = subject_returns(candidate.text[len(candidate.start) :], subject)
     # NumPy's exp may differ in the last bit from one CPU to another; the choice must not.
     return round(logprob + _SUBJECT_NATS * returns, 5)

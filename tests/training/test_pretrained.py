@@ -138,8 +138,8 @@ def test_the_loss_is_the_teachers_cross_entropy() -> None:
     for temperature in (0.5, 1.0, 4.0):
         p, q = probabilities(teacher, temperature), probabilities(logits, temperature)
         expected = -(p * np.log(q)).sum(-1)[targets != -1].mean() * temperature**2
-        values = (torch.from_numpy(array) for array in (logits, teacher, targets))
-        loss = soft_loss(*values, temperature=temperature)
+        a, b, c = (torch.from_numpy(array) for array in (logits, teacher, targets))
+        loss = soft_loss(a, b, c, temperature)
         assert float(loss) == pytest.approx(expected)
 
 
