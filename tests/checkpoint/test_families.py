@@ -69,7 +69,7 @@ WRITTEN_AS = {
 }
 
 
-@pytest.mark.parametrize("name", set(FAMILIES) - {"phi3-partial"})
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"phi3-partial"}))
 def test_a_family_is_written_back_as_transformers_reads_it(name: str, tmp_path: Path) -> None:
     logits = random_model(tmp_path / name, FAMILIES[name])
     convert(tmp_path / name, tmp_path / "copy")
