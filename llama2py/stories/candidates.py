@@ -8,14 +8,19 @@ that wrote it is rarely meant.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..engine.session import Session
 from ..generation.job import Job
-from ..generation.logprobs import continuation_logprob
+from ..generation.logprobs import continuation_logprobs
 from ..model import Model
+from ..tokenizers.tokenizer import Tokenizer
 from .english import has_word, sentences, word_list, word_pattern
 from .guide import RepeatedGrams
 
@@ -27,6 +32,9 @@ _MOST_REPEATED = 0.025
 DROPPED_ABOVE = 5
 # What flaws count, for texts that all have one.
 _DROPPED, _LOOP, _NO_END, _SHORT, _SENTENCE_TWICE, _REPETITIONS = 32, 16, 4, 2, 1, 1
+# What the log-probability of a required word counts, against the mean of all tokens: a word that
+# the model would not have written is rarely used well.
+_WORD_WEIGHT = 0.05
 # Nats per token that a subject is worth if it always comes back, against one that never does.
 _SUBJECT_NATS = 0.5
 _FUNCTION_WORDS = frozenset(
@@ -157,11 +165,17 @@ def best_of(
     if len(left) == 1:
         return left[0]
     with model.session() as session:
-        values = [_value(each, session, subject) for each in left]
+        values = [_value(each, session, model.tokenizer, words, subject) for each in left]
     return left[values.index(max(values))]
 
 
-def _value(candidate: Candidate, session: Session, subject: Sequence[str]) -> float:
+def _value(
+    candidate: Candidate,
+    session: Session,
+    tokenizer: Tokenizer,
+    words: Sequence[str],
+    subject: Sequence[str],
+) -> float:
     """Return the mean log-probability of a candidate, in nats, and what its subject is worth.
 
     A first sentence of its own does not count: the most probable one is always the same.
@@ -170,7 +184,42 @@ def _value(candidate: Candidate, session: Session, subject: Sequence[str]) -> fl
     end = [job.stopped_by] if isinstance(job.stopped_by, int) else []
     tokens = [*job.prompt_tokens, *job.tokens, *end]
     n_given = len(job.prompt_tokens) + candidate.n_first
-    logprob = continuation_logprob(session, tokens[:n_given], tokens[n_given:])
-    returns = subject_returns(candidate.text[len(candidate.start) :], subject)
+    logprobs = continuation_logprobs(session, tokens[:n_given], tokens[n_given:])
+    value = float(logprobs.mean()) if len(logprobs) else -math.inf
+    value += _SUBJECT_NATS * subject_returns(candidate.text[len(candidate.start) :], subject)
+    if words:
+        pieces = _pieces(tokenizer, tokens[:n_given], tokens[n_given:])
+        value += _WORD_WEIGHT * _word_logprob(logprobs, pieces, words)
     # NumPy's exp may differ in the last bit from one CPU to another; the choice must not.
-    return round(logprob + _SUBJECT_NATS * returns, 5)
+    return round(value, 5)
+
+
+def _pieces(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:
+    """Return the text of each token after a prompt."""
+    decoder = tokenizer.decoder(previous=prompt[-1])
+    return [decoder.feed(token) for token in tokens]
+
+
+def _word_logprob(
+    logprobs: NDArray[np.float64], pieces: Sequence[str], words: Sequence[str]
+) -> float:
+    """Return the mean log-probability of required words where they are most probable.
+
+    Parameters
+    ----------
+    logprobs : ndarray, float64, shape (n,)
+        Of each token.
+    pieces : sequence of str, length n
+        The text of each token.
+    words : sequence of str
+        Those that do not occur do not count.
+    """
+    text = "".join(pieces)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    best = []
+    for word in words:
+        places = [match.span() for match in word_pattern(word).finditer(text)]
+        tokens = [np.searchsorted(ends, (start, end - 1), side="right") for start, end in places]
+        if tokens:
+            best.append(max(float(logprobs[a : b + 1].sum()) for a, b in tokens))
+    return sum(best) / len(best) if best else 0.0

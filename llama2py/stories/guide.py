@@ -13,7 +13,7 @@ from ..tokenizers.tokenizer import Tokenizer
 from .english import ends_sentence, word_pattern, words_of
 
 # Added to the logit of a missing word's first token; grows from 0 over the first half of a story.
-_MAX_BIAS = 8.0
+_MAX_BIAS = 7.0
 # Added to the logit of the word's next token once the word has begun. A larger value would force
 # "dragon" wherever a token " d" begins another word.
 _CONTINUATION_BIAS = 6.0
@@ -21,7 +21,7 @@ _CONTINUATION_BIAS = 6.0
 _WORDS_TO_MAX_BIAS = 80
 # A word only gets a bias where it makes sense: where its first token is at most so many nats less
 # probable than the best one. From 5 at the beginning, one more after each so many words.
-_REACH, _WORDS_PER_NAT = 5.0, 30
+_REACH, _WORDS_PER_NAT = 5.0, 40
 # Tokens. Repeated 4-grams are counted only so often: it takes as long as the other checks.
 _CHECK_EVERY = 16
 # A story loops if it repeats the same tokens this many times in a row, over at least this many
