@@ -284,11 +284,14 @@ def test_an_output_that_would_not_load_is_not_written(
     def other(tokenizer: Any, *rest: Any) -> Any:
         changed = copy.copy(tokenizer)
         changed.eos_id = 7
-        return {"gguf_pairs": gguf_pairs, "tokenizer_config": tokenizer_config}[made](
-            changed, *rest
-        )
+        return make(changed, *rest)
 
-    made = "gguf_pairs" if name.endswith("gguf") else "tokenizer_config"
+    make: Any
+    made, make = (
+        ("gguf_pairs", gguf_pairs)
+        if name.endswith("gguf")
+        else ("tokenizer_config", tokenizer_config)
+    )
     monkeypatch.setattr(f"llama2py.conversion.{made}", other)
     monkeypatch.setattr("llama2py.conversion._end_tokens", lambda task: [])
     with pytest.raises(TokenizerError) as caught:
