@@ -122,6 +122,8 @@ class MergeTokenizer(Tokenizer):
         As above.
     has_unknown : bool
         Whether there is an ``unk_id``.
+    lacks_bytes : bool
+        Whether there are texts that the vocabulary cannot spell.
 
     Raises
     ------
@@ -191,6 +193,7 @@ class MergeTokenizer(Tokenizer):
             self._letters = {**_TO_LETTERS, **dict.fromkeys(missing)}
         self._leaves_out = unk_id is None and isinstance(kind, Characters) and bool(missing)
         needed = [f"0x{byte:02X}" for byte in missing if byte not in _NEVER]
+        self.lacks_bytes = bool(needed)
         if needed:
             self.notes = (
                 f"the vocabulary lacks {counted(len(needed), 'byte')} ({', '.join(needed[:3])}"
