@@ -24,13 +24,7 @@ from .checkpoint.huggingface.writer import (
     write_huggingface,
 )
 from .checkpoint.llama2c import check_config, lay_out, write_llama2c
-from .engine.parameters import (
-    as_path,
-    function,
-    one_of,
-    unknown_option,
-    whole_number,
-)
+from .engine.parameters import as_path, function, one_of, unknown_option, whole_number
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_name, check_space, replacing, replacing_folder
 from .formats.bounded_json import parse_object
@@ -224,12 +218,14 @@ def format_of(output: Path, dtype: str = "float32") -> FileFormat:
         return "gguf"
     if output.suffix == ".bin":
         return "v2" if dtype == "int8" else "v0"
-    is_folder = os.path.isdir(output)
-    if (_FILE_SUFFIX.fullmatch(output.suffix) and not is_folder) or os.path.isfile(output):
+    choice = f"or set the format to one of {', '.join(_HOLDS)}"
+    if _FILE_SUFFIX.fullmatch(output.suffix) and not os.path.isdir(output):
         raise ParameterError(
-            f"{output}: no format has such a name; name it *.bin (llama2.c) or *.gguf, or a"
-            f" directory (Hugging Face), or set the format to one of {', '.join(_HOLDS)}"
+            f"{output}: {output.suffix} is not a format that can be written; name the output *.bin"
+            f" (llama2.c), *.gguf, or without an extension (Hugging Face directory), {choice}"
         )
+    if os.path.isfile(output):
+        raise ParameterError(f"{output} is a file and not a directory; choose a name, {choice}")
     return "hf"
 
 

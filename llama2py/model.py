@@ -143,9 +143,7 @@ def load(
         checked_path("path", path)
     path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
-        if tokenizer is None:
-            tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
-        vocabulary = vocabulary_for(checkpoint, Path(tokenizer))
+        vocabulary = tokenizer_for(checkpoint, tokenizer)
         weights: Backend
         if backend == "c":
             from .engine.native import Engine  # the C extension; the reference runs without it
@@ -164,6 +162,19 @@ def load(
 
 def _no_progress(done: int, total: int) -> None:
     """Show nothing."""
+
+
+def tokenizer_for(checkpoint: Checkpoint, path: StrPath | None = None) -> Tokenizer:
+    """Read the tokenizer at a path; by default the checkpoint's own, or Llama 2's.
+
+    Raises
+    ------
+    TokenizerError
+        As `vocabulary_for` does.
+    """
+    if path is None:
+        path = own_tokenizer(checkpoint) or bundled_tokenizer()
+    return vocabulary_for(checkpoint, Path(path))
 
 
 def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:

@@ -77,12 +77,11 @@ def test_the_name_implies_the_format(name: str, dtype: str, format: str) -> None
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.safetensors", "x.pth", "x.json", "x.BIN"])
 def test_an_unknown_suffix_is_an_error_that_lists_what_is_written(name: str, model: Path) -> None:
-    message = rf"{name}: no format has such a name; name it \*\.bin .* one of v0, v1, v2, hf, gguf$"
-    with pytest.raises(ParameterError, match=message):
+    with pytest.raises(ParameterError, match=rf"{name}: \{name[1:]} is not a format that can be"):
         convert(model, name)
     file = model / "tokenizer"
     file.touch()
-    with pytest.raises(ParameterError, match="tokenizer: no format has such a name"):
+    with pytest.raises(ParameterError, match="tokenizer is a file and not a directory; choose"):
         convert(model, file)
 
 
