@@ -295,7 +295,7 @@ def _isolates(step: Json) -> bool:
 
 def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
     """Return where a space is put before a text."""
-    prefix, once, marks = "none", False, False
+    prefix, once, marks_first = "none", False, False
     for step in normalizer:
         match step:
             case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK and not splitter:
@@ -303,7 +303,7 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
             case {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)} if (
                 mark == SPACE_MARK
             ):
-                marks = True
+                marks_first = True
             case _:
                 _refuse([step], "normalizer")
     for step in splitter:
@@ -315,14 +315,13 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
                 if scheme not in ("always", "first", "never"):
                     _refuse([step], "pre_tokenizer")
                 prefix, once = {"always": "each", "first": "first", "never": "none"}[scheme], True
-                marks = True
             case _:
                 _refuse([step], "pre_tokenizer")
-    if not marks:
+    if not marks_first and not splitter:
         raise TokenizerError(
             f"neither a Replace nor a Metaspace turns spaces into {SPACE_MARK!r}: one is needed"
         )
-    return Characters(prefix, once)
+    return Characters(prefix, once, marks_first=marks_first)
 
 
 # ---- writing ----
@@ -422,16 +421,14 @@ def _byte_level_steps(kind: ByteLevel) -> Json:
 
 def _character_steps(kind: Characters) -> Json:
     marks = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
-    normalizer: list[Json] = []
+    normalizer = [marks] if kind.marks_first else []
     splitter: Json | None = None
-    if kind.prefix_once:
+    if kind.prefix_once or not kind.marks_first:
         scheme = {"each": "always", "first": "first", "none": "never"}[kind.prefix]
         splitter = {"type": "Metaspace", "replacement": SPACE_MARK}
         splitter |= {"prepend_scheme": scheme, "split": False}
-    elif kind.prefix == "none":
-        normalizer = [marks]
-    else:
-        normalizer = [{"type": "Prepend", "prepend": SPACE_MARK}, marks]
+    elif kind.prefix != "none":
+        normalizer.insert(0, {"type": "Prepend", "prepend": SPACE_MARK})
     spaces = {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}
     decoders: list[Json] = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
     if kind.prefix != "none":

@@ -87,12 +87,16 @@ class Characters:
         Whether a text that is a piece becomes that piece, whatever the merges make of it.
     fuses_unknown : bool
         Whether adjacent characters that have neither a piece nor bytes become one unknown token.
+    marks_first : bool
+        Whether a normalizer makes ``▁`` of spaces, before the added tokens that are matched in
+        normalized text are found. Otherwise a pre-tokenizer does.
     """
 
     prefix: str = "each"
     prefix_once: bool = False
     whole_first: bool = False
     fuses_unknown: bool = True
+    marks_first: bool = True
 
 
 class MergeTokenizer(Tokenizer):
@@ -250,8 +254,8 @@ class MergeTokenizer(Tokenizer):
     def _normalized_tokens(self, trusted: bool) -> Splitter:
         if trusted not in self._splitters:
             kind, spaces = self.kind, SPACES
-            if isinstance(kind, Characters) and not kind.prefix_once:
-                spaces -= {" "}  # a normalizer has made marks of them
+            if isinstance(kind, Characters) and kind.marks_first:
+                spaces -= {" "}
             self._splitters[trusted] = self.specials.splitter(trusted, self._normalize, spaces)
         return self._splitters[trusted]
 
