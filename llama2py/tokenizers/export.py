@@ -180,6 +180,16 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
             "this format finds special tokens wherever a text has them, the source only where"
             " normalized, single_word, lstrip or rstrip say so"
         )
+    if (
+        format == "gguf"
+        and isinstance(tokenizer, MergeTokenizer)
+        and tokenizer.has_unknown
+        and tokenizer.lacks_bytes
+    ):
+        changes.append(
+            "this format leaves out bytes that the vocabulary lacks, the source makes"
+            f" {tokenizer.piece(tokenizer.unk_id).decode()} of them"
+        )
     if tokenizer.prefix == "none":
         return changes
     each, once, after = tokenizer.prefix == "each", False, list(tokenizer.specials.added)
