@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
 from ._data import bundled_tokenizer
-from .checkpoint import Checkpoint, default_group_size, open_checkpoint
+from .checkpoint import Checkpoint, Conventions, default_group_size, open_checkpoint
+from .checkpoint.conventions import GGUF_ENDS
 from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
 from .checkpoint.huggingface.writer import (
@@ -377,6 +378,9 @@ def _to_gguf(task: _Task, dtype: str) -> None:
         warn_of_space_changes(target, vocabulary, "gguf")
     places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     ends = _end_tokens(task)
+    if vocabulary is not None:  # the reader finds the others by their texts
+        by_text = end_tokens(Conventions(end_texts=GGUF_ENDS), vocabulary)
+        ends = ends[:1] + [token for token in ends[1:] if token not in by_text]
     if len(ends) > len(places):
         _log.warning("%s: GGUF holds only 3 of the %d tokens that end a text", target, len(ends))
     pairs |= zip(places, ends, strict=False)
@@ -464,7 +468,7 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
         raise TokenizerError(f"{path} cannot be read ({error.strerror or error})") from error
     if path.suffix == ".json" and path.name != "tokenizer.json":
         try:
-            parse_object(data)
+            parse_object(data, as_python=True)
         except CheckpointError as error:
             raise TokenizerError(f"{path}: {error}") from None
     return data

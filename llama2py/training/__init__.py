@@ -66,8 +66,9 @@ def train(
     config : TrainConfig, optional
         The hyperparameters.
     tokenizer : str, path-like or Tokenizer, optional
-        A vocabulary, such as a ``tokenizer.bin``. By default one of ``config.vocab_size`` tokens is
-        trained first, on the stories that are not held out.
+        A vocabulary, such as a ``tokenizer.bin``. Default: that of ``config.init_from`` or
+        ``config.teacher``. Without these, one of ``config.vocab_size`` tokens is trained first, on
+        the stories that are not held out.
     fresh : bool
         Start again even if the output holds an earlier run. The files of that run, its checkpoint
         included, are deleted; other files in its folder stay.
@@ -118,7 +119,13 @@ def train(
         vocabulary = load_tokenizer(Path(tokenizer))
     elif continues:
         vocabulary = load_tokenizer(output.tokenizer)
+    for checkpoint in filter(None, (config.init_from, config.teacher)):
+        output.check_input(checkpoint)
     _check_extra()
+    if vocabulary is None and (checkpoint := config.init_from or config.teacher):
+        from .pretrained import vocabulary_of
+
+        vocabulary = vocabulary_of(checkpoint)
     if vocabulary is None:
         from .vocabulary import train_vocabulary
 
