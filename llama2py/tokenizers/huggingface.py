@@ -351,7 +351,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
         if apart == set(range(n_pieces, len(texts))) and "" not in texts:
             vocabulary = {text: token for text, token in vocabulary.items() if token < n_pieces}
     else:
-        kind = Characters("none" if tokenizer.prefix == "none" else "each")
+        is_first = tokenizer.prefix == "first"
+        usual = "each" if tokenizer.prefix == "control" else tokenizer.prefix
+        kind = Characters(usual, prefix_once=is_first, marks_first=not is_first)
         merges, first = to_merges(tokenizer, texts), dict(tokenizer.specials.fixed)
         unknown = texts[tokenizer.unk_id]
     control = {**first, **tokenizer.specials.control}

@@ -179,7 +179,8 @@ def parse_sentencepiece(data: bytes, config: TokenizerConfig | None = None) -> T
         raise TokenizerError("neither BOS nor EOS is a token")
     adds_bos = config.adds_bos is not False and bos is not None
     # transformers splits a text at the tokens that it has added, sentencepiece at none of its own.
-    prefix: Prefix = "each" if matching else "control"
+    added_prefix: Prefix = "each" if config.is_legacy else "first"
+    prefix: Prefix = added_prefix if matching else "control"
     tokenizer = tokenizer_of_pieces(
         pieces,
         scores,
