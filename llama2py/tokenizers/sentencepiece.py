@@ -197,7 +197,7 @@ def parse_sentencepiece(data: bytes, config: TokenizerConfig | None = None) -> T
 
 
 def _id(trainer: Mapping[int, int | bytes], field: int, default: int, n_tokens: int) -> int | None:
-    """Return the id of unknown, BOS or EOS; None if it is -1, which means that there is none."""
+    """Return the id of unknown, BOS or EOS; None if it is -1, as where there is no such token."""
     found = trainer.get(field, default)
     if not isinstance(found, int):
         raise TokenizerError(f"the id in field {field} is {found!r:.40}, expected a whole number")

@@ -96,7 +96,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     stated = config.get("add_bos_token")
     adds_bos = stated if isinstance(stated, bool) else None
     if "bos_token" in config and not config["bos_token"]:
-        adds_bos = False  # null or empty: there is none
+        adds_bos = False  # null or empty names no token
     named = {name: config[name] for name in _NAMED if config.get(name)}
     named |= {  # such as image_token
         name: text
