@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llama2py import CheckpointError, convert
+from llama2py import CheckpointError, SessionError, convert
 from llama2py.checkpoint import open_checkpoint
 from llama2py.config import ModelConfig
+from llama2py.engine.extension import ffi, lib
 from llama2py.engine.isa import isa_names
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
@@ -120,6 +121,43 @@ def test_no_chunk_thread_or_instruction_set_changes_a_bit(
                     np.testing.assert_array_equal(both[0], whole[i])
                 at += piece
             assert at == len(TOKENS)
+
+
+def test_a_window_hides_what_is_not_finite(models: dict[str, Path]) -> None:
+    """A NaN at position 3 reaches 4 layers of a window of 11 far: to position 43."""
+    tokens = [TOKENS[0], 5, 7, 96, *(t % 90 for t in TOKENS[4:])]
+    for dtype in ("float32", "int8"):
+        with open_checkpoint(models["mistral"]) as checkpoint:
+            engine = Engine(checkpoint, dtype=dtype)
+            table = checkpoint.tensors["token_embedding_table"][0].dequantize().copy()
+        table[96] = np.nan
+        lib.l2p_model_set(
+            engine.handle, 0, 0, 0, ffi.from_buffer(table), ffi.NULL, 1, ffi.new("int64_t *")
+        )
+        with Session(engine) as whole, Session(engine) as single:
+            together = whole.forward(tokens, all_logits=True)
+            apart = np.concatenate([single.forward([t], all_logits=True) for t in tokens])
+        finite = np.isfinite(together).all(axis=1)
+        assert finite.tolist() == [not 3 <= i <= 43 for i in range(50)]
+        np.testing.assert_array_equal(together, apart)
+
+
+@pytest.mark.parametrize("name", ["qwen2-windows", "qwen3-yarn", "olmo2", "gemma3"])
+def test_a_session_is_saved_and_continued(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    with open_checkpoint(models[name]) as checkpoint:
+        engine = Engine(checkpoint)
+        checkpoint.config = replace(checkpoint.config, residual_scale=0.5)
+        other = Engine(checkpoint)
+    with Session(engine) as session:
+        session.forward(TOKENS[:20])
+        session.save(tmp_path / "session")
+        wanted = session.forward(TOKENS[20:], all_logits=True)
+    with Session.load(tmp_path / "session", engine) as session:
+        np.testing.assert_array_equal(session.forward(TOKENS[20:], all_logits=True), wanted)
+    with pytest.raises(SessionError, match="belongs to another model"):
+        Session.load(tmp_path / "session", other)
 
 
 # ---- written back ----
