@@ -306,6 +306,9 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
                 marks_first = True
             case _:
                 _refuse([step], "normalizer")
+    if marks_first:  # no space is left to split at, as in Gemma's file
+        at_space = {"type": "Split", "pattern": {"String": " "}}
+        splitter = [step for step in splitter if not at_space.items() <= step.items()]
     for step in splitter:
         match step:
             case {"type": "Metaspace", "replacement": str(mark), "split": False} if (
