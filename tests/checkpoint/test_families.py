@@ -271,7 +271,7 @@ def test_minicpm_scales_as_granite_does(models: dict[str, Path], tmp_path: Path)
 
 # ---- numbers of config.json ----
 
-ODD = [
+ODD: list[Any] = [
     None,
     0,
     1,
