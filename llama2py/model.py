@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, overload
 
@@ -154,6 +155,8 @@ def load(
             weights = Reference(checkpoint, dtype, cache_dtype)
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
+        for warning in vocabulary.warnings:
+            _log.warning("%s: %s", path, warning)
         return Model(weights, vocabulary, checkpoint.conventions)
 
 
@@ -189,10 +192,10 @@ def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
 
 def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]:
     """Return the tokens that end a text by the conventions of the checkpoint's origin."""
-    if not conventions.eos_ends:
-        return conventions.end_tokens
-    turn_end = tokenizer.specials.control.get("<|eot_id|>", tokenizer.eos_id)
-    return conventions.end_tokens | {tokenizer.eos_id, turn_end}
+    specials = tokenizer.specials
+    controls = {**specials.fixed, **specials.control}
+    found = {controls[text] for text in conventions.end_texts & controls.keys()}
+    return conventions.end_tokens | found | ({tokenizer.eos_id} if conventions.eos_ends else set())
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
@@ -228,8 +231,9 @@ class Model(Closing):
         The tokens that end a text by default: BOS, which separates the stories of llama2.c's
         models, and the end tokens of the checkpoint's metadata. llama2.c's checkpoints name none,
         so their models keep llama2.c's rule. Hugging Face directories and GGUF files do
-        (``<|eot_id|>``, ``</s>``). For Meta's checkpoints they are EOS and Llama 3's
-        ``<|eot_id|>``, as in Meta's code.
+        (``<|eot_id|>``, ``</s>``). Those that a GGUF file does not name are found by their texts,
+        as in llama.cpp. For Meta's checkpoints they are EOS and Llama 3's ``<|eot_id|>``, as in
+        Meta's code.
     conventions : Conventions
         What else the metadata says about texts: the chat template, whether a text begins with BOS.
     prefix_cache : PrefixCache
@@ -244,8 +248,9 @@ class Model(Closing):
         self.tokenizer = instance("tokenizer", tokenizer, Tokenizer, "a Tokenizer")
         if conventions is None:
             conventions = Conventions()
-        self.conventions = instance("conventions", conventions, Conventions, "Conventions or None")
-        self.stop_tokens = end_tokens(self.conventions, tokenizer) | {tokenizer.bos_id}
+        instance("conventions", conventions, Conventions, "Conventions or None")
+        self.conventions = replace(conventions, end_tokens=end_tokens(conventions, tokenizer))
+        self.stop_tokens = self.conventions.end_tokens | {tokenizer.bos_id}
         self._backend: Backend | None = backend
         self._config = backend.config
         self.prefix_cache = PrefixCache(backend, 0)

@@ -70,8 +70,8 @@ def train(
         ``config.teacher``. Without these, one of ``config.vocab_size`` tokens is trained first, on
         the stories that are not held out.
     fresh : bool
-        Start again even if the output holds an earlier run. Files of that run are deleted, others
-        in its folder stay.
+        Start again even if the output holds an earlier run. The files of that run, its checkpoint
+        included, are deleted; other files in its folder stay.
     report : callable
         Called with one line of text per event.
     stop : callable
@@ -92,8 +92,8 @@ def train(
     TokenizerError
         If the tokenizer is missing or malformed.
     TrainingError
-        If the output belongs to another run or cannot be written, the device is not available,
-        memory runs out, or the loss is not finite.
+        If the output belongs to another run, is in use by another process, or cannot be written,
+        the device is not available, memory runs out, or the loss is not finite.
     ConfigError, ParameterError
         If hyperparameters contradict each other or do not suit the corpus.
     CheckpointError
@@ -104,6 +104,8 @@ def train(
     say = report if os.environ.get("RANK", "0") == "0" else lambda line: None  # of torchrun's
     output.check_group_size(config.dim)  # now, not when the first checkpoint is written
     output.check_input(corpus)
+    if os.environ.get("RANK", "0") == "0":
+        output.claim()  # now, not after minutes of preparation
     continues = output.has_state() and not fresh
     train_stories, held_out_stories = split_stories(
         read_stories(corpus), config.valid_share, config.seed
@@ -138,6 +140,7 @@ def train(
         finished = trainer.run()
     finally:
         trainer.close()
+        output.release()
     progress = trainer.progress
     return TrainResult(finished, progress.step, progress.history, output)
 

@@ -146,6 +146,8 @@ class Trainer:
         if not processes.first:  # processes drop different activations
             torch.manual_seed(config.seed + self.progress.step + processes.rank)
         else:
+            if fresh and self.output.has_state():
+                self._say(f"deleting the earlier run, {self.output.path} included")
             self.output.begin(self._tokenizer, self._held_out_stories, fresh)
         processes.any(False)  # wait until the first process has prepared the output
 

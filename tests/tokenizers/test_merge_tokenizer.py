@@ -87,7 +87,7 @@ def test_tokenizers_finds_the_same_byte_level_tokens(tmp_path: Path, name: str) 
         assert ours.encode(text, bos=False) == theirs.encode(text).ids
 
 
-@pytest.mark.parametrize("prefix", ["normalizer", "always", "first", "never"])
+@pytest.mark.parametrize("prefix", ["normalizer", "replace", "always", "first", "never"])
 def test_tokenizers_finds_the_same_character_tokens(tmp_path: Path, prefix: str) -> None:
     theirs, ours = both(characters(prefix), tmp_path)
 
@@ -215,13 +215,28 @@ def test_a_normalized_token_takes_the_space_that_normalization_puts(tmp_path: Pa
         assert tokens == theirs.encode("the <x> cat").ids
 
 
-KINDS = ["normalizer", "always", "first", "never", "", "NFC", "NFKC"]
+def test_an_added_token_of_save_pretrained_takes_no_space_of_its_own(
+    real: Path, tmp_path: Path
+) -> None:
+    """add_tokens makes normalized tokens; Prepend gives them the space before the next text."""
+    found = json.loads((real / "tokenizer.json").read_bytes())
+    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)}
+    added = {"id": 512, "content": "<x>", **flags, "normalized": True}
+    found["added_tokens"].append(added)
+    theirs, ours = both(found, tmp_path)
+    assert ours.encode("Once <x> upon", bos=False) == [403, 512, 407]
+    assert theirs.encode("Once <x> upon", add_special_tokens=False).ids == [403, 512, 407]
+
+
+KINDS = ["normalizer", "replace", "always", "first", "never", "both", "", "NFC", "NFKC"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_added_tokens_are_matched_as_in_tokenizers(kind: str, tmp_path: Path) -> None:
     hf = pytest.importorskip("tokenizers")
-    if kind in ("normalizer", "always", "first", "never"):
+    if kind == "both":  # a normalizer makes marks of spaces, a pre-tokenizer puts one first
+        base = {**characters("first"), "normalizer": characters("replace")["normalizer"]}
+    elif kind in ("normalizer", "replace", "always", "first", "never"):
         base = characters(kind)
     else:
         base = {**byte_level((GPT2,)), "normalizer": {"type": kind} if kind else None}
