@@ -187,9 +187,17 @@ def test_a_single_text_of_the_built_in_model_has_its_own_defaults(
     call: Call,
 ) -> None:
     done = call("run", *flags, "-s", "4", "-i", "Lily")
+    assert "candidates" not in done.stderr
     n_prompt = len(tell.model.tokenizer.encode("Lily")) - 1
     text = tell.model.generate("Lily", max_tokens - n_prompt, temperature, top_p, seed=4).text
     assert done.stdout == f"Lily{text}\n"
+    assert done.stderr.startswith("achieved tok/s")
+
+
+def test_the_numpy_backend_prints_a_single_text_as_it_is_generated(call: Call) -> None:
+    done = call("run", "--backend", "numpy", "-s", "4")
+    with load(backend="numpy") as model:
+        assert done.stdout == f"{model.generate('', None, 0.6, 0.9, seed=4).text}\n"
     assert done.stderr.startswith("achieved tok/s")
 
 
