@@ -12,6 +12,7 @@ Once upon a time, there was a dragon who was afraid of fire. ...
 TYPE_CHECKING = False  # type checkers know the name; importing typing would take milliseconds
 if TYPE_CHECKING:
     from . import errors as errors
+    from .bulk import ray as ray
     from .chat.dialogue import Chat
     from .chat.templates import Message
     from .config import CacheDtype, Dtype, ModelConfig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .engine.backend import Logits
     from .engine.session import Session
     from .errors import (
+        BatchError,
         Cancelled,
         CheckpointError,
         ClosedError,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchError",
     "CacheDtype",
     "Cancelled",
     "Chat",
@@ -104,6 +107,7 @@ _MODULES = {
     "engine.backend": ("Logits",),
     "engine.session": ("Session",),
     "errors": (
+        "BatchError",
         "Cancelled",
         "CheckpointError",
         "ClosedError",
@@ -140,8 +144,8 @@ if not TYPE_CHECKING:  # hidden from type checkers, which would then accept any 
     def __getattr__(name: str) -> object:
         from importlib import import_module
 
-        if name == "errors":
-            return import_module(".errors", __name__)
+        if name in ("errors", "ray"):
+            return import_module({"errors": ".errors", "ray": ".bulk.ray"}[name], __name__)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
