@@ -66,7 +66,8 @@ class Shard:
             raise ValueError("not a shard") from None
         if any(type(number) is not int for number in numbers) or not isinstance(sha256, str):
             raise ValueError("not a shard")
-        return cls(*numbers, sha256)
+        number, first_row, rows, errors, tokens = numbers
+        return cls(number, first_row, rows, errors, tokens, sha256)
 
     def described(self, format: OutputFormat) -> dict[str, Any]:
         """Return the line of the journal, which is also the entry of the manifest."""
@@ -153,7 +154,7 @@ class OutputFolder(Closing):
         self.done = {n: shard for n, shard in self.done.items() if self._is_whole(shard)}
         try:
             if self._valid:
-                self._journal = open(self.path / JOURNAL, "r+b")
+                self._journal = open(self.path / JOURNAL, "r+b")  # noqa: SIM115
                 self._journal.truncate(self._valid)  # a line that a killed run did not finish
                 self._journal.seek(self._valid)
                 return
@@ -163,7 +164,7 @@ class OutputFolder(Closing):
                 for line in (described, *shards):
                     file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
             self._old = described
-            self._journal = open(self.path / JOURNAL, "ab")
+            self._journal = open(self.path / JOURNAL, "ab")  # noqa: SIM115
         except OSError as error:
             raise self._unusable(error) from error
 

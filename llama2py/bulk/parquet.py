@@ -32,9 +32,7 @@ def _check() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise BatchError(
-            f"Parquet needs pyarrow: pip install 'llama2py[bulk]' ({error})"
-        ) from None
+        raise BatchError(f"Parquet needs pyarrow: pip install 'llama2py[bulk]' ({error})") from None
 
 
 def iter_rows(path: Path) -> Iterator[bytes]:

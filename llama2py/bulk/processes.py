@@ -37,7 +37,7 @@ OnRows = Callable[[int, int], object]  # (rows, tokens) more are done
 
 
 class Runner(Protocol):
-    """Makes the shards of a batch somewhere. A context manager.
+    """Makes the shards of a batch somewhere.
 
     Attributes
     ----------
@@ -52,10 +52,6 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the model, or end the processes."""
-
-    def __enter__(self) -> Runner: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 class InProcess(Closing):

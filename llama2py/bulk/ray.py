@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .._util import Closing, counted
@@ -31,8 +30,8 @@ _MOST_LOST = 8  # actors in a row, without one finished shard
 _WAIT = 30.0  # seconds until a warning that no actor has started
 
 
-def _ray() -> ModuleType:
-    """Import Ray, without the sidecar processes that a batch has no use for."""
+def _ray() -> Any:
+    """Import Ray."""
     try:
         import ray
     except ImportError as error:
@@ -269,7 +268,7 @@ class RayRunner(Closing):
 
     def _start_actors(self) -> None:
         while len(self._running) < self._count:
-            actor = self._actor_class.options(name="").remote(self._spec, self._settings)
+            actor = self._actor_class.remote(self._spec, self._settings)
             self._running[actor] = {}
             self._calls[actor.identity.remote()] = (actor, None)
 
@@ -349,5 +348,3 @@ class RayRunner(Closing):
         self._running, self._calls, self._ready = {}, {}, set()
         if self._owns_ray and self._ray.is_initialized():
             self._ray.shutdown()
-
-

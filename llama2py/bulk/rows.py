@@ -20,6 +20,8 @@ _LIMITS = Limits(size=MAX_ROW, containers=100_000, items=1_000_000)
 # The first byte of a row that could not be read; the rest is the reason. No JSON begins so.
 BAD_ROW = b"!"
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
 # What a row or a job may set for its text. Nothing that depends on time, or that is not JSON.
 PARAMETERS = frozenset(Options.__annotations__) - {
     "cancel",
@@ -133,9 +135,7 @@ def row_seed(
     >>> row_seed(0, "1", "Once upon a time", {"temperature": 0.5})
     13353606798402085541
     """
-    canonical = json.dumps(
-        [job_seed, row_id, request, parameters], sort_keys=True, separators=(",", ":")
-    )
+    canonical = _CANONICAL.encode([job_seed, row_id, request, parameters])
     return int.from_bytes(hashlib.blake2b(canonical.encode(), digest_size=8).digest(), "little")
 
 
@@ -212,7 +212,9 @@ class Template:
                 continue
             value = fields.get(name)
             if value is None:
-                raise PromptError(f"the row has no field {name!r}, which the prompt's template uses")
+                raise PromptError(
+                    f"the row has no field {name!r}, which the prompt's template uses"
+                )
             if not isinstance(value, str | int | float):
                 raise PromptError(f"the field {name!r} is {shown(value)}, expected a text")
             texts.append(str(value))
@@ -291,7 +293,8 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
         content = message.get("content")
         if isinstance(content, list):
             parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+            texts = [part for part in parts if isinstance(part, str)]
+            content = "".join(texts) if len(texts) == len(parts) else None
         if not isinstance(content, str):
             raise PromptError(f"a message has the content {shown(content)}, expected a text")
         checked.append({"role": message.get("role"), "content": content})

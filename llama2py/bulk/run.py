@@ -1,10 +1,10 @@
-"""Run a batch: read the input, make the shards somewhere, write them, and go on where a run ended."""
+"""Run a batch: read the input, make the shards that are not there yet, and write them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -92,7 +92,7 @@ def run_batch(
         folder = stack.enter_context(OutputFolder(output, settings.format))
         folder.check(described)
         progress = stack.enter_context(_Progress(source.n_rows, quiet))
-        runner = stack.enter_context(start(progress.on_rows))
+        runner = stack.enter_context(closing(start(progress.on_rows)))
         described |= runner.identity
         if settings.format == "parquet":
             described["versions"] = described["versions"] | {"pyarrow": pyarrow_version()}

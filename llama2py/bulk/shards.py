@@ -13,6 +13,8 @@ from .parquet import parquet_bytes
 from .rows import Result
 
 OutputFormat: TypeAlias = Literal["jsonl", "parquet", "openai"]
+_PLAIN = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(separators=(",", ":"))
 SUFFIXES = {"jsonl": "jsonl", "openai": "jsonl", "parquet": "parquet"}
 
 
@@ -74,10 +76,9 @@ def plain(result: Result) -> dict[str, Any]:
 
 def _line(value: dict[str, Any]) -> bytes:
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _PLAIN.encode(value).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate, which JSON can only escape
-        text = json.dumps(value, separators=(",", ":")).encode()
-    return text + b"\n"
+        return _ESCAPED.encode(value).encode() + b"\n"
 
 
 def _response(result: Result, fingerprint: str) -> dict[str, Any]:

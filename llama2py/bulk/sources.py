@@ -1,4 +1,4 @@
-"""The input of a batch: JSONL, CSV, Parquet, or a number of stories; read in shards, as a stream."""
+"""The input of a batch: JSONL, CSV, Parquet, or a number of stories, as a stream of shards."""
 
 from __future__ import annotations
 
@@ -135,16 +135,15 @@ def open_source(path: Path, format: InputFormat | None, shard_rows: int) -> Sour
         If the file cannot be read, has no rows, or is broken as a whole. A row that is wrong is no
         error here.
     """
-    if format is None:
-        known = path.suffix.lower().removeprefix(".")
-        format = known if known in get_args(InputFormat) else "jsonl"  # type: ignore[assignment]
+    suffix = path.suffix.lower().removeprefix(".")
+    kind = format or (suffix if suffix in get_args(InputFormat) else "jsonl")
     file = InputFile(path, BatchError, "a file of rows", may_be_empty=True)
     head = file.read(0, 6)
     file.close()
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
             raise BatchError(f"{path}: the file is compressed with {name}; decompress it first")
-    rows = _rows(path, format)
+    rows = _rows(path, kind)
     whole, digests, n_rows = hashlib.sha256(), [], 0
     while lines := list(islice(rows, shard_rows)):
         n_rows += len(lines)
@@ -154,7 +153,7 @@ def open_source(path: Path, format: InputFormat | None, shard_rows: int) -> Sour
             whole.update(b"\n")
     if not n_rows:
         raise BatchError(f"{path}: the file has no rows")
-    return Source(path, format, shard_rows, n_rows, whole.hexdigest(), tuple(digests))
+    return Source(path, kind, shard_rows, n_rows, whole.hexdigest(), tuple(digests))
 
 
 def _digest(lines: list[bytes]) -> bytes:

@@ -314,7 +314,9 @@ class ShardMaker(Closing):
         elif encoder.template.name == "chatml":
             system = default_system(self._model.conventions.chat_template)
         roles = [message["role"] for message in turns]
-        if len(roles) % 2 == 0 or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+        if len(roles) % 2 == 0 or roles != [
+            ("user", "assistant")[i % 2] for i in range(len(roles))
+        ]:
             listed = ", ".join(str(message["role"]) for message in messages)
             raise PromptError(
                 f"the roles of the messages are {listed:.100}, expected an optional system, then"
@@ -334,9 +336,7 @@ class ShardMaker(Closing):
         return tokens + encoder.turn(texts[-1], None if past else system, not past)
 
 
-def _places(
-    given: Iterable[ShardInput | None], in_work: deque[_Shard]
-) -> Iterator[_Place | None]:
+def _places(given: Iterable[ShardInput | None], in_work: deque[_Shard]) -> Iterator[_Place | None]:
     """Yield the place of each row, and note each shard when its first row is requested."""
     for shard_input in given:
         if shard_input is None:

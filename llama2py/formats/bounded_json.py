@@ -77,9 +77,7 @@ def parse_object(
             " many more than a real file of its size"
         )
     try:
-        value = json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        value = _DECODER.decode(text.decode("utf-8-sig"))
     except RecursionError:
         raise error("the JSON is nested too deep") from None
     except ValueError as trouble:  # UnicodeDecodeError and JSONDecodeError are
@@ -102,6 +100,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+# One for all texts: making one takes longer than parsing a short text.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 class JsonObject:
