@@ -225,18 +225,17 @@ class Processes(Closing):
     def _replace(self, worker: _Worker) -> None:
         worker.process.kill()  # it may have closed only its socket
         end = worker.how_it_ended()
+        worker.close()
         self._deaths += 1
+        self._retry.extend(shard for _, shard in sorted(worker.running.items()))
         if self._deaths >= max(_MOST_DEATHS, 2 * len(self._workers)):
-            where = ""
-            if worker.running:
-                first = min(shard.first_row for shard in worker.running.values())
-                where = f", the last one at row {first} or after it"
+            in_work = [shard for other in self._workers for shard in other.running.values()]
+            rows = [shard.first_row for shard in [*in_work, *self._retry]]
+            where = f", in work was row {min(rows)} or a later one" if rows else ""
             raise BatchError(
                 f"{counted(self._deaths, 'worker process', 'worker processes')} ended without a"
                 f" result{where} ({end}); finished shards are kept"
             )
-        worker.close()
-        self._retry.extend(shard for _, shard in sorted(worker.running.items()))
         self._workers[self._workers.index(worker)] = _Worker(self._spec, self._settings)
 
     def close(self) -> None:

@@ -28,7 +28,10 @@ def request(url: str = "/v1/chat/completions", **body: Any) -> bytes:
     [
         ((7, "a", "Once", {"temperature": 0.5}), b'[7,"a","Once",{"temperature":0.5}]'),
         ((0, "1", [1, 2], {}), b'[0,"1",[1,2],{}]'),
-        ((0, "\u00e4", "\U0001f600", {"b": 1, "a": 2}), rb'[0,"\u00e4","\ud83d\ude00",{"a":2,"b":1}]'),
+        (
+            (0, "\u00e4", "\U0001f600", {"b": 1, "a": 2}),
+            rb'[0,"\u00e4","\ud83d\ude00",{"a":2,"b":1}]',
+        ),
     ],
 )
 def test_a_seed_is_the_documented_hash(arguments: Any, canonical: bytes) -> None:
@@ -92,7 +95,10 @@ def test_a_row_has_a_prompt_or_messages() -> None:
         (request("/v1/embeddings", input="a"), "the request is for '/v1/embeddings'"),
         (request(messages=[{"role": "user", "content": "a"}], n=2), "n is 2"),
         (request(messages=[{"role": "user", "content": "a"}], stream=True), "stream is True"),
-        (request(messages=[{"role": "user", "content": "a"}], tools=[1]), "unknown parameter 'tools'"),
+        (
+            request(messages=[{"role": "user", "content": "a"}], tools=[1]),
+            "unknown parameter 'tools'",
+        ),
         (request(), "the body has no messages"),
     ],
 )
