@@ -88,14 +88,15 @@ def run_batch(
         "output": {"format": settings.format, "shard_rows": source.shard_rows},
         "parameters": {k: v for k, v in settings.described().items() if v is not None},
     }
+    # Before anything is made: it may be missing.
+    pyarrow = {"pyarrow": pyarrow_version()} if settings.format == "parquet" else {}
     with ExitStack() as stack:
         folder = stack.enter_context(OutputFolder(output, settings.format))
         folder.check(described)
         progress = stack.enter_context(_Progress(source.n_rows, quiet))
         runner = stack.enter_context(closing(start(progress.on_rows)))
         described |= runner.identity
-        if settings.format == "parquet":
-            described["versions"] = described["versions"] | {"pyarrow": pyarrow_version()}
+        described["versions"] = described["versions"] | pyarrow
         folder.begin(described)
         progress.begin(sum(shard.rows for shard in folder.done.values()))
         begun = perf_counter()

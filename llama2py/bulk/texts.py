@@ -230,11 +230,13 @@ class ShardMaker(Closing):
                     if started or failed:
                         return
                     continue
+                row = None
                 try:
                     row = parse_row(place.line, place.number, self._template)
                     job = self._job(row)
                 except (PromptError, ParameterError) as error:
-                    failed.append((place, _failed(named_row(place.line, place.number), error)))
+                    row = row or named_row(place.line, place.number)
+                    failed.append((place, _failed(row, error)))
                     if len(failed) >= _MOST_FAILED:
                         return
                     continue

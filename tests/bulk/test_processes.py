@@ -83,7 +83,7 @@ def test_a_batch_ends_where_every_worker_dies() -> None:
 
 def test_a_model_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
     spec = ModelSpec(str(tmp_path / "missing.bin"))
-    with pytest.raises(BatchError, match="no such model|missing.bin"):
+    with pytest.raises(BatchError, match=r"missing\.bin"):
         Processes(2, spec, SETTINGS, lambda rows, tokens: None)
 
 

@@ -92,14 +92,14 @@ def test_another_input_model_or_parameter_is_refused(write_rows: WriteRows, tmp_
         raise AssertionError("the model was loaded first")
 
     changed = open_source(write_rows(prompts(5), "b.jsonl"), None, 4)
-    with pytest.raises(BatchError, match="input.rows is 5, and was 4"):
+    with pytest.raises(BatchError, match=r"input\.rows is 5, and was 4"):
         run_batch(changed, SETTINGS, out, never)
-    with pytest.raises(BatchError, match="parameters.seed is 3, and was 2"):
+    with pytest.raises(BatchError, match=r"parameters\.seed is 3, and was 2"):
         run_batch(source, Settings(3, SETTINGS.parameters), out, never)
     with pytest.raises(BatchError, match=r"output.format is openai, and was jsonl"):
         run_batch(source, Settings(2, SETTINGS.parameters, format="openai"), out, never)
     spec = ModelSpec(threads=1, dtype="float32")
-    with pytest.raises(BatchError, match="model.sha256 is"):
+    with pytest.raises(BatchError, match=r"model\.sha256 is"):
         run_batch(source, SETTINGS, out, in_process(SETTINGS, spec))
     assert contents(out) == before
 
