@@ -50,6 +50,9 @@ DOCUMENTED_IMPORTS = [
     "llama2py.errors",
     *(f"llama2py.backend.{name}" for name in ("Backend", "Cache", "Draw", "Logits")),
     "llama2py.meta.Llama",
+    *(f"llama2py.bulk.{name}" for name in ("ModelSpec", "RowGenerator", "row_seed")),
+    "llama2py.ray.Generator",
+    "llama2py.ray.generate",
     *(f"llama2py.errors.{name}" for name in vars(llama2py.errors) if name[0].isupper()),
     *(f"llama2py.{name}" for name in llama2py.__all__),
 ]

@@ -1,1 +1,7 @@
-"""Bulk generation: a file of rows becomes shards of texts, the same bytes on every run."""
+"""Bulk generation: a text for each row of a file, the same bytes on every run."""
+
+from .generator import RowGenerator
+from .identity import ModelSpec
+from .rows import row_seed
+
+__all__ = ["ModelSpec", "RowGenerator", "row_seed"]

@@ -133,7 +133,7 @@ def row_seed(
     Examples
     --------
     >>> row_seed(0, "1", "Once upon a time", {"temperature": 0.5})
-    13353606798402085541
+    15397415228664868606
     """
     canonical = _CANONICAL.encode([job_seed, row_id, request, parameters])
     return int.from_bytes(hashlib.blake2b(canonical.encode(), digest_size=8).digest(), "little")

@@ -11,6 +11,7 @@ import pytest
 from llama2py.bulk.parquet import parquet_bytes, pyarrow_version
 from llama2py.bulk.rows import Result, Row
 from llama2py.bulk.run import run_batch
+from llama2py.bulk.shards import OutputFormat
 from llama2py.bulk.sources import open_source
 from llama2py.bulk.texts import Settings
 from llama2py.errors import BatchError
@@ -27,8 +28,9 @@ def test_a_parquet_shard_holds_what_a_jsonl_shard_holds(
     rows: list[Any] = [*prompts(5), b"bad", {"id": "m", "messages": messages}]
     rows += [{"id": "t", "prompt": [1, 300]}, {"prompt": "\ud800"}]
     source = open_source(write_rows(rows), None, 4)
-    for format in ("jsonl", "parquet"):
-        settings = Settings(1, {"max_tokens": 8}, format=format)  # type: ignore[arg-type]
+    formats: tuple[OutputFormat, ...] = ("jsonl", "parquet")
+    for format in formats:
+        settings = Settings(1, {"max_tokens": 8}, format=format)
         run_batch(source, settings, tmp_path / format, in_process(settings))
     lines = [
         json.loads(line)
