@@ -1,4 +1,4 @@
-/* Packing: from a tensor as a file has it, row by row, to the model's layout and type. */
+/* Packing: convert a tensor from the layout and type of a file to those of the model. */
 #define _GNU_SOURCE /* pread */
 #include <errno.h>
 #include <math.h>
@@ -14,8 +14,8 @@ typedef struct {
     int first, step;             /* source block b becomes block first + b * step of `to` */
     int rows, cols;              /* of the source */
     int type;                    /* of the source */
-    const unsigned char *values; /* (rows, cols), of any alignment; of a file, the rows that a thread has read */
-    int64_t first_value;         /* index of *values in the flattened tensor */
+    const unsigned char *values; /* (rows, cols), unaligned; with fd >= 0, the rows that this thread has read */
+    int64_t first_value;         /* the index of *values in the flattened tensor */
     int fd;                      /* the file with the values, or -1 */
     int64_t fd_offset;           /* where they begin in it */
     const unsigned char *scales; /* of an int8 source: float32, one per file_group values of the flattened tensor;
@@ -60,8 +60,8 @@ static int is_non_finite(float value) {
     return (bits & 0x7f800000u) == 0x7f800000u;
 }
 
-/* ---- one block: LANES rows, or the last `height` ones. Each function returns how many values (or scales) are not
- * finite */
+/* ---- one block: LANES rows, or the last `height` rows. Each function returns the number of values (or scales) that
+ * are not finite ---- */
 
 /* rows (height, cols) to block[cols][LANES] of float32 or bfloat16 */
 static int64_t pack_dense(const Packing *p, unsigned char *block, int row, int height) {
@@ -121,7 +121,8 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
             if (p->type == L2P_INT8) {
                 scales[lane] = read_float(p->scales, source / p->file_group);
                 for (int k = 0; k < m->group; k++)
-                    to[(k / 4) * LANES * 4 + k % 4] = (unsigned char)(p->values[source - p->first_value + k] + p->offset);
+                    to[(k / 4) * LANES * 4 + k % 4] =
+                        (unsigned char)(p->values[source - p->first_value + k] + p->offset);
             } else {
                 scales[lane] = int8_scale(p, source / p->file_group);
                 for (int k = 0; scales[lane] > 0.0f && k < m->group; k++) { /* not NaN, and not 0 */
@@ -138,9 +139,9 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
     return non_finite;
 }
 
-/* Quantize n values of a group to integers from -8 to 7, whole (n,), which are 0 before. Returns the bits of their
- * scale. The value farthest from 0 becomes -8 times the scale, so that all 16 integers are used. The scale is NaN if a
- * value, or the scale itself, is not finite. */
+/* Quantize n values of a group to integers from -8 to 7: whole (n,), zeros on entry. Returns the bits of their scale, a
+ * float16. The value farthest from 0 becomes -8 times the scale, so that all 16 integers are used. The scale is NaN if
+ * a value, or the scale itself, is not finite. */
 static uint16_t quantize_int4(const float *values, int n, int8_t *whole) {
     float farthest = 0.0f;
     for (int k = 0; k < n && farthest == farthest; k++) /* a NaN counts as the farthest */
@@ -205,7 +206,7 @@ static int read_file(int fd, int64_t offset, unsigned char *out, size_t n) {
 static void pack_share(void *context, int thread, int n_threads) {
     Job *job = context;
     Packing p = job->packing;
-    unsigned char *rows = NULL; /* (LANES, cols) of a file: they stay in the second-level cache */
+    unsigned char *rows = NULL; /* (LANES, cols) of a file: few enough for the second-level cache */
     const size_t row_bytes = (size_t)p.cols * value_bytes(p.type);
     int begin, end;
     int64_t non_finite = 0;
@@ -232,16 +233,50 @@ static void pack_share(void *context, int thread, int n_threads) {
     atomic_fetch_add(&job->non_finite, non_finite);
 }
 
-static int64_t copy_vector(float *to, const unsigned char *values, int n) {
+/* A vector in the arena: block b of LANES values of the source becomes block first + b * step of `to`. */
+typedef struct {
+    float *to; /* NULL: the model has no such vector */
+    int n, first, step;
+    float scale; /* of each value */
+} Vector;
+
+/* Which vector a tensor is; n is 0 if it is a matrix */
+static Vector vector_of(l2p_model *model, int tensor, int layer) {
+    const l2p_config *c = &model->config;
+    const Layer *l = &model->layers[layer];
+    const int heads = c->steps & L2P_ALL_NORM ? c->n_heads : 1, kv_heads = c->steps & L2P_ALL_NORM ? c->n_kv_heads : 1;
+    const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
+    const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
+    switch (tensor) {
+    case L2P_RMS_ATT_WEIGHT: return (Vector){l->att_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_FFN_WEIGHT: return (Vector){l->ffn_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_FINAL_WEIGHT: return (Vector){model->final_norm, c->dim, 0, 1, c->logit_scale};
+    case L2P_RMS_ATT_POST_WEIGHT: return (Vector){l->att_post_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_FFN_POST_WEIGHT: return (Vector){l->ffn_post_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_Q_WEIGHT: return (Vector){l->q_norm, heads * c->head_dim, 0, 1, 1.0f};
+    case L2P_RMS_K_WEIGHT: return (Vector){l->k_norm, kv_heads * c->head_dim, 0, 1, 1.0f};
+    case L2P_BQ: return (Vector){l->qkv_bias, q_rows, 0, 1, 1.0f};
+    case L2P_BK: return (Vector){l->qkv_bias, kv_rows, q_blocks, 1, 1.0f};
+    case L2P_BV: return (Vector){l->qkv_bias, kv_rows, q_blocks + kv_blocks, 1, 1.0f};
+    case L2P_BO: return (Vector){l->wo_bias, c->dim, 0, 1, 1.0f};
+    case L2P_B1: return (Vector){l->w13_bias, c->hidden_dim, 0, 2, 1.0f};
+    case L2P_B3: return (Vector){l->w13_bias, c->hidden_dim, 1, 2, 1.0f};
+    case L2P_B2: return (Vector){l->w2_bias, c->dim, 0, 1, 1.0f};
+    default: return (Vector){0};
+    }
+}
+
+static int64_t copy_vector(Vector v, const unsigned char *values) {
     int64_t non_finite = 0;
-    for (int i = 0; i < n; i++) {
-        to[i] = read_float(values, i);
-        non_finite += is_non_finite(to[i]);
+    for (int i = 0; i < v.n; i++) {
+        const float value = read_float(values, i);
+        v.to[(v.first + i / LANES * v.step) * LANES + i % LANES] = v.scale * value;
+        non_finite += is_non_finite(value);
     }
     return non_finite;
 }
 
-/* p: everything about the source but its shape */
+/* p: the source; this function fills in its shape and where it goes */
 static int pack_tensor(l2p_model *model, int tensor, int layer, Packing p, int n_threads, int64_t *non_finite) {
     const int values_type = p.type;
     const l2p_config *c = &model->config;
@@ -257,12 +292,13 @@ static int pack_tensor(l2p_model *model, int tensor, int layer, Packing p, int n
     p.step = 1;
     p.file_group = c->group_size;
     p.offset = model->kernels->int8_offset;
-    if (p.fd >= 0 && (tensor == L2P_RMS_ATT_WEIGHT || tensor == L2P_RMS_FFN_WEIGHT || tensor == L2P_RMS_FINAL_WEIGHT))
-        return L2P_BAD_ARGUMENT; /* only matrices are read from files */
+    const Vector vector = vector_of(model, tensor, layer);
+    if (vector.n) {
+        if (p.fd >= 0 || !vector.to) return L2P_BAD_ARGUMENT; /* only matrices are read from files */
+        *non_finite += copy_vector(vector, p.values);
+        return L2P_OK;
+    }
     switch (tensor) {
-    case L2P_RMS_ATT_WEIGHT: *non_finite += copy_vector(l->att_norm, p.values, c->dim); return L2P_OK;
-    case L2P_RMS_FFN_WEIGHT: *non_finite += copy_vector(l->ffn_norm, p.values, c->dim); return L2P_OK;
-    case L2P_RMS_FINAL_WEIGHT: *non_finite += copy_vector(model->final_norm, p.values, c->dim); return L2P_OK;
     case L2P_TOKEN_EMBEDDING_TABLE:
         p.to = &model->embedding;
         p.rows = c->vocab_size;

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, overload
 
@@ -18,7 +19,16 @@ from .checkpoint import Checkpoint, Conventions, open_checkpoint
 from .config import CacheDtype, Dtype, ModelConfig
 from .engine.backend import Backend
 from .engine.cpu import MAX_THREADS
-from .engine.parameters import checked_path, function, one_of, shown, whole_number
+from .engine.parameters import (
+    checked_path,
+    function,
+    instance,
+    known_keywords,
+    one_of,
+    shown,
+    whole_number,
+    wrong,
+)
 from .engine.session import Session, SessionOverflow
 from .errors import ClosedError, PromptError
 from .generation.batch import run_jobs
@@ -53,6 +63,7 @@ StrPath = str | os.PathLike[str]
 BackendName = Literal["c", "numpy"]
 
 
+@known_keywords
 def load(
     path: StrPath | None = None,
     tokenizer: StrPath | None = None,
@@ -132,9 +143,7 @@ def load(
         checked_path("path", path)
     path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
-        if tokenizer is None:
-            tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
-        vocabulary = vocabulary_for(checkpoint, Path(tokenizer))
+        vocabulary = tokenizer_for(checkpoint, tokenizer)
         weights: Backend
         if backend == "c":
             from .engine.native import Engine  # the C extension; the reference runs without it
@@ -146,11 +155,26 @@ def load(
             weights = Reference(checkpoint, dtype, cache_dtype)
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
+        for warning in vocabulary.warnings:
+            _log.warning("%s: %s", path, warning)
         return Model(weights, vocabulary, checkpoint.conventions)
 
 
 def _no_progress(done: int, total: int) -> None:
     """Show nothing."""
+
+
+def tokenizer_for(checkpoint: Checkpoint, path: StrPath | None = None) -> Tokenizer:
+    """Read the tokenizer at a path; by default the checkpoint's own, or Llama 2's.
+
+    Raises
+    ------
+    TokenizerError
+        As `vocabulary_for` does.
+    """
+    if path is None:
+        path = own_tokenizer(checkpoint) or bundled_tokenizer()
+    return vocabulary_for(checkpoint, Path(path))
 
 
 def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
@@ -168,10 +192,10 @@ def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
 
 def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]:
     """Return the tokens that end a text by the conventions of the checkpoint's origin."""
-    if not conventions.eos_ends:
-        return conventions.end_tokens
-    turn_end = tokenizer.specials.control.get("<|eot_id|>", tokenizer.eos_id)
-    return conventions.end_tokens | {tokenizer.eos_id, turn_end}
+    specials = tokenizer.specials
+    controls = {**specials.fixed, **specials.control}
+    found = {controls[text] for text in conventions.end_texts & controls.keys()}
+    return conventions.end_tokens | found | ({tokenizer.eos_id} if conventions.eos_ends else set())
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
@@ -207,8 +231,9 @@ class Model(Closing):
         The tokens that end a text by default: BOS, which separates the stories of llama2.c's
         models, and the end tokens of the checkpoint's metadata. llama2.c's checkpoints name none,
         so their models keep llama2.c's rule. Hugging Face directories and GGUF files do
-        (``<|eot_id|>``, ``</s>``). For Meta's checkpoints they are EOS and Llama 3's
-        ``<|eot_id|>``, as in Meta's code.
+        (``<|eot_id|>``, ``</s>``). Those that a GGUF file does not name are found by their texts,
+        as in llama.cpp. For Meta's checkpoints they are EOS and Llama 3's ``<|eot_id|>``, as in
+        Meta's code.
     conventions : Conventions
         What else the metadata says about texts: the chat template, whether a text begins with BOS.
     prefix_cache : PrefixCache
@@ -218,9 +243,14 @@ class Model(Closing):
     def __init__(
         self, backend: Backend, tokenizer: Tokenizer, conventions: Conventions | None = None
     ) -> None:
-        self.tokenizer = tokenizer
-        self.conventions = conventions or Conventions()
-        self.stop_tokens = end_tokens(self.conventions, tokenizer) | {tokenizer.bos_id}
+        if not isinstance(getattr(backend, "config", None), ModelConfig):
+            raise wrong("backend", backend, "an engine: load() makes a model with one")
+        self.tokenizer = instance("tokenizer", tokenizer, Tokenizer, "a Tokenizer")
+        if conventions is None:
+            conventions = Conventions()
+        instance("conventions", conventions, Conventions, "Conventions or None")
+        self.conventions = replace(conventions, end_tokens=end_tokens(conventions, tokenizer))
+        self.stop_tokens = self.conventions.end_tokens | {tokenizer.bos_id}
         self._backend: Backend | None = backend
         self._config = backend.config
         self.prefix_cache = PrefixCache(backend, 0)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast, get_args
 
 from .._util import Closing, counted
-from ..engine.parameters import one_of, whole_number
+from ..engine.parameters import instance, one_of, unknown_option, whole_number
 from ..engine.session import SessionOverflow
-from ..errors import ContextError, UnknownOptionError
+from ..errors import ContextError
 from ..generation.job import Job
-from ..generation.logits import LogitsProcessor
+from ..generation.options import Options, SamplingOptions, check_options
 from ..generation.prefix_cache import shared
-from ..generation.sampling import Sampler, SamplingParams
-from ..generation.stopping import StopStrings
 from ..generation.stream import Stream
 from ..model import Model
 from .templates import LLAMA2, Message, TurnEncoder, default_system, find_template
@@ -47,18 +45,9 @@ class _Exchange:
         return self.job.timings.generated_tokens > 0
 
 
-class ChatOptions(TypedDict, total=False):
+class ChatOptions(SamplingOptions, total=False):
     """More options of `Chat`; each is the option of `Options` with this name."""
 
-    top_k: int
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    logit_bias: Mapping[int, float]
-    banned_tokens: Collection[int]
-    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
     stop: str | Iterable[str]
 
 
@@ -137,7 +126,13 @@ class Chat(Closing):
         overflow: SessionOverflow = "error",
         **options: Unpack[ChatOptions],
     ) -> None:
+        instance("model", model, Model, "a Model: load() returns one")
+        if system is not None:
+            instance("system", system, str, "a str or None")
         one_of("overflow", overflow, get_args(SessionOverflow))
+        if unknown := options.keys() - ChatOptions.__annotations__.keys():
+            named = ("system", "temperature", "top_p", "seed", "max_tokens", "template", "overflow")
+            raise unknown_option(min(unknown), [*ChatOptions.__annotations__, *named])
         if max_tokens is not None:
             max_tokens = whole_number("max_tokens", max_tokens, 0)
         context = model.config.seq_len
@@ -150,14 +145,15 @@ class Chat(Closing):
         self._default_system = (
             default_system(conventions.chat_template) if found.name == "chatml" else None
         )
-        if unknown := options.keys() - ChatOptions.__annotations__.keys():
-            listed = ", ".join(["max_tokens", "temperature", "top_p", *ChatOptions.__annotations__])
-            raise UnknownOptionError(f"unknown option {min(unknown)!r}, expected one of {listed}")
-        sampling: dict[str, Any] = dict(options)
-        stop = sampling.pop("stop", ())
-        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        StopStrings(self._stop)  # raises ParameterError now, not at the first turn
-        self._sampler = Sampler(model.backend, SamplingParams(temperature, top_p, **sampling), seed)
+        more = cast("Options", options)  # with fewer keys
+        maker = check_options(model, context, temperature, top_p, more)
+        self._maker = replace(
+            maker,
+            stop_tokens=self._encoder.stop_tokens,
+            stop=found.stop + maker.stop,
+            overflow="shift" if overflow == "shift" else "stop",
+        )
+        self._sampler = maker.sampler(seed)
         self._session = model.session()
         self._is_closed = False
         self._max_tokens = context if max_tokens is None else min(max_tokens, context)
@@ -225,15 +221,7 @@ class Chat(Closing):
         self._session.kept = kept
         turn = tokens[self._session.position :]
         room = self._max_tokens if self._shifts else max(0, self.room - len(turn) + 1)
-        template = self._encoder.template
-        job = Job(
-            turn,
-            self._sampler,
-            max_tokens=room,
-            stop_tokens=self._encoder.stop_tokens,
-            stop=template.stop + self._stop,
-            overflow="shift" if self._shifts else "stop",
-        )
+        job = self._maker.job_of(turn, self._sampler, room)
         self._exchanges = [*past, _Exchange(user, job)]
         self._dropped = dropped
         return Stream(self._session, self._model.tokenizer, job, owns_session=False)

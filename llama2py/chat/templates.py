@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from ..checkpoint import Conventions
+from ..engine.parameters import one_of
 from ..errors import ParameterError, PromptError
 from ..tokenizers.tokenizer import Tokenizer
 
@@ -211,8 +212,7 @@ def find_template(
     """
     names = ", ".join(TEMPLATES)
     if name is not None:
-        if name not in TEMPLATES:
-            raise ParameterError(f"template is {name!r}, expected one of {names}")
+        one_of("template", name, list(TEMPLATES))
         return TEMPLATES[name]
     jinja = conventions.chat_template
     if jinja is None:  # Meta's Llama 3 has no metadata, but a telling vocabulary

@@ -47,7 +47,10 @@ MODEL_LIMITS = Limits(size=2 << 20, containers=40_000, items=60_000)
 
 
 def parse_object(
-    text: bytes, limits: Limits = MODEL_LIMITS, error: type[Llama2pyError] = CheckpointError
+    text: bytes,
+    limits: Limits = MODEL_LIMITS,
+    error: type[Llama2pyError] = CheckpointError,
+    as_python: bool = False,
 ) -> dict[str, Any]:
     """Parse one JSON object.
 
@@ -59,6 +62,10 @@ def parse_object(
         What it may hold.
     error : type of Llama2pyError
         What to raise.
+    as_python : bool
+        Whether to read what Python's json module reads, which writes and reads the configs of
+        transformers: ``Infinity`` and ``NaN``, and the last value of a name that an object has
+        twice.
 
     Raises
     ------
@@ -77,7 +84,8 @@ def parse_object(
             " many more than a real file of its size"
         )
     try:
-        value = _DECODER.decode(text.decode("utf-8-sig"))
+        decoder = _PYTHON_DECODER if as_python else _DECODER
+        value = decoder.decode(text.decode("utf-8-sig"))
     except RecursionError:
         raise error("the JSON is nested too deep") from None
     except ValueError as trouble:  # UnicodeDecodeError and JSONDecodeError are
@@ -102,7 +110,8 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-# One for all texts: making one takes longer than parsing a short text.
+# One of each for all texts: making one takes longer than parsing a short text.
+_PYTHON_DECODER = json.JSONDecoder()
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
@@ -146,7 +155,12 @@ class JsonObject:
     def number(self, name: str, default: float | None = None) -> float:
         """A number. The default also replaces null."""
         value = self._get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) >= 1 << 62:
+        # not in this range: NaN, too
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not abs(value) < 1 << 62
+        ):
             raise self.error(name, "a number")
         return float(value)
 
@@ -185,7 +199,7 @@ def read_object(
     limits: Limits = MODEL_LIMITS,
     error: type[Llama2pyError] = CheckpointError,
 ) -> JsonObject:
-    """Read a file that holds one JSON object.
+    """Read a file that holds one JSON object, such as a config: what Python's json module reads.
 
     Raises
     ------
@@ -195,6 +209,6 @@ def read_object(
     """
     text = read_whole(path, limits.size, error, "a JSON file")
     try:
-        return JsonObject(path, parse_object(text, limits, error), error)
+        return JsonObject(path, parse_object(text, limits, error, as_python=True), error)
     except Llama2pyError as trouble:
         raise error(f"{path}: {trouble}") from None

@@ -6,43 +6,45 @@ import math
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import repeat
 from typing import Any, Protocol, TypedDict, cast, get_args
 
 from ..config import ModelConfig
 from ..engine.backend import Backend
-from ..engine.parameters import one_of, real_number, shown, token_ids, whole_number, wrong
-from ..errors import ContextError, ParameterError, PromptError, UnknownOptionError
+from ..engine.parameters import (
+    one_of,
+    real_number,
+    shown,
+    token_ids,
+    unknown_option,
+    whole_number,
+    wrong,
+)
+from ..errors import ContextError, ParameterError, PromptError
 from ..tokenizers.tokenizer import Tokenizer
-from .job import Job, Overflow
+from .job import Guide, Job, Overflow
 from .logits import LogitsProcessor
 from .sampling import Coin, Sampler, SamplingParams
 from .stopping import StopStrings
 
 _STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow"}
-# What other libraries call an option.
-_OTHER_NAMES = {
-    "batch_size": "max_batch",
-    "eos_token_id": "stop_tokens",
-    "max_gen_len": "max_tokens",
-    "max_length": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "num_predict": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "stop_sequences": "stop",
-    "stop_strings": "stop",
-    "stop_words": "stop",
-    "suppress_tokens": "banned_tokens",
-    "temp": "temperature",
-    "timeout": "max_time",
-    "top_logprobs": "logprobs",
-    "typical": "typical_p",
-}
 
 
-class Options(TypedDict, total=False):
+class SamplingOptions(TypedDict, total=False):
+    """The options that change how tokens are drawn; see `SamplingParams`."""
+
+    top_k: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    banned_tokens: Collection[int]
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
+
+
+class Options(SamplingOptions, total=False):
     """More options of `Model.generate`, `Model.stream` and the like. The defaults are llama2.c's.
 
     Attributes
@@ -70,15 +72,6 @@ logit_bias, banned_tokens, logits_processor
         than the context. A prompt that does not fit is an error in all three.
     """
 
-    top_k: int
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    logit_bias: Mapping[int, float]
-    banned_tokens: Collection[int]
-    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
     stop: str | Iterable[str]
     stop_tokens: Iterable[int] | None
     max_time: float | None
@@ -122,11 +115,45 @@ class JobMaker:
         ParameterError
             If the seed is wrong.
         """
-        backend = self.model.backend
+        config = self.model.backend.config
+        tokens = prompt_tokens(prompt, self.model.tokenizer, config)
+        return self.job_of(tokens, self.sampler(seed))
+
+    def sampler(self, seed: int | None) -> Sampler:
+        """Return a sampler with these options.
+
+        Raises
+        ------
+        ParameterError
+            If the seed is wrong.
+        """
+        return Sampler(self.model.backend, self.params, seed)
+
+    def job_of(
+        self,
+        tokens: list[int],
+        sampler: Sampler,
+        max_tokens: int | None = None,
+        guide: Guide | None = None,
+    ) -> Job:
+        """Return the job for tokens that have been checked, with a sampler that may have been used.
+
+        Parameters
+        ----------
+        tokens : list of int
+            The tokens to run first.
+        sampler : Sampler
+            Draws the tokens. The turns of a dialogue share one.
+        max_tokens : int, optional
+            Instead of the option.
+        guide : Guide, optional
+            Steers the text.
+        """
         return Job(
-            prompt_tokens(prompt, self.model.tokenizer, backend.config),
-            Sampler(backend, self.params, seed),
-            self.max_tokens,
+            tokens,
+            sampler,
+            self.max_tokens if max_tokens is None else max_tokens,
+            guide,
             stop_tokens=self.stop_tokens,
             stop=self.stop,
             max_time=self.max_time,
@@ -162,7 +189,8 @@ def check_options(
         If an option is unknown, has a wrong type, or is out of its range.
     """
     if unknown := options.keys() - Options.__annotations__.keys():
-        raise _unknown_option(min(unknown))
+        named = ("max_tokens", "temperature", "top_p", "seed", "max_batch")
+        raise unknown_option(min(unknown), [*Options.__annotations__, *named])
     context = model.backend.config.seq_len
     max_tokens = context if max_tokens is None else whole_number("max_tokens", max_tokens)
     sampling = {name: value for name, value in options.items() if name not in _STOPPING}
@@ -191,14 +219,6 @@ def check_options(
         top_logprobs=logprobs,
         overflow=overflow,
     )
-
-
-def _unknown_option(name: str) -> UnknownOptionError:
-    names = [*Options.__annotations__, "max_tokens", "temperature", "top_p", "seed", "max_batch"]
-    close = get_close_matches(name.lower(), names, 1)
-    meant = _OTHER_NAMES.get(name.lower()) or next(iter(close), None)
-    hint = f": did you mean {meant!r}?" if meant else f", expected one of {', '.join(names)}"
-    return UnknownOptionError(f"unknown option {name!r}{hint}")
 
 
 def _checked_stop(stop: Any) -> tuple[str, ...]:

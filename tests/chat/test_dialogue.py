@@ -242,7 +242,7 @@ def test_an_unknown_option_of_a_chat_is_an_error(tokenizer: Tokenizer) -> None:
     model = Model(ScriptedBackend([], len(tokenizer)), tokenizer)
     wrong: Any = {"max_new_tokens": 9}
     with pytest.raises(
-        ParameterError, match="unknown option 'max_new_tokens', expected one of max_tok"
+        ParameterError, match="unknown option 'max_new_tokens': did you mean 'max_tokens'"
     ):
         Chat(model, **wrong)
     with pytest.raises(ParameterError, match="stop string is empty"):

@@ -26,6 +26,7 @@ from llama2py.formats import gguf_metadata
 from llama2py.formats.input_file import InputFile
 from llama2py.tokenizers.load import load_tokenizer
 from tests.conftest import find_test_data
+from tests.support import foreign_files as foreign
 from tests.support.foreign_files import (
     CONFIG,
     SHAPES,
@@ -211,23 +212,72 @@ def copy_of(formats: Path, folder: Path, **changes: Any) -> Path:
     return copy
 
 
+def test_a_config_is_read_as_python_reads_it(formats: Path, tmp_path: Path) -> None:
+    """Names twice, of which the last counts, and Infinity, where the number is not used."""
+    folder = copy_of(formats, tmp_path)
+    text = (folder / "config.json").read_text("utf-8").rstrip().removesuffix("}")
+    text += ', "hidden_size": 3, "hidden_size": 64, "initializer_range": Infinity}'
+    (folder / "config.json").write_text(text, "utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        '{"model_max_length": Infinity, "eos_token": "<s>", "eos_token": "</s>"}', "utf-8"
+    )
+    with llama2py.load(folder) as model:
+        assert (model.config.dim, model.tokenizer.eos_id) == (64, 2)
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_an_lm_head_that_is_not_the_embedding_is_kept(differs: bool, tmp_path: Path) -> None:
+    """Although tie_word_embeddings is true: transformers keeps it, too."""
+    tensors = foreign.tiny_tensors()
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += differs
+    (tmp_path / "config.json").write_text(json.dumps(foreign.CONFIG), "utf-8")
+    data = foreign.safetensors_file(*foreign.safetensors({**tensors, "lm_head.weight": head}))
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.config.shared_classifier == (not differs)
+        assert len(checkpoint.notes) == differs
+        if differs:
+            np.testing.assert_array_equal(checkpoint.tensors["wcls"][0].dequantize(), head)
+            assert checkpoint.notes[0].startswith("tie_word_embeddings is true, but lm_head.weight")
+        else:
+            assert "wcls" not in checkpoint.tensors
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "qwen2"}, 'model_type is "qwen2", expected llama or mistral'),
-        ({"attention_bias": True}, "attention_bias is true, expected false"),
-        ({"mlp_bias": True}, "mlp_bias is true, expected false"),
+        ({"model_type": "gpt2"}, 'model_type is "gpt2", expected llama, mistral, qwen2'),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts .* not supported"),
+        ({"model_type": "qwen3", "num_experts": 8}, "num_experts is 8, expected 0: a mixture"),
+        ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, "soft cap of the logits"),
+        ({"model_type": "deepseek_v2", "kv_lora_rank": 8}, "latent attention .* not supported"),
+        ({"model_type": "olmo2"}, "post_feedforward_layernorm.weight' .* are missing"),
+        ({"attention_bias": True}, "q_proj.bias'.* are missing from a model of 5 layers"),
+        ({"mlp_bias": True}, "gate_proj.bias'.* are missing"),
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu", expected silu'),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected 1"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.1}, "rotary_dim is 0, expected an even"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["chunked"] * 5},
+            "layer_types is an array, expected full_attention and sliding_attention only",
+        ),
+        (
+            {"model_type": "smollm3", "no_rope_layers": [1]},
+            "no_rope_layers is an array, expected a",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config is an object, expected null"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "expected default, linear or llama3"),
+        ({"rope_scaling": {"type": "ntk"}}, "expected default, linear, llama3, dynamic, yarn or"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1}, "with YaRN scaling"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor is missing, expected a list"),
         ({"rope_scaling": {"type": "linear"}}, "factor is missing, expected a number"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0.0, expected"),
         ({"rope_scaling": [1]}, "rope_scaling is an array, expected an object"),
         ({"hidden_size": 64.0}, "hidden_size is 64.0, expected a whole number"),
         ({"hidden_size": True}, "hidden_size is true, expected a whole number"),
         ({"hidden_size": None}, "hidden_size is null, expected a whole number"),
-        ({"num_hidden_layers": 4}, "model.layers.4.*are not part of a LLaMA of 4 layers"),
-        ({"num_hidden_layers": 6}, "model.layers.5.*missing from a LLaMA of 6 layers"),
+        ({"num_hidden_layers": 4}, "model.layers.4.*are not part of a model of 4 layers"),
+        ({"num_hidden_layers": 6}, "model.layers.5.*missing from a model of 6 layers"),
         ({"num_key_value_heads": 3}, "n_kv_heads 3 does not divide"),
         ({"head_dim": 16}, "q_proj.weight has shape .64, 64., expected .128, 64."),
         ({"tie_word_embeddings": False}, "'lm_head.weight' is missing"),
@@ -256,11 +306,17 @@ def test_rope_scaling_is_read_in_all_spellings(formats: Path, tmp_path: Path) ->
             assert checkpoint.config.rope_scaling == RopeScaling("linear", 4.0)
 
 
-def test_mistrals_window_cuts_the_context(formats: Path, tmp_path: Path) -> None:
-    path = copy_of(formats, tmp_path, model_type="mistral", sliding_window=100)
-    with open_checkpoint(path) as checkpoint:
-        assert checkpoint.config.seq_len == 100
-        assert "sliding window of 100" in checkpoint.notes[0]
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [({"sliding_window": 100}, 100), ({"sliding_window": None}, 0), ({}, 4096)],
+)
+def test_mistral_has_a_window_of_4096_unless_the_config_says_otherwise(
+    changes: dict[str, Any], window: int, formats: Path, tmp_path: Path
+) -> None:
+    changes |= {"model_type": "mistral", "max_position_embeddings": 8192}
+    with open_checkpoint(copy_of(formats, tmp_path, **changes)) as checkpoint:
+        assert checkpoint.config.seq_len == 8192
+        assert checkpoint.config.windows == ((window,) * 5 if window else ())
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])

@@ -156,6 +156,7 @@ def test_tokenizers_and_sentencepiece_read_the_real_one_alike(real: Path) -> Non
     sentencepiece = pytest.importorskip("sentencepiece")
     ours = load_merges(real / "tokenizer.json")
     theirs = hf.Tokenizer.from_file(str(real / "tokenizer.json"))
+    theirs.add_special_tokens(["<unk>"])  # transformers adds what tokenizer_config.json names
     processor = sentencepiece.SentencePieceProcessor(model_file=str(real / "tokenizer.model"))
 
     @relaxed
@@ -212,6 +213,19 @@ def test_a_normalized_token_takes_the_space_that_normalization_puts(tmp_path: Pa
         tokens = ours.encode("the <x> cat", bos=False)
         assert (tokens == wanted) == normalized
         assert tokens == theirs.encode("the <x> cat").ids
+
+
+def test_an_added_token_of_save_pretrained_takes_no_space_of_its_own(
+    real: Path, tmp_path: Path
+) -> None:
+    """add_tokens makes normalized tokens; Prepend gives them the space before the next text."""
+    found = json.loads((real / "tokenizer.json").read_bytes())
+    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)}
+    added = {"id": 512, "content": "<x>", **flags, "normalized": True}
+    found["added_tokens"].append(added)
+    theirs, ours = both(found, tmp_path)
+    assert ours.encode("Once <x> upon", bos=False) == [403, 512, 407]
+    assert theirs.encode("Once <x> upon", add_special_tokens=False).ids == [403, 512, 407]
 
 
 KINDS = ["normalizer", "always", "first", "never", "", "NFC", "NFKC"]
