@@ -12,7 +12,7 @@ Once upon a time, there was a dragon who was afraid of fire. ...
 TYPE_CHECKING = False  # type checkers know the name; importing typing would take milliseconds
 if TYPE_CHECKING:
     from . import errors as errors
-    from .bulk import ray as ray
+    from . import ray as ray
     from .chat.dialogue import Chat
     from .chat.templates import Message
     from .config import CacheDtype, Dtype, ModelConfig
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from .generation.logprobs import TokenLogprob
     from .generation.options import Options
     from .generation.sampling import SamplingParams
+    from .generation.scoring import Score, score_texts
     from .generation.stream import Generation, Stream
     from .hub import download
     from .model import Model, load
-    from .scoring import Score, score_texts
     from .stories.teller import Story, StoryTeller
     from .tokenizers.tokenizer import Tokenizer
 
@@ -130,10 +130,10 @@ _MODULES = {
     "generation.logprobs": ("TokenLogprob",),
     "generation.options": ("Options",),
     "generation.sampling": ("SamplingParams",),
+    "generation.scoring": ("Score", "score_texts"),
     "generation.stream": ("Generation", "Stream"),
     "hub": ("download",),
     "model": ("Model", "load"),
-    "scoring": ("Score", "score_texts"),
     "stories.teller": ("Story", "StoryTeller"),
     "tokenizers.tokenizer": ("Tokenizer",),
 }
@@ -145,7 +145,7 @@ if not TYPE_CHECKING:  # hidden from type checkers, which would then accept any 
         from importlib import import_module
 
         if name in ("errors", "ray"):
-            return import_module({"errors": ".errors", "ray": ".bulk.ray"}[name], __name__)
+            return import_module(f".{name}", __name__)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -22,8 +22,9 @@ LAYERS = [
     {"tokenizers", "engine"},
     {"generation", "backend"},
     {"model"},
-    {"chat", "scoring", "stories", "meta", "conversion", "training"},
+    {"chat", "stories", "meta", "conversion", "training"},
     {"bulk"},
+    {"ray"},
     {"cli"},
     {"__init__", "__main__"},
 ]

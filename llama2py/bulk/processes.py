@@ -306,7 +306,7 @@ def _received(connection: Connection) -> Iterator[ShardInput | None]:
             while True:
                 shards.put(connection.recv()[1])
         except (EOFError, OSError):
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=read, daemon=True).start()
     while True:

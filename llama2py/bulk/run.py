@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .._util import counted, progress_bar
 from .output import OutputFolder
 from .parquet import pyarrow_version
 from .processes import OnRows, Runner
@@ -18,11 +16,31 @@ from .shards import ShardResult
 from .sources import Source
 from .texts import Settings
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
 Start = Callable[[OnRows], Runner]
-_LINE_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
+Show = Callable[["Progress"], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes
+    ----------
+    total : int
+        Rows of the batch.
+    earlier : int
+        Rows that earlier runs have finished.
+    new_rows, new_tokens : int
+        Rows of this run, and the tokens of their texts.
+    seconds : float
+        Since this run began.
+    """
+
+    total: int
+    earlier: int
+    new_rows: int
+    new_tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,11 @@ class Summary:
 
 
 def run_batch(
-    source: Source, settings: Settings, output: Path, start: Start, quiet: bool = False
+    source: Source,
+    settings: Settings,
+    output: Path,
+    start: Start,
+    show: Show = lambda progress: None,
 ) -> Summary:
     """Make the shards that a folder does not have yet, then its manifest.
 
@@ -67,8 +89,8 @@ def run_batch(
     start : callable
         Called as ``start(on_rows)`` after the folder has been checked; loads the model or starts
         the processes.
-    quiet : bool
-        Show no progress on standard error.
+    show : callable
+        Called with a `Progress` after each row or a few rows.
 
     Returns
     -------
@@ -93,55 +115,52 @@ def run_batch(
     with ExitStack() as stack:
         folder = stack.enter_context(OutputFolder(output, settings.format))
         folder.check(described)
-        progress = stack.enter_context(_Progress(source.n_rows, quiet))
-        runner = stack.enter_context(closing(start(progress.on_rows)))
+        counter = _Counter(source.n_rows, show)
+        runner = stack.enter_context(closing(start(counter.on_rows)))
         described |= runner.identity
         described["versions"] = described["versions"] | pyarrow
         folder.begin(described)
-        progress.begin(sum(shard.rows for shard in folder.done.values()))
-        begun = perf_counter()
+        counter.begin(sum(shard.rows for shard in folder.done.values()))
         wanted = [number for number in range(source.n_shards) if number not in folder.done]
         for result in runner.shards(source.shards(wanted)):
             folder.write(result)
-            progress.written(result)
+            counter.written(result)
         folder.finish()
-        seconds = perf_counter() - begun
         shards = folder.done.values()
         return Summary(
             rows=sum(shard.rows for shard in shards),
             errors=sum(shard.errors for shard in shards),
             tokens=sum(shard.tokens for shard in shards),
             shards=len(shards),
-            new_rows=progress.rows,
-            new_tokens=progress.tokens,
-            seconds=seconds,
+            new_rows=counter.rows,
+            new_tokens=counter.tokens,
+            seconds=counter.seconds,
         )
 
 
-class _Progress(ExitStack):
-    """A bar on a terminal, or else a line now and then: rows, tokens, speed, time left."""
+class _Counter:
+    """Counts rows and tokens, and shows them."""
 
-    def __init__(self, total: int, quiet: bool) -> None:
-        super().__init__()
+    def __init__(self, total: int, show: Show) -> None:
         self.rows = self.tokens = 0  # written by this run
         self._live_rows = self._live_tokens = 0  # in shards that are not written yet
-        self._total, self._earlier, self._quiet = total, 0, quiet
-        self._bar: tqdm[Any] | None = None
-        self._begun = self._shown = perf_counter()
+        self._total, self._earlier, self._show = total, 0, show
+        self._begun = perf_counter()
 
     def begin(self, earlier: int) -> None:
-        """Show the first state; ``earlier`` rows are from earlier runs."""
+        """Start the clock; ``earlier`` rows are from earlier runs."""
         self._earlier = earlier
-        self._begun = self._shown = perf_counter()
-        if not self._quiet and sys.stderr.isatty():
-            made: tqdm[Any] = progress_bar(total=self._total, initial=earlier, unit="row")
-            self._bar = self.enter_context(made)
+        self._begun = perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return perf_counter() - self._begun
 
     def on_rows(self, rows: int, tokens: int) -> None:
         """Count rows of shards in work."""
         self._live_rows += rows
         self._live_tokens += tokens
-        self._show()
+        self._report()
 
     def written(self, result: ShardResult) -> None:
         """Count the rows of a shard that is written."""
@@ -150,24 +169,9 @@ class _Progress(ExitStack):
         # A worker that died has counted rows that another one counts again.
         self._live_rows = max(0, self._live_rows - result.rows)
         self._live_tokens = max(0, self._live_tokens - result.tokens)
-        self._show()
+        self._report()
 
-    def _show(self) -> None:
-        if self._quiet:
-            return
-        now = perf_counter()
-        every = 0.2 if self._bar is not None else _LINE_EVERY
-        if now - self._shown < every:
-            return
-        self._shown = now
-        rows, tokens = self.rows + self._live_rows, self.tokens + self._live_tokens
-        seconds = now - self._begun
-        speed = f"{counted(tokens, 'token')}, {tokens / seconds:,.0f} tokens/s"
-        at = min(self._earlier + rows, self._total)
-        if self._bar is not None:
-            self._bar.set_postfix_str(speed, refresh=False)
-            self._bar.update(at - self._bar.n)
-            return
-        left = (self._total - at) * seconds / rows if rows else 0.0
-        line = f"{at:,} of {counted(self._total, 'row')}, {speed}, {left / 60:,.0f} minutes left"
-        print(line, file=sys.stderr, flush=True)
+    def _report(self) -> None:
+        new_rows = min(self.rows + self._live_rows, self._total - self._earlier)
+        tokens = self.tokens + self._live_tokens
+        self._show(Progress(self._total, self._earlier, new_rows, tokens, self.seconds))

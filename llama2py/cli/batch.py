@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from .._util import counted
+from .._util import counted, progress_bar
 from ..bulk.identity import ModelSpec
 from ..bulk.processes import InProcess, OnRows, Processes, Runner
-from ..bulk.run import run_batch
+from ..bulk.run import Progress, run_batch
 from ..bulk.shards import OutputFormat
 from ..bulk.sources import InputFormat, Source, open_source, stories
 from ..bulk.texts import Settings
@@ -24,6 +25,8 @@ from . import options
 from .options import sampling_number
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from .options import Subparsers
 
 _INPUT = (
@@ -36,6 +39,7 @@ _PROMPT = "a template that makes the prompt of a row's fields: 'Tell a story abo
 _FORMAT = "of the shards; openai: OpenAI's batch output (default jsonl)"
 _RAY = "run on the Ray cluster at ADDRESS (default: the running one, or a new one on this machine)"
 _SHARD = "rows of a shard, the unit of work and of an interrupted run (default 1000)"
+_BAR_EVERY, _LINE_EVERY = 0.2, 30.0  # seconds
 # The options of `Model.generate` that have a flag of the same name.
 _SAMPLING = (
     "temperature",
@@ -93,7 +97,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the batch, and print what it did."""
     source, settings = _source(args), _settings(args)
-    summary = run_batch(source, settings, args.output, partial(_start, args, settings))
+    with _Show() as show:
+        summary = run_batch(source, settings, args.output, partial(_start, args, settings), show)
     parts = [
         f"{counted(summary.rows, 'row')} in {counted(summary.shards, 'shard')}",
         f"{counted(summary.errors, 'row')} with an error",
@@ -159,3 +164,34 @@ def _start(args: argparse.Namespace, settings: Settings, on_rows: OnRows) -> Run
     if args.processes > 1:
         return Processes(args.processes, spec, settings, on_rows)
     return InProcess(spec, settings, on_rows)
+
+
+class _Show(ExitStack):
+    """Show progress on standard error: a bar on a terminal, or else a line now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+        self._shown_at = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Show it, unless something was shown a moment ago."""
+        is_terminal = sys.stderr.isatty()
+        if progress.seconds - self._shown_at < (_BAR_EVERY if is_terminal else _LINE_EVERY):
+            return
+        self._shown_at = progress.seconds
+        rate = progress.new_tokens / progress.seconds
+        speed = f"{counted(progress.new_tokens, 'token')}, {rate:,.0f} tokens/s"
+        done = progress.earlier + progress.new_rows
+        if is_terminal:
+            if self._bar is None:
+                made: tqdm[Any] = progress_bar(
+                    total=progress.total, initial=progress.earlier, unit="row"
+                )
+                self._bar = self.enter_context(made)
+            self._bar.set_postfix_str(speed, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        left = (progress.total - done) * progress.seconds / max(1, progress.new_rows)
+        text = f"{done:,} of {counted(progress.total, 'row')}, {speed}, {left / 60:,.0f} min left"
+        print(text, file=sys.stderr, flush=True)

@@ -96,7 +96,7 @@ def test_a_row_has_a_prompt_or_messages() -> None:
         (request(messages=[{"role": "user", "content": "a"}], n=2), "n is 2"),
         (request(messages=[{"role": "user", "content": "a"}], stream=True), "stream is True"),
         (
-            request(messages=[], tools=[1]),
+            request(messages=[{"role": "user", "content": "a"}], tools=[1]),
             "unknown parameter 'tools'",
         ),
         (request(), "the body has no messages"),

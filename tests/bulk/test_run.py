@@ -18,7 +18,7 @@ import pytest
 from llama2py import load
 from llama2py.bulk.identity import ModelSpec, load_identified
 from llama2py.bulk.processes import OnRows, Runner
-from llama2py.bulk.run import run_batch
+from llama2py.bulk.run import Progress, run_batch
 from llama2py.bulk.shards import ShardResult
 from llama2py.bulk.sources import ShardInput, open_source, stories
 from llama2py.bulk.texts import Settings
@@ -137,19 +137,17 @@ def test_a_batch_in_openais_format(write_rows: WriteRows, tmp_path: Path) -> Non
     assert a["response"]["body"]["object"] == "chat.completion"
 
 
-def test_progress_goes_to_standard_error_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("llama2py.bulk.run._LINE_EVERY", 0.0)
+def test_progress_counts_the_rows_of_this_run(tmp_path: Path) -> None:
     settings = Settings(stories={"max_words": 20})
-    run_batch(stories(3, 2), settings, tmp_path / "out", in_process(settings))
-    lines = capsys.readouterr().err.splitlines()
-    assert "1 of 3 rows" in lines[0]
-    assert "tokens/s" in lines[-1]
-    assert "3 of 3 rows" in lines[-1]
-    assert "0 minutes left" in lines[-1]
-    run_batch(stories(3, 2), settings, tmp_path / "quiet", in_process(settings), quiet=True)
-    assert capsys.readouterr().err == ""
+    seen: list[Progress] = []
+    summary = run_batch(stories(5, 2), settings, tmp_path, in_process(settings), seen.append)
+    assert [progress.total for progress in seen] == [5] * len(seen)
+    assert {progress.new_rows for progress in seen} == {1, 2, 3, 4, 5}
+    assert (seen[-1].new_rows, seen[-1].new_tokens) == (5, summary.tokens)
+    (tmp_path / "shard-000001.jsonl").unlink()
+    seen.clear()
+    run_batch(stories(5, 2), settings, tmp_path, in_process(settings), seen.append)
+    assert {(progress.earlier, progress.new_rows) for progress in seen} == {(3, 1), (3, 2)}
 
 
 def test_the_identity_of_a_model_is_that_of_its_weights_and_numerics(tmp_path: Path) -> None:

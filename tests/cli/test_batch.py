@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,17 @@ def test_stories_come_from_nothing(call: Call) -> None:
     assert [text["id"] for text in found] == ["0", "1", "2"]
     assert len({text["text"] for text in found}) == 3
     assert all("fox" in text["text"] and len(text["text"].split()) <= 30 for text in found)
+
+
+def test_progress_goes_to_standard_error(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama2py.cli.batch._LINE_EVERY", 0.0)
+    lines = call("batch", "in.jsonl", "-o", "out", "-n", "5").stderr.splitlines()
+    assert re.match(r"1 of 2 rows, 5 tokens, [\d,]+ tokens/s, 0 min left", lines[0])
+    assert lines[-2].startswith("2 of 2 rows, 10 tokens, ")
+    monkeypatch.setattr("llama2py.cli.batch._BAR_EVERY", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    bar = call("batch", "in.jsonl", "-o", "bar", "-n", "5").stderr
+    assert re.search(r"2/2 .*10 tokens, [\d,]+ tokens/s", bar)
 
 
 def test_processes_and_batches_change_nothing(call: Call) -> None:
