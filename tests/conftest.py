@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -28,6 +30,7 @@ from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
 from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.tokenizer import Tokenizer
+from tests.support.fake_hub import TINYLLAMAS, FakeHub, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -157,6 +160,20 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(
+    hub_cache: Path, hub_contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeHub]:
+    """Run a server that has karpathy/tinyllamas."""
+    pytest.importorskip("huggingface_hub", reason="needs llama2py[hub]")
+    # Its handler writes to the standard error of the test that imported it.
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [logging.NullHandler()])
+    hub = FakeHub({TINYLLAMAS: dict(hub_contents)})
+    with serve(hub) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield hub
 
 
 @pytest.fixture(scope="session")

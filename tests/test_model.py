@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from llama2py import (
     Generation,
@@ -21,13 +20,11 @@ from llama2py import (
     ParameterError,
     PromptError,
     Session,
-    TokenLogprob,
     load,
 )
-from llama2py.engine.backend import Logits
-from llama2py.generation.logprobs import token_logprob
 from llama2py.tokenizers.tokenizer import BOS
 from tests.conftest import tiny_model, tiny_tokenizer
+from tests.generation.test_logprobs import log_softmax
 from tests.support.scripted import ScriptedBackend
 
 
@@ -130,51 +127,7 @@ def test_generate_many_shows_its_progress(model: Model, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
 
 
-# ---- log-probabilities ----
-
-
-def log_softmax(logits: Logits) -> NDArray[np.float64]:
-    """The textbook's formula, in double precision."""
-    wide = logits.astype(np.float64)
-    return np.asarray(wide - wide.max() - np.log(np.exp(wide - wide.max()).sum()))
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_logprobs_are_the_models_own(model: Model, temperature: float) -> None:
-    """Whatever temperature and penalties make of them; against a session run by hand."""
-    g = model.generate(
-        "abc", seed=4, temperature=temperature, logprobs=5, banned_tokens=[270], presence_penalty=1
-    )
-    assert g.logprobs is not None
-    assert len(g.logprobs) == len(g.tokens) > 5
-    with model.session() as session:
-        rows = session.forward([*g.prompt_tokens, *g.tokens[:-1]], all_logits=True)
-    for entry, token, row in zip(
-        g.logprobs, g.tokens, rows[len(g.prompt_tokens) - 1 :], strict=True
-    ):
-        expected = log_softmax(row)
-        best = sorted(range(300), key=lambda t: -expected[t])[:5]
-        assert entry.token == token
-        assert entry.logprob == pytest.approx(expected[token], abs=1e-5)
-        assert [t for t, _ in entry.top] == best
-        assert [p for _, p in entry.top] == pytest.approx(list(expected[best]), abs=1e-5)
-
-
-def test_logprobs_are_kept_only_on_request(model: Model) -> None:
-    plain, asked = model.generate("a", seed=2), model.generate("a", seed=2, logprobs=0)
-    assert plain.logprobs is None
-    assert plain.tokens == asked.tokens
-    assert asked.logprobs is not None
-    assert [entry.top for entry in asked.logprobs] == [()] * len(asked.tokens)
-    with pytest.raises(ParameterError, match="logprobs is -1"):
-        model.generate("a", logprobs=-1)
-
-
-def test_the_lower_id_comes_first_among_equal_logprobs() -> None:
-    flat = np.log(np.array([0.25] * 4))
-    entry = token_logprob(flat, 3, 2)
-    assert entry == TokenLogprob(3, math.log(0.25), ((0, math.log(0.25)), (1, math.log(0.25))))
-    assert len(token_logprob(flat, 3, 99).top) == 4
+# ---- scores ----
 
 
 def test_score_and_perplexity_equal_the_textbook(model: Model) -> None:

@@ -6,7 +6,8 @@ import atexit
 import math
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import lt
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -36,6 +37,8 @@ LONG_WORK = 1_000_000_000
 # Python's caches are cold after each call, which would take a large part of a small model's time.
 _AHEAD_BYTES = 120_000_000
 _MOST_AHEAD = 16
+
+_SMALLEST_BUFFERS = 32, 8, _MOST_AHEAD, 16  # tokens, rows, draws, stop tokens
 
 # Milliseconds after which the main thread handles signals while it waits for a pass.
 _SIGNALS_EVERY = 20
@@ -145,6 +148,36 @@ class EngineCache:
         self._session = None  # frees the memory, when no call uses it
 
 
+class _Buffers:
+    """Memory for the arguments of one `l2p_forward`.
+
+    Engines use it again: to allocate it for each token takes as long as a layer of a small model.
+    """
+
+    def __init__(self, n_tokens: int, n_rows: int, n_draws: int, n_stop_tokens: int) -> None:
+        self.size = n_tokens, n_rows, n_draws, n_stop_tokens
+        self.tokens, self.positions = (ffi.new("int32_t[]", n_tokens) for _ in range(2))
+        self.sessions = ffi.new("l2p_session *[]", n_tokens)
+        self.rows, self.n_draws, self.n_drawn = (ffi.new("int32_t[]", n_rows) for _ in range(3))
+        self.draws, self.drawn = ffi.new("l2p_draw[]", n_draws), ffi.new("int32_t[]", n_draws)
+        self.stop_tokens = ffi.new("int32_t[]", n_stop_tokens)
+        self.cancel = ffi.new("int32_t *")
+        self.batch = ffi.new(
+            "l2p_batch *",
+            {
+                "tokens": self.tokens,
+                "sessions": self.sessions,
+                "positions": self.positions,
+                "rows": self.rows,
+                "n_draws": self.n_draws,
+                "draws": self.draws,
+                "stop_tokens": self.stop_tokens,
+                "drawn": self.drawn,
+                "n_drawn": self.n_drawn,
+            },
+        )
+
+
 class Engine:
     """Weights packed for one instruction set. See `Backend` for the methods.
 
@@ -200,6 +233,7 @@ class Engine:
         self._model: Any = ffi.gc(model[0], lib.l2p_model_free)
         self.ahead = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // (self.nbytes + self.cache_bytes)))
         self.non_finite = 0
+        self._buffers: list[_Buffers] = []  # that no call uses
         group_size, done = int8_group_size(checkpoint), 0
         for name, tensors in checkpoint.tensors.items():
             for layer, tensor in enumerate(tensors):
@@ -276,41 +310,57 @@ class Engine:
             )
         if draws is not None and len(draws) != len(rows):
             raise EngineError(f"{len(draws)} lists of draws for {len(rows)} rows")
-        sessions = [cache.handle for cache in caches]
-        c_tokens = ffi.new("int32_t[]", list(tokens))
-        c_sessions = ffi.new("l2p_session *[]", sessions)
-        c_positions = ffi.new("int32_t[]", list(positions))
-        c_rows = ffi.new("int32_t[]", list(rows))
-        batch = (len(tokens), c_tokens, c_sessions, c_positions, len(rows), c_rows)
-        alive = [*sessions, *batch]  # what C reads and writes lives as long as this list
+        sessions = [cache.handle for cache in caches]  # alive during the call
+        flat = list(chain.from_iterable(draws or ()))
+        buffers = self._take_buffers(len(tokens), len(rows), len(flat), len(stop_tokens))
+        n = len(tokens)
+        buffers.tokens[0:n] = tokens
+        buffers.sessions[0:n] = sessions
+        buffers.positions[0:n] = positions
+        batch = buffers.batch
+        batch.n_tokens, batch.n_rows, batch.n_stop_tokens = n, len(rows), len(stop_tokens)
+        buffers.rows[0 : len(rows)] = rows
         if draws is None:
             logits = np.empty((len(rows), self.config.vocab_size), np.float32)
-            c_logits = ffi.from_buffer("float[]", logits, require_writable=True)
-            alive.append(c_logits)
-            self._forward((*batch, c_logits), caches, alive, len(tokens))
-            return logits
-        flat = [draw for of_row in draws for draw in of_row]
-        counts = [len(of_row) for of_row in draws]
-        c_counts, c_draws = ffi.new("int32_t[]", counts), ffi.new("l2p_draw[]", flat)
-        c_stop_tokens = ffi.new("int32_t[]", list(stop_tokens))
-        drawn, n_drawn = ffi.new("int32_t[]", len(flat)), ffi.new("int32_t[]", len(rows))
-        drawing = (c_counts, c_draws, len(c_stop_tokens), c_stop_tokens, drawn, n_drawn)
-        alive += drawing
-        n_passed = len(tokens) + len(flat) - len(rows)
-        self._forward((*batch, ffi.NULL, *drawing), caches, alive, n_passed)
-        begins = accumulate(counts, initial=0)
-        return [ffi.unpack(drawn + at, n) for at, n in zip(begins, n_drawn, strict=False)]
+            batch.logits = c_logits = ffi.from_buffer("float[]", logits, require_writable=True)
+            self._forward(buffers, caches, n, [sessions, c_logits])
+            result: Any = logits
+        else:
+            batch.logits = ffi.NULL
+            counts = list(map(len, draws))
+            buffers.n_draws[0 : len(counts)] = counts
+            buffers.draws[0 : len(flat)] = flat
+            buffers.stop_tokens[0 : len(stop_tokens)] = stop_tokens
+            self._forward(buffers, caches, n + len(flat) - len(rows), [sessions])
+            drawn, n_drawn = ffi.unpack(buffers.drawn, len(flat)), buffers.n_drawn
+            begins = accumulate(counts, initial=0)
+            result = [
+                drawn[at : at + n_drawn[i]] for i, at in zip(range(len(rows)), begins, strict=False)
+            ]
+        self._buffers.append(buffers)  # not after an exception: another thread may still use them
+        return result
+
+    def _take_buffers(self, *size: int) -> _Buffers:
+        """Return buffers that nobody uses, of this size (as `_Buffers`) or larger."""
+        try:
+            buffers = self._buffers.pop()
+        except IndexError:
+            buffers = _Buffers(*map(max, size, _SMALLEST_BUFFERS))
+        if any(map(lt, buffers.size, size)):
+            buffers = _Buffers(*map(max, size, buffers.size))
+        return buffers
 
     def _forward(
-        self, batch: tuple[Any, ...], caches: Sequence[EngineCache], alive: list[Any], n_tokens: int
+        self, buffers: _Buffers, caches: Sequence[EngineCache], n_tokens: int, alive: list[Any]
     ) -> None:
         """Call `l2p_forward`; Ctrl-C can interrupt it if it may take long."""
         # A batch of several sessions goes on when one of them is closed.
-        cancel = caches[0].cancel if len(set(caches)) == 1 else ffi.new("int32_t *")
-        arguments = (self.handle, ffi.new("l2p_batch *", batch), self.threads, cancel)
+        cancel = caches[0].cancel if len(set(caches)) == 1 else buffers.cancel
+        arguments = (self.handle, buffers.batch, self.threads, cancel)
         if self._n_params * n_tokens < LONG_WORK or current_thread() is not main_thread():
             error = lib.l2p_forward(*arguments)
         else:
+            alive.append(buffers)
             error = _run_aside(lib.l2p_forward, arguments, alive, caches)
         _check(error, "a forward pass")
 

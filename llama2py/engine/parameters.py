@@ -121,18 +121,21 @@ def token_ids(
     ParameterError, or ``error``
         If they are not iterable, or one is no integer.
     """
-    ids: list[int] = []
     try:
-        if isinstance(tokens, str | bytes | bytearray | memoryview):
+        if not isinstance(tokens, list) and isinstance(
+            tokens, str | bytes | bytearray | memoryview
+        ):
             raise TypeError
         each = iter(tokens)
     except TypeError:
         raise error(f"{name} is {shown(tokens)}, expected a sequence of token ids") from None
-    for token in each:
-        try:
-            ids.append(index(token))
-        except TypeError:
-            raise error(f"{name} holds {shown(token)}, expected whole numbers") from None
+    found = list(each)
+    ids: list[int] = []
+    try:
+        ids.extend(map(index, found))
+    except TypeError:
+        wrong = shown(found[len(ids)])
+        raise error(f"{name} holds {wrong}, expected whole numbers") from None
     return ids
 
 

@@ -60,12 +60,17 @@ class Use:
         SessionError
             If it is in use.
         """
-        try:
-            mine.extend(map(list.pop, (self.free,)))
-        except IndexError:
-            raise SessionError(
-                f"{self._what} is in use: another thread or the caller of this callback runs it"
-            ) from None
+        claim(self._what, [self.free], mine)
+
+
+def claim(what: str, places: Sequence[list[None]], mine: list[None]) -> None:
+    """Move the tickets of several `Use.free` into ``mine``, in order."""
+    try:
+        mine.extend(map(list.pop, places))  # until one is missing
+    except IndexError:
+        raise SessionError(
+            f"{what} is in use: another thread or the caller of this callback runs it"
+        ) from None
 
 
 def _exclusive(
@@ -98,6 +103,8 @@ class Session(Closing):
         What `forward` does when the tokens do not fit in the context: raise, or `shift` first.
     kept : int
         How many tokens at the beginning a `shift` keeps in place. Default: 1, the BOS.
+    block : int
+        How many tokens of a prompt to run in one pass, so that a pass is short.
     """
 
     def __init__(
@@ -111,6 +118,8 @@ class Session(Closing):
         self._use = Use("the session")
         self.overflow: SessionOverflow = overflow
         self.kept = 1
+        block = _PASS_WORK // backend.config.n_params
+        self.block = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
 
     def __repr__(self) -> str:
         if self._cache is None:
@@ -141,12 +150,6 @@ class Session(Closing):
     def ahead(self) -> int:
         """How many tokens to draw in one pass when this session runs alone."""
         return self._backend.ahead
-
-    @property
-    def block(self) -> int:
-        """How many tokens of a prompt to run in one pass, so that a pass is short."""
-        block = _PASS_WORK // self.config.n_params
-        return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block))
 
     @property
     def nbytes(self) -> int:
@@ -414,33 +417,34 @@ class Session(Closing):
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
-        self._furthest = max(self._furthest, len(self._tokens))
+        if len(self._tokens) > self._furthest:
+            self._furthest = len(self._tokens)
 
     def _hand_out(self, drawn: list[int]) -> Iterator[int]:
-        """Yield drawn tokens, all but the last of which are in the KV cache.
+        """Return drawn tokens, all but the last of which are in the KV cache.
 
         A token counts as run when the next one is requested.
         """
+        if len(drawn) == 1:
+            return iter(drawn)
         self._furthest = max(self._furthest, self.position + len(drawn) - 1)
-        changes = self._changes
+        return self._count_tokens(drawn, self._changes)
 
-        def tokens() -> Iterator[int]:
-            use = self._use
-            for token in drawn[:-1]:
-                yield token
-                mine: list[None] = []
-                try:
-                    use.claim(mine)
-                    if self._changes != changes or self._cache is None:
-                        return
-                    self._tokens.append(token)
-                except SessionError:  # another thread has begun to use the session
+    def _count_tokens(self, drawn: list[int], changes: int) -> Iterator[int]:
+        free, run = self._use.free, self._tokens
+        for token in drawn[:-1]:
+            yield token
+            mine: list[None] = []
+            try:
+                mine.extend(map(list.pop, (free,)))  # as `Use.claim`
+                if self._changes != changes or self._cache is None:
                     return
-                finally:
-                    use.free.extend(mine)
-            yield drawn[-1]
-
-        return tokens()
+                run.append(token)
+            except IndexError:  # another thread has begun to use the session
+                return
+            finally:
+                free.extend(mine)
+        yield drawn[-1]
 
 
 @overload
@@ -496,8 +500,7 @@ def run_sessions(
     mine: list[None] = []
     places = [session._use.free for session in sessions]
     try:
-        for session in sessions:
-            session._use.claim(mine)  # refuses a session that comes twice, too
+        claim("the session", places, mine)  # refuses a session that comes twice, too
         return _run_sessions(sessions, blocks, draws, stop_tokens)
     finally:
         list(map(list.append, places, mine))  # one call, as in `Use`
@@ -541,8 +544,9 @@ def _run(
     positions: list[int] = []
     for session, block in zip(sessions, blocks, strict=True):
         tokens += block
-        caches += [session._open_cache()] * len(block)
-        positions += range(session.position, session.position + len(block))
+        n, position = len(block), len(session._tokens)
+        caches += [session._open_cache()] * n
+        positions += range(position, position + n)
         session._changes += 1  # before the pass: a cancelled one may have written some layers
     backend, batch = sessions[0]._backend, (tokens, caches, positions, rows)
     result = backend.run(*batch) if draws is None else backend.run(*batch, draws, stop_tokens)

@@ -39,8 +39,10 @@ class Lane:
 AnyLane = TypeVar("AnyLane", bound=Lane)
 
 
-def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
+def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, Iterator[str]]]:
     """Run one pass of the model over all texts, and give each text its next tokens.
+
+    The caller must exhaust each iterator of pieces before it requests the next text.
 
     Parameters
     ----------
@@ -51,9 +53,9 @@ def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
 
     Yields
     ------
-    Lane, str
-        For each token, and for each block of a prompt: the text that is now certain, perhaps ''.
-        A text that has ended (``job.finish_reason``) gets no more tokens.
+    Lane, iterator of str
+        For each text: for each of its tokens, the piece that is now certain, perhaps ''. A text
+        that has ended (``job.finish_reason``) gets no more tokens.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
     ready = []
     for lane in lanes:
         if _interrupted(lane, block):
-            yield lane, lane.job.end()
+            yield lane, iter([lane.job.end()])
         else:
             ready.append(lane)
     if not ready:
@@ -75,20 +77,23 @@ def step(lanes: Sequence[AnyLane], block: int) -> Iterator[tuple[AnyLane, str]]:
     if any(lane.job.needs_logits and not lane.job.n_pending for lane in ready):
         rows = run_sessions(sessions, blocks)  # (len(ready), vocab_size)
         for lane, logits in zip(ready, rows, strict=True):
-            yield lane, "" if lane.job.n_pending else _feed(lane, logits)
+            yield lane, iter(() if lane.job.n_pending else [_feed(lane, logits)])
         return
     ahead = sessions[0].ahead if len(ready) == 1 else 1
     draws = [[] if lane.job.n_pending else lane.job.draws(ahead) for lane in ready]
     texts = run_sessions(sessions, blocks, draws, ready[0].job.first_stop_tokens)
     for lane, tokens in zip(ready, texts, strict=True):
-        job = lane.job
-        if job.n_pending:
-            yield lane, ""
-        params = job.sampler.params
-        for token in tokens:
-            yield lane, job.feed_token(token)
-            if job.finish_reason is not None or job.sampler.params is not params:
-                break
+        feed = lane.job.feed_token
+        yield lane, map(feed, tokens) if ahead == 1 else _feed_tokens(lane.job, tokens)
+
+
+def _feed_tokens(job: Job, tokens: Iterator[int]) -> Iterator[str]:
+    """Feed tokens that the backend drew to a text, until it ends or its sampler changes."""
+    params = job.sampler.params
+    for token in tokens:
+        yield job.feed_token(token)
+        if job.finish_reason is not None or job.sampler.params is not params:
+            return
 
 
 def _feed(lane: Lane, logits: Logits) -> str:
@@ -100,8 +105,9 @@ def _interrupted(lane: Lane, block: int) -> bool:
     """Whether the text ends before its next pass. If not, the session has room for that pass."""
     job = lane.job
     try:
-        if not job.interrupted():
-            lane.session.make_room(min(block, job.n_pending), job.interrupted)
+        n_tokens = min(block, job.n_pending)
+        if not job.interrupted() and n_tokens > lane.session.room:
+            lane.session.make_room(n_tokens, job.interrupted)
     except Cancelled:
         if job.finish_reason is None:  # the session was closed
             raise
@@ -167,7 +173,9 @@ def run_jobs(model: Generator, jobs: Iterable[Job], max_batch: int) -> Iterator[
                     job.finish_reason = "length"
                     finish(lane)
             lanes = [lane for lane in lanes if not lane.done]
-            for lane, _ in step(lanes, _PROMPT_BLOCK):
+            for lane, pieces in step(lanes, _PROMPT_BLOCK):
+                for _ in pieces:
+                    pass  # the job collects its text
                 # Immediately, because the next text's step may raise an error.
                 if lane.job.finish_reason:
                     finish(lane)

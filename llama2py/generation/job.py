@@ -143,6 +143,7 @@ class Job:
     _pieces: list[str] = field(default_factory=list, repr=False)  # of the text
     _pending: list[int] = field(default_factory=list, repr=False)  # tokens to run next
     _max_tokens: int = 0  # as many as the context holds
+    _watched: bool = False  # whether ``cancel`` or ``max_time`` is set
     _started_at: float = 0.0
     _first_token_at: float = 0.0
     _stop_tokens: frozenset[int] = frozenset()
@@ -159,6 +160,7 @@ class Job:
             If there is no token to run, or the prompt does not fit (a ContextError).
         """
         self._started_at = perf_counter()
+        self._watched = self.cancel is not None or self.max_time is not None
         self._pending = self.prompt_tokens[self.reused :]
         if not self._pending:
             raise PromptError("there are no tokens to run")
@@ -204,8 +206,6 @@ class Job:
 
     def interrupted(self) -> bool:
         """Check ``cancel`` and the clock, and return whether the text has ended."""
-        if self.cancel is None and self.max_time is None:
-            return self.finish_reason is not None
         if self.cancel is not None and self.cancel.is_set():
             self.finish_reason = "cancelled"
         elif self.max_time is not None and perf_counter() - self._started_at >= self.max_time:
@@ -258,7 +258,7 @@ class Job:
         """
         if not self.timings.generated_tokens:
             self._note_prompt_end()
-        if self.interrupted():
+        if self._watched and self.interrupted():
             return self.end()
         self.sampler.use_draw()
         return self._accept(token)
@@ -287,7 +287,7 @@ class Job:
             return piece
         if self.guide and not self.guide.accept(token, completed):
             self.finish_reason = "stop"
-        elif not self.may_draw:
+        elif len(self.tokens) >= self._max_tokens:
             self.finish_reason = "length"
         else:
             self._pending = [token]

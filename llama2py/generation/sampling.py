@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, cast
 
 import numpy as np
@@ -172,12 +172,19 @@ class Coin:
 
     def flip(self) -> float:
         """Return the next coin."""
+        return self.flips(1)[0]
+
+    def flips(self, n: int) -> list[float]:
+        """Return the next ``n`` coins."""
+        coins = []
         s = self._state
-        s ^= s >> 12
-        s = (s ^ (s << 25)) & _MASK
-        s ^= s >> 27
+        for _ in range(n):
+            s ^= s >> 12
+            s ^= s << 25 & _MASK
+            s ^= s >> 27
+            coins.append((s * 0x2545F4914F6CDD1D >> 40 & 0xFFFFFF) / 16777216.0)  # bits 40 to 63
         self._state = s
-        return ((s * 0x2545F4914F6CDD1D & _MASK) >> 40) / 16777216.0
+        return coins
 
 
 def random_seed() -> int:
@@ -258,15 +265,14 @@ class Sampler:
         drawable = self._backend.config.vocab_size if n_tokens is None else n_tokens
         if not self._flips:
             return [Draw(0.0, 1.0, 0.0, drawable)] * n
-        while len(self._coins) < n:
-            self._coins.append(self._coin.flip())
-        how = params.temperature, params.top_p
-        return [Draw(*how, coin, drawable) for coin in islice(self._coins, n)]
+        self._coins.extend(self._coin.flips(n - len(self._coins)))
+        how = repeat(params.temperature), repeat(params.top_p)
+        return list(map(Draw, *how, islice(self._coins, n), repeat(drawable)))
 
     def use_draw(self) -> None:
         """Record that the token of the first of `draws` is used, and so is its coin."""
         if self._flips:
-            self._next_coin()
+            self._coins.popleft()
 
     def _next_coin(self) -> float:
         return self._coins.popleft() if self._coins else self._coin.flip()

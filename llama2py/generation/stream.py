@@ -138,8 +138,8 @@ class Stream(Closing, Iterator[str]):
         job.start(self._session, self._tokenizer)
         lane = Lane(job, self._session)
         while job.finish_reason is None:
-            for _, piece in step([lane], self._session.block):
-                yield piece
+            for _, pieces in step([lane], self._session.block):
+                yield from pieces
 
     def __next__(self) -> str:
         mine: list[None] = []

@@ -110,11 +110,10 @@ def _byte_level(fields: GGUFFields) -> Tokenizer:
     return MergeTokenizer(
         pieces,
         _merges(fields.list("merges", bytes, MAX_MERGES)),
-        ByteLevel(patterns),
+        ByteLevel(patterns, whole_first=whole_first),
         bos_id=bos_id,
         eos_id=bos_id if eos_id is None else eos_id,
         specials=specials_of(pieces, types),
-        whole_first=whole_first,
         adds_bos=fields.flag("add_bos_token", whole_first),  # the default is llama.cpp's
     )
 
@@ -179,7 +178,7 @@ def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, A
         what = f"normalizes texts to {kind.form}" if kind.form else "puts a space before a text"
         raise TokenizerError(f"the vocabulary {what}, which GGUF cannot say: write it as hf")
     names = (b"gpt-2", b"llama-bpe", b"smaug-bpe", b"smollm", b"qwen2", b"tekken", b"default")
-    wanted = (kind.patterns, tokenizer.whole_first)
+    wanted = (kind.patterns, kind.whole_first)
     pre = next((name for name in names if PRE[name] == wanted), None)  # the others are synonyms
     if pre is None:
         raise TokenizerError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ def _tokenizer(file: Json, config: Json) -> MergeTokenizer:
     # Downwards, so that the lowest id of equal pieces stays.
     ids = dict(zip(reversed(pieces), range(len(pieces) - 1, -1, -1), strict=True))
     kind = _kind(file, bool(model.get("byte_fallback")))
+    kind = replace(kind, whole_first=bool(model.get("ignore_merges")))
     bos, eos = (_find(ids, names, name) for name in ("bos", "eos"))
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
     if bos is None or eos is None:
@@ -118,7 +119,6 @@ def _tokenizer(file: Json, config: Json) -> MergeTokenizer:
         eos_id=eos,
         specials=specials,
         unk_id=unk_id,
-        whole_first=bool(model.get("ignore_merges")),
         adds_bos=_adds_bos(file, config, kind, pieces[bos]),
     )
 
@@ -314,11 +314,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
     if len(vocabulary) != len(texts) or "" in vocabulary:
         raise TokenizerError("two tokens have the same text or one has none")
     if isinstance(tokenizer, MergeTokenizer):
-        kind, merges, whole_first = tokenizer.kind, tokenizer.merges, tokenizer.whole_first
+        kind: ByteLevel | Characters = tokenizer.kind
+        merges = tokenizer.merges
         unknown = texts[tokenizer.unk_id] if tokenizer.has_unknown else None
         first: dict[str, int] = {}
     else:
-        kind, merges, whole_first = Characters(), to_merges(tokenizer, texts), False
+        kind, merges = Characters(), to_merges(tokenizer, texts)
         unknown = texts[UNK]
         first = {texts[token]: token for token in range(EOS + 1)}
     control = {**first, **tokenizer.specials.control}
@@ -350,7 +351,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
                 "end_of_word_suffix": None,
                 "fuse_unk": isinstance(kind, Characters),
                 "byte_fallback": isinstance(kind, Characters),
-                "ignore_merges": whole_first,
+                "ignore_merges": kind.whole_first,
                 "vocab": vocabulary,
                 # The older of the two spellings, which all versions read, wherever it can be used.
                 "merges": [" ".join(merge) if plain else list(merge) for merge in merges],

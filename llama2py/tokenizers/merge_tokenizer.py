@@ -52,11 +52,14 @@ class ByteLevel:
     prefix : bool
         Whether a space is put before each stretch between two added tokens that does not begin with
         one.
+    whole_first : bool
+        Whether a word that is a piece becomes that piece, whatever the merges make of it.
     """
 
     patterns: tuple[str, ...]
     form: Literal["", "NFC", "NFKC"] = ""
     prefix: bool = False
+    whole_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ class Characters:
     prefix_once : bool
         True if a pre-tokenizer (Metaspace) puts the space, and none before a text that begins with
         one. False if a normalizer puts it, always.
+    whole_first : bool
+        Whether a text that is a piece becomes that piece, whatever the merges make of it.
     """
 
     prefix: str = "each"
     prefix_once: bool = False
+    whole_first: bool = False
 
 
 class MergeTokenizer(Tokenizer):
@@ -95,14 +101,12 @@ class MergeTokenizer(Tokenizer):
         The special tokens.
     unk_id : int, optional
         The id of a character that the vocabulary cannot spell; without one it is left out.
-    whole_first : bool
-        Whether a word that is a piece becomes that piece, whatever the merges make of it.
     adds_bos : bool
         Whether a text begins with BOS, as models of this vocabulary expect it.
 
     Attributes
     ----------
-    kind, whole_first
+    kind
         As above.
     has_unknown : bool
         Whether there is an ``unk_id``.
@@ -122,7 +126,6 @@ class MergeTokenizer(Tokenizer):
         eos_id: int,
         specials: Specials | None = None,
         unk_id: int | None = None,
-        whole_first: bool = False,
         adds_bos: bool = True,
     ) -> None:
         specials = specials or Specials()
@@ -132,7 +135,6 @@ class MergeTokenizer(Tokenizer):
                     f"the id of {name} is {token}, expected 0 to {len(pieces) - 1}"
                 )
         self.kind = kind
-        self.whole_first = whole_first
         self.has_unknown = unk_id is not None
         self.adds_bos = adds_bos
         special = set(specials.ids())
@@ -160,7 +162,7 @@ class MergeTokenizer(Tokenizer):
                     for left, right in merges
                 )
         try:
-            encoder = MergeEncoder(ids, merges, self._fallback(unk_id), whole_first)
+            encoder = MergeEncoder(ids, merges, self._fallback(unk_id), kind.whole_first)
             raw = [piece.encode() for piece in pieces]
         except ValueError as error:  # or UnicodeEncodeError: half of a surrogate pair
             raise TokenizerError(str(error)) from None

@@ -116,7 +116,7 @@ def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
     if not isinstance(kind, Characters):
         raise TokenizerError(f"a byte-level vocabulary has no scores: {_USE_MERGES}")
     known = kind == Characters("each") or (any_prefix and kind.prefix != "none")
-    if not known or tokenizer.whole_first:
+    if not known or kind.whole_first:
         raise TokenizerError(
             "the vocabulary does not put a space before every text:"
             " write it as hf or tokenizer.json, which can say so"

@@ -50,11 +50,10 @@ def parse_ranks(data: bytes) -> MergeTokenizer:
     return MergeTokenizer(
         [*texts, *specials],
         None,
-        ByteLevel((LLAMA3,)),
+        ByteLevel((LLAMA3,), whole_first=True),
         bos_id=bos_id,
         eos_id=bos_id + 1,
         specials=Specials(control=specials),
-        whole_first=True,
     )
 
 

@@ -15,11 +15,10 @@ from llama2py.checkpoint import (
     DenseTensor,
     QuantizedTensor,
     open_checkpoint,
-    quantize,
     tensor_shapes,
 )
 from llama2py.config import ModelConfig
-from llama2py.errors import CheckpointError, ClosedError, ParameterError
+from llama2py.errors import CheckpointError, ClosedError
 from tests.conftest import ROOT
 from tests.support.tiny_checkpoints import GROUPED, SHAPES, UNALIGNED, Shape, make_file
 
@@ -173,56 +172,6 @@ def test_a_refused_file_is_closed_while_the_error_is_still_held(tmp_path: Path) 
         open_checkpoint(path)
     assert held.tb is not None  # the reader's frames, and in them the file
     assert str(path) not in open_files()
-
-
-def test_quantize_gives_the_numbers_worked_out_by_hand() -> None:
-    # Group 1: the peak is 127, so the scale is 1 and halves go to the even neighbour.
-    # Group 2: zeros. Group 3: a negative peak.
-    weights = np.array([[127, 0.5, 1.5], [-2.5, 0, 0], [0, 0, -0.0], [0, 1, -254]], np.float32)
-    tensor = quantize(weights, 4)
-    np.testing.assert_array_equal(tensor.values, [[127, 0, 2], [-2, 0, 0], [0, 0, 0], [0, 0, -127]])
-    np.testing.assert_array_equal(tensor.scales, np.array([1, 0, 2], np.float32))
-    assert not np.signbit(tensor.scales).any()
-    assert tensor.values.dtype == np.int8
-    assert tensor.scales.dtype == np.float32
-    assert tensor.shape == (4, 3)
-    assert tensor.nbytes == 12 + 3 * 4
-    restored = tensor.dequantize()
-    assert restored.dtype == np.float32
-    np.testing.assert_array_equal(restored, [[127, 0, 2], [-2, 0, 0], [0, 0, 0], [0, 0, -254]])
-
-
-def test_quantize_holds_where_the_scale_is_subnormal() -> None:
-    # 190 steps of the smallest float32: the scale rounds to one step, the ratio would be 190.
-    step = np.float32(1e-45)
-    tensor = quantize(np.array([[190 * step, -190 * step], [step, 0]], np.float32), 2)
-    np.testing.assert_array_equal(tensor.values, [[127, -127], [0, 0]])
-    assert np.isfinite(tensor.dequantize()).all()
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_quantize_refuses_what_no_scale_can_hold(bad: float) -> None:
-    with pytest.raises(ParameterError, match="cannot quantize NaN or infinity"):
-        quantize(np.array([[1, bad]], np.float32), 2)
-
-
-@pytest.mark.parametrize("group_size", [0, -4, 5, 1 << 40])
-def test_quantize_refuses_groups_that_do_not_fill_the_matrix(group_size: int) -> None:
-    with pytest.raises(ParameterError, match=f"group_size is {group_size}, expected a positive"):
-        quantize(np.ones((4, 6), np.float32), group_size)
-
-
-def test_tensors_refuse_parts_that_do_not_fit() -> None:
-    with pytest.raises(ParameterError, match="expected a float32 vector or matrix"):
-        DenseTensor(np.ones((2, 2), np.float64))
-    with pytest.raises(ParameterError, match="expected a float32 vector or matrix"):
-        DenseTensor(np.ones((2, 2, 2), np.float32))
-    with pytest.raises(ParameterError, match="expected one scale for each whole group"):
-        QuantizedTensor(np.ones((4, 6), np.int8), np.ones(5, np.float32), 4)
-    with pytest.raises(ParameterError, match="expected one scale for each whole group"):
-        QuantizedTensor(np.ones((4, 6), np.int8), np.ones(6, np.float32), 0)
-    with pytest.raises(ParameterError, match="expected an int8 matrix and float32 scales"):
-        QuantizedTensor(np.ones(24, np.int8), np.ones(6, np.float32), 4)
 
 
 def test_the_reader_needs_no_engine() -> None:

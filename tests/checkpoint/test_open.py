@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import llama2py
-from llama2py.checkpoint import Checkpoint, DenseTensor, JoinedTensor, StoredTensor, open_checkpoint
+from llama2py.checkpoint import Checkpoint, open_checkpoint
 from llama2py.checkpoint.torch import file as torch_file_reader
 from llama2py.checkpoint.torch import unpickler
 from llama2py.config import RopeScaling
@@ -25,7 +25,7 @@ from llama2py.errors import CheckpointError
 from llama2py.formats import gguf_metadata
 from llama2py.formats.input_file import InputFile
 from llama2py.tokenizers.load import load_tokenizer
-from tests.conftest import TINY, find_test_data, random_checkpoint
+from tests.conftest import find_test_data
 from tests.support.foreign_files import (
     CONFIG,
     SHAPES,
@@ -256,58 +256,11 @@ def test_rope_scaling_is_read_in_all_spellings(formats: Path, tmp_path: Path) ->
             assert checkpoint.config.rope_scaling == RopeScaling("linear", 4.0)
 
 
-def test_linear_scaling_is_a_slower_position() -> None:
-    """Position 4 n of a model stretched by 4 turns as position n of the plain one."""
-    config = dataclasses.replace(TINY, rope_scaling=RopeScaling("linear", 4.0))
-    plain, stretched = (Reference(random_checkpoint(c)) for c in (TINY, config))
-    np.testing.assert_array_equal(plain.freqs, stretched.freqs * 4)
-    assert plain.freqs[:2].tolist() == [1.0, np.float32(10000 ** (-2 / 6))]
-
-
-def test_llama3_scaling_gives_the_numbers_worked_out_by_hand() -> None:
-    """Original context 8192: a pair that turns 2 times in it is a third of the way from 1 to 4."""
-    theta = (8192 / (2 * np.pi * 2)) ** 2  # of the second pair of a head of 4
-    fast, middle = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192).divisors(4, theta)
-    assert fast == 1.0
-    assert 1 / middle == pytest.approx((1 - 1 / 3) / 8 + 1 / 3)
-    slow = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192).divisors(4, theta * 5)[1]
-    assert slow == 8.0
-
-
 def test_mistrals_window_cuts_the_context(formats: Path, tmp_path: Path) -> None:
     path = copy_of(formats, tmp_path, model_type="mistral", sliding_window=100)
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.config.seq_len == 100
         assert "sliding window of 100" in checkpoint.notes[0]
-
-
-# ---- tensors ----
-
-
-def test_halves_are_widened_exactly() -> None:
-    values = np.array([[1, -2.5, 65504], [6e-8, np.inf, np.nan]], np.float16)
-    half = StoredTensor(values)
-    np.testing.assert_array_equal(half.dequantize(), values.astype(np.float32))
-    assert half.count_non_finite() == 2
-    # 1, -2, the largest, the smallest, infinity, NaN: sign, 8 bits of exponent, 7 of fraction.
-    bits = np.array([0x3F80, 0xC000, 0x7F7F, 0x0001, 0xFF80, 0x7FC1], np.uint16)
-    brain = StoredTensor(bits.reshape(3, 2))
-    expected = [[1, -2], [(2 - 2**-7) * 2.0**127, 2.0**-133], [-np.inf, np.nan]]
-    np.testing.assert_array_equal(brain.dequantize(), np.array(expected, np.float32))
-    assert brain.count_non_finite() == 2
-    assert brain.nbytes == 12
-
-
-def test_parts_are_joined() -> None:
-    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
-    half = whole.astype(np.float16)
-    rows = JoinedTensor([DenseTensor(whole[:1]), StoredTensor(half[1:])], 0)
-    columns = JoinedTensor([DenseTensor(whole[:, :2]), StoredTensor(half[:, 2:])], 1)
-    for joined in (rows, columns):
-        assert joined.shape == (4, 6)
-        np.testing.assert_array_equal(joined.dequantize(), whole)
-    with pytest.raises(llama2py.ParameterError, match="do not join along axis 0"):
-        JoinedTensor([DenseTensor(whole), DenseTensor(whole[:, :2])], 0)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])

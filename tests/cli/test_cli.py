@@ -225,14 +225,6 @@ def test_a_hostile_name_or_file_is_one_line_and_exit_code_1(
     assert done.stderr.startswith("llama2py: ")
 
 
-@pytest.mark.parametrize("digits", [21, 5000])
-@pytest.mark.parametrize("flag", ["-n", "-s", "-t", "--top-k", "--threads"])
-def test_a_number_of_many_digits_is_a_short_usage_error(flag: str, digits: int, call: Call) -> None:
-    done = call("run", flag, "-" + "9" * digits)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert len(done.stderr) < 300
-
-
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -261,3 +253,11 @@ def test_an_unexpected_error_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError, match="oh"):
         execute(Namespace(run=run))
+
+
+def test_a_name_in_an_error_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may come from the hub or from a file."""
+    assert main(["info", "\x1b[2Jno\nsuch.bin"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("llama2py: ?[2Jno such.bin: no such file")
+    assert error.count("\n") == 1

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from llama2py import ParameterError, load
@@ -21,10 +16,8 @@ from llama2py.checkpoint import (
     StoredTensor,
     Tensor,
     open_checkpoint,
-    write_checkpoint,
     write_llama2c,
 )
-from llama2py.checkpoint.quantize import quantize_int4, round_to_bfloat16
 from llama2py.cli import main
 from llama2py.config import Dtype, ModelConfig
 from llama2py.engine.backend import Backend, Logits
@@ -32,8 +25,7 @@ from llama2py.engine.isa import isa_names
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
 from llama2py.engine.session import Session
-from llama2py.tokenizers.llama2c import write_tokenizer_bin
-from tests.conftest import in_memory, random_checkpoint, tiny_tokenizer
+from tests.conftest import in_memory, random_checkpoint
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 SHAPES = {  # widths beside the blocks of 16 rows and the groups of 32 columns
@@ -45,10 +37,6 @@ SHAPES = {  # widths beside the blocks of 16 rows and the groups of 32 columns
 # Of the largest logit. Quantized activations are rounded: where NumPy's last bit differs, one in
 # thousands falls to the other side, a step of 1/127 of its group.
 TOLERANCE: dict[Dtype, float] = {"float32": 2e-5, "bfloat16": 2e-5, "int8": 2e-2, "int4": 3e-2}
-
-numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
-sizes = st.tuples(st.integers(1, 5), st.integers(1, 70))
-matrices = hnp.arrays(np.float32, sizes, elements=numbers)
 
 
 def logits(backend: Backend, n: int = 40) -> Logits:
@@ -199,44 +187,6 @@ def test_a_nan_is_counted_and_stays(dtype: Dtype, name: str) -> None:
     assert np.isnan(logits(made)[0]).any()
 
 
-@given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32)))
-def test_bfloat16_rounds_to_the_nearest_value(values: NDArray[np.float32]) -> None:
-    rounded = round_to_bfloat16(values)
-    assert np.array_equal(np.isnan(rounded), np.isnan(values))
-    finite = np.isfinite(values)
-    assert not (rounded[finite].view(np.uint32) & 0xFFFF).any()
-    exact, got = values[finite].astype(np.float64), rounded[finite].astype(np.float64)
-    below = (values[finite].view(np.uint32) & 0xFFFF0000).view(np.float32).astype(np.float64)
-    step = np.abs(below) * 2.0**-7 + 2.0**-133  # at least the distance to the next one
-    assert (np.abs(np.where(np.isinf(got), below, got) - exact) <= step).all()
-
-
-def test_bfloat16_ties_go_to_even() -> None:
-    ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF], np.uint32).view(np.float32)
-    assert [hex(b) for b in round_to_bfloat16(ties).view(np.uint32)] == [
-        "0x3f800000",
-        "0x3f820000",
-        "0x3f810000",
-        "0x3f800000",
-    ]
-
-
-@given(matrices)
-def test_int4_rounds_within_half_a_step_or_one_at_the_far_end(weights: NDArray[np.float32]) -> None:
-    weights = np.clip(weights, -6e4, 6e4).astype(np.float32)
-    quantized = quantize_int4(weights)
-    assert quantized.shape == weights.shape
-    assert quantized.values.min() >= -8
-    assert quantized.values.max() <= 7
-    steps = np.repeat(abs(quantized.scales.astype(np.float32)), 32, axis=1)[:, : weights.shape[1]]
-    error = abs(quantized.dequantize() - weights)
-    # The opposite of the farthest weight would need +8; float16 rounds the scale by 2^-11, or by
-    # 2^-25 where it is subnormal.
-    assert (error <= steps * 1.01 + 8 * 2.0**-24).all()
-    within = quantized.values.reshape(len(weights), -1)[:, : weights.shape[1]] < 7
-    assert (error[within] <= (steps * 0.51 + 8 * 2.0**-24)[within]).all()
-
-
 def test_memory_shrinks_with_the_type() -> None:
     config = ModelConfig(512, 1376, 8, 8, 8, 2000, 64)  # 26M: what a huge page rounds up shows less
     checkpoint = random_checkpoint(config)
@@ -255,41 +205,3 @@ def test_load_takes_a_dtype_and_no_other() -> None:
             assert told == reference.generate(max_tokens=12, temperature=0).text
     with pytest.raises(ParameterError, match="expected one of float32, bfloat16, int8, int4"):
         load(dtype="float16")  # type: ignore[arg-type]
-
-
-def test_quantize_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(SHAPES["hd8-gqa"], vocab_size=300)
-    source, out = tmp_path / "in.bin", tmp_path / "out.bin"
-    checkpoint = random_checkpoint(config)
-    write_checkpoint(source, config, checkpoint.tensors)
-    vocabulary = tmp_path / "in.tokenizer.bin"
-    write_tokenizer_bin(tiny_tokenizer(), vocabulary)
-    assert main(["quantize", os.fspath(source), "-o", os.fspath(out)]) == 0
-    assert "3.8 times smaller, one scale for 64 weights" in capsys.readouterr().err
-    assert (tmp_path / "out.tokenizer.bin").read_bytes() == vocabulary.read_bytes()
-    with open_checkpoint(out) as stored:
-        assert stored.dtype == "int8"
-        assert stored.group_size == 64
-        assert np.array_equal(logits(Engine(stored)), logits(Engine(checkpoint, 1, "int8")))
-
-
-def test_quantize_takes_the_vocabulary_out_of_a_gguf(test_data: Path, tmp_path: Path) -> None:
-    source, out = test_data / "data/formats/stories260K-f32.gguf", tmp_path / "out.bin"
-    assert main(["quantize", os.fspath(source), "-o", os.fspath(out), "--threads", "3"]) == 0
-    vocabulary = (test_data / "data/tok512.bin").read_bytes()
-    assert (tmp_path / "out.tokenizer.bin").read_bytes() == vocabulary
-    again = ["quantize", os.fspath(source), "-o", os.fspath(tmp_path / "b.bin"), "--threads", "1"]
-    assert main([*again, "--no-tokenizer"]) == 0
-    assert (tmp_path / "b.bin").read_bytes() == out.read_bytes()
-    assert not (tmp_path / "b.tokenizer.bin").exists()
-
-
-def test_quantize_command_refuses_what_it_cannot_divide(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = SHAPES["hd8-gqa"]
-    write_checkpoint(tmp_path / "in.bin", config, random_checkpoint(config).tensors)
-    command = ["quantize", os.fspath(tmp_path / "in.bin"), "-o", os.fspath(tmp_path / "out.bin")]
-    assert main([*command, "--group-size", "7"]) == 1
-    assert "expected a positive divisor of dim 64" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["in.bin"]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import re
 import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +17,6 @@ from llama2py._util import amount
 from llama2py.checkpoint import open_checkpoint, write_checkpoint
 from llama2py.checkpoint.huggingface.writer import write_huggingface
 from llama2py.cli import main
-from llama2py.cli.loading import loading_bar
 from llama2py.config import Dtype
 from llama2py.engine.memory import free_memory, memory_by_dtype, packed_bytes
 from llama2py.engine.native import Engine
@@ -284,25 +280,3 @@ def test_progress_counts_every_weight(tmp_path: Path) -> None:
     assert done == sorted(set(done))
     assert len(done) > 15
     assert done[-1] == TINY.n_params
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("step", "stream", "shown"),
-    [(0.6, Terminal, True), (0.1, Terminal, False), (0.6, io.StringIO, False)],
-)
-def test_load_shows_a_progress_bar(
-    step: float, stream: type[io.StringIO], shown: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = itertools.count(0, step)
-    monkeypatch.setattr("llama2py.cli.loading.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("sys.stderr", stream())
-    with loading_bar() as progress:
-        for done in (10, 20, 30):
-            progress(done, 30)
-    assert isinstance(sys.stderr, io.StringIO)
-    assert ("loading: " in sys.stderr.getvalue()) == shown

@@ -22,7 +22,7 @@ from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.sentencepiece import sentencepiece_model
 from llama2py.tokenizers.tiktoken import parse_ranks
 from llama2py.tokenizers.tokenizer import Specials, Tokenizer
-from tests.checkpoint.test_gguf_split import split
+from tests.checkpoint.gguf.test_files import split
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
 from tests.fuzz.bounds import Read
 from tests.support.foreign_files import (

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 
 from llama2py.checkpoint.gguf.writer import _head
-from llama2py.cli import export_tokenizer as command
 from llama2py.errors import TokenizerError
 from llama2py.tokenizers.export import export_tokenizer, space_changes
 from llama2py.tokenizers.gguf import gguf_pairs
@@ -33,16 +31,6 @@ def test_each_format_is_exported_to_each(tmp_path: Path, test_data: Path) -> Non
     for name in ("stories260K-hf", "stories260K-f32.gguf", "stories260K-meta"):
         export_tokenizer(test_data / "data/formats" / name, tmp_path / "out.bin")
         assert (tmp_path / "out.bin").read_bytes() == wanted, name
-
-
-def test_the_command_exports_the_vocabulary_of_a_real_gguf(test_data: Path, tmp_path: Path) -> None:
-    source = test_data / "data" / "formats" / "stories260K-f32.gguf"
-    args = argparse.ArgumentParser()
-    command.add_parser(args.add_subparsers())
-    out = tmp_path / "out.bin"
-    parsed = args.parse_args(["export-tokenizer", str(source), "-o", str(out)])
-    assert parsed.run(parsed) == 0
-    assert out.read_bytes() == (test_data / "data" / "tok512.bin").read_bytes()
 
 
 def test_an_error_says_what_a_format_cannot_hold(tmp_path: Path) -> None:

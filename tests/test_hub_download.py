@@ -13,11 +13,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,38 +24,7 @@ import llama2py
 from llama2py import CheckpointError, DownloadError
 from llama2py.cli import main
 from llama2py.hub import download, find_model
-from tests.support.fake_hub import TINYLLAMAS, FakeHub, serve
-
-
-@pytest.fixture
-def hub(
-    hub_cache: Path, hub_contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FakeHub]:
-    """Run a server that has karpathy/tinyllamas."""
-    pytest.importorskip("huggingface_hub", reason="needs llama2py[hub]")
-    # Its handler writes to the standard error of the test that imported it.
-    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [logging.NullHandler()])
-    hub = FakeHub({TINYLLAMAS: dict(hub_contents)})
-    with serve(hub) as url:
-        monkeypatch.setenv("HF_ENDPOINT", url)
-        yield hub
-
-
-def test_a_download_gets_the_model_and_its_vocabulary(
-    hub: FakeHub, hub_cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["download", "stories260K"]) == 0
-    out = capsys.readouterr().out
-    path = Path(out.removesuffix("\n"))
-    assert path.is_relative_to(hub_cache)
-    assert path.read_bytes() == hub.repos[TINYLLAMAS]["stories260K/stories260K.bin"]
-    assert sorted(hub.fetched()) == [
-        ("stories260K/stories260K.bin", ""),
-        ("stories260K/tok512.bin", ""),
-    ]
-    assert find_model("stories260K") == path
-    with llama2py.load("stories260K") as model:
-        assert model.tokenizer.decode([400]) == "#400"  # its own vocabulary
+from tests.support.fake_hub import TINYLLAMAS, FakeHub
 
 
 def test_a_second_download_fetches_nothing(hub: FakeHub) -> None:
@@ -287,33 +255,6 @@ def test_other_commands_do_not_import_huggingface_hub(hub: FakeHub) -> None:
             env=os.environ | {"PYTHONPATH": root},
         )  # fmt: skip
         assert done.stdout == (output or f"{find_model(f'{TINYLLAMAS}:README.md')}\n")
-
-
-def test_a_warning_of_huggingface_hub_is_shown_once(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """By its own handler, and not also by ours."""
-    import huggingface_hub
-
-    real = huggingface_hub.hf_hub_download
-
-    def warning(*args: Any, **kwargs: Any) -> str:
-        logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s")
-        return str(real(*args, **kwargs))
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", warning)
-    before = logging.getLogger("huggingface_hub").propagate
-    assert main(["download", "stories15M"]) == 0
-    assert "Retrying" not in caplog.text
-    assert logging.getLogger("huggingface_hub").propagate == before
-
-
-def test_a_name_in_an_error_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """It may come from the hub or from a file."""
-    assert main(["info", "\x1b[2Jno\nsuch.bin"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("llama2py: ?[2Jno such.bin: no such file")
-    assert error.count("\n") == 1
 
 
 # ---- resuming ----

@@ -36,7 +36,7 @@ from llama2py.engine.isa import isa_names
 from llama2py.engine.memory import packed_bytes
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
-from tests.checkpoint.test_gguf_blocks import random_rows, reference, same_bits
+from tests.checkpoint.gguf.test_blocks import random_rows, reference, same_bits
 from tests.support.gguf_mixtures import (
     CONFIG,
     F32,
