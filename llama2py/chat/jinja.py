@@ -4,9 +4,9 @@ A template comes from a file that anyone may have written. It sees plain data (d
 numbers), can reach nothing else, and can only make text. jinja2's immutable sandbox keeps it from
 everything outside; this module bounds what it may compute:
 
-- Every loop, macro, call, filter and operator costs steps, in proportion to the text that it makes.
-- No text, list or number grows beyond a limit. Where one call could exceed it (``"a" * 10**9``), the
-  size is computed first.
+- Every loop, macro, call, filter and operator costs steps, in proportion to the text it makes.
+- No text, list or number grows beyond a limit. Where one call could exceed it (``"a" * 10**9``),
+  the size is computed first.
 - Filters and methods whose time is not linear in their arguments do not exist here.
 - A deadline ends whatever is left.
 
@@ -55,10 +55,14 @@ _FILTERS = (
 )
 _METHODS: Mapping[type, frozenset[str]] = {
     str: frozenset(
-        "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal"
-        " isdigit isidentifier islower isnumeric isspace istitle isupper join lower lstrip"
-        " partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split"
-        " splitlines startswith strip swapcase title upper center ljust rjust zfill".split()
+        re.findall(
+            r"\w+",
+            "capitalize casefold center count endswith find format index isalnum isalpha isascii"
+            " isdecimal isdigit isidentifier islower isnumeric isspace istitle isupper join ljust"
+            " lower lstrip partition removeprefix removesuffix replace rfind rindex rjust"
+            " rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
+            " zfill",
+        )
     ),
     list: frozenset(("copy", "count", "index")),
     tuple: frozenset(("count", "index")),
@@ -262,9 +266,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             self._check_format(left, right if isinstance(right, tuple) else (right,))
         return budget.checked(super().call_binop(context, operator, left, right))
 
-    def call(  # type: ignore[override]  # jinja2 names its parameters differently
-        self, context: Context, function: Any, /, *args: Any, **kwargs: Any
-    ) -> Any:
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.budget.step()
         if type(function) is BuiltinFunctionType:
             self._check_method(function, args)
@@ -422,7 +424,7 @@ class _Instrument(NodeTransformer):
         return nodes.Const(node.data, lineno=node.lineno)  # passes through `_finalize`
 
 
-def _call(node: nodes.Node, method: str, *args: nodes.Expr) -> nodes.Call:
+def _call(node: nodes.Node, method: str, *args: Any) -> nodes.Call:
     """Return the call of a method of the environment, which no template can name itself."""
     line = node.lineno
     function = nodes.EnvironmentAttribute(method, lineno=line)

@@ -50,15 +50,15 @@ class SpecialTexts:
         The texts of these tokens.
     known : collection of str
         The texts of all special tokens.
-    adds_bos : bool
-        Whether a form begins a dialogue with BOS.
+    adds_bos : bool or None
+        Whether a form begins a dialogue with BOS, as far as the metadata says so.
     """
 
     bos: str
     eos: str
     unk: str = ""
     known: Collection[str] = ()
-    adds_bos: bool = True
+    adds_bos: bool | None = None
 
 
 AnyMessage = Mapping[str, Any]
@@ -181,16 +181,17 @@ def _spaced(answer: str) -> str:
 
 def _render_form(
     form: _Form,
-    begins_with_bos: bool,
+    bos: Literal["turn", "dialogue", "metadata"],
     dialogue: Sequence[AnyMessage],
     begin: bool,
     texts: SpecialTexts,
     variables: Mapping[str, Any],
 ) -> str:
     text = "".join(form(dialogue, begin and not _ends_with_answer(dialogue), texts))
-    if begins_with_bos and texts.adds_bos and not text.startswith(texts.bos):
-        return texts.bos + text
-    return text
+    adds_bos = bos == "dialogue" if texts.adds_bos is None else texts.adds_bos
+    if bos == "turn" or not adds_bos or text.startswith(texts.bos):
+        return text
+    return texts.bos + text
 
 
 def _ends_with_answer(dialogue: Sequence[AnyMessage]) -> bool:
@@ -202,21 +203,29 @@ def _made(
     form: _Form,
     end: str | None,
     markers: tuple[str, ...],
-    begins_with_bos: bool = True,
+    bos: Literal["turn", "dialogue", "metadata"] = "dialogue",
     stop: tuple[str, ...] = (),
     first_everywhere: bool = False,
 ) -> Template:
-    render = partial(_render_form, form, begins_with_bos)
+    """Return the template of a form.
+
+    Parameters
+    ----------
+    bos : {'turn', 'dialogue', 'metadata'}
+        Where BOS goes: before each turn, which the form writes; before the dialogue, unless the
+        metadata says otherwise; before the dialogue if the metadata says so.
+    """
+    render = partial(_render_form, form, bos)
     return Template(name, render, True, end, markers, stop, first_everywhere)
 
 
 _FORMS = (
     _made(
         "llama2",
-        _llama2,  # writes BOS before each turn
+        _llama2,
         "",
         ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
-        begins_with_bos=False,
+        "turn",
         first_everywhere=True,
     ),
     _made("mistral", _mistral, "", ("[INST]", "[/INST]"), first_everywhere=True),
@@ -226,7 +235,7 @@ _FORMS = (
         "<|eot_id|>",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"),
     ),
-    _made("chatml", _chatml, "<|im_end|>", ("<|im_start|>", "<|im_end|>")),
+    _made("chatml", _chatml, "<|im_end|>", ("<|im_start|>", "<|im_end|>"), "metadata"),
     _made("zephyr", _zephyr, "", ("<|system|>", "<|user|>", "<|assistant|>", "</s>")),
     _made("plain", _plain, None, ("\nUser:", "\nAssistant:"), stop=("\nUser:",)),
 )
@@ -509,9 +518,7 @@ def _dialogue(messages: Iterable[AnyMessage]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             kind = type(message).__name__
-            raise PromptError(
-                f'message {number} is {kind}, expected {{"role": .., "content": ..}}'
-            )
+            raise PromptError(f'message {number} is {kind}, expected {{"role": .., "content": ..}}')
         plain = {
             str(key): plain_data(f"{key!s} of message {number}", value)
             for key, value in message.items()

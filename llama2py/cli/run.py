@@ -8,15 +8,12 @@ import shlex
 import sys
 from typing import Any
 
-from .._util import counted
-from ..chat.dialogue import Chat
 from ..chat.templates import TEMPLATES
 from ..errors import PromptError
-from ..generation.job import Timings
 from ..generation.sampling import random_seed
-from ..generation.stream import Stream
 from ..model import Model
 from . import INTERRUPTED, USAGE, options
+from .chat_mode import chat, report, say, write
 from .loading import load_model, looks_like_model
 from .options import Subparsers, sampling_number
 
@@ -29,10 +26,13 @@ _FREQUENCY = "subtracted from a token's logit each time the token is generated (
 _PRESENCE = "subtracted from the logits of tokens that were generated (default 0)"
 _STOP = "end the text before TEXT; repeatable"
 _SEED = "the same seed gives the same story; 0: a random seed (default 0)"
-_STEPS = "number of tokens, including the prompt; 0: as many as the context holds (default 256)"
+_STEPS = (
+    "number of tokens, including the prompt; 0: as many as the context holds (default 256)."
+    " In chat: the tokens of each answer (default 0)"
+)
 _PROMPT = "the beginning of the story, or the first message in chat; -: read it from standard input"
 _MODE = "chat needs a model that was trained on dialogues (default generate)"
-_TEMPLATE = "the format of turns in chat (default: from the model's metadata, or llama2)"
+_TEMPLATE = "the format of turns in chat (default: the model's own template, or llama2)"
 # The options of `SamplingParams` that have a flag of the same name.
 _SAMPLING = ("top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("-t", "--temperature", type=temperature, default=1.0, metavar="T", help=_TEMPERATURE)
     add("-p", "--top-p", type=top_p, default=0.9, metavar="P", help=_TOP_P)
     add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_SEED)
-    add("-n", "--steps", type=options.natural_number, default=256, metavar="N", help=_STEPS)
+    add("-n", "--steps", type=options.natural_number, metavar="N", help=_STEPS)
     add("-i", "--prompt", metavar="TEXT", help=_PROMPT)
     add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_MODE)
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt in chat")
@@ -75,15 +75,16 @@ def run(args: argparse.Namespace) -> int:
     name = args.checkpoint
     if name is not None and not looks_like_model(name) and not os.path.lexists(name):
         text = shlex.quote(name)
-        _say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
+        say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
         return USAGE
     prompt = _prompt(args.prompt)
     with load_model(args) as model:
         context = model.config.seq_len
-        args.steps = min(args.steps or context, context)
         args.seed = args.seed or random_seed()
         if args.mode == "chat":
-            return _chat(model, args, prompt)
+            options = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
+            return chat(model, args, prompt, options | _sampling(args))
+        args.steps = min(256 if args.steps is None else args.steps or context, context)
         return _generate(model, args, prompt or "")
 
 
@@ -100,73 +101,17 @@ def _generate(model: Model, args: argparse.Namespace, prompt: str) -> int:
     stream = model.stream(prompt_tokens, max_tokens, *how, **_sampling(args))
     code = 0
     try:
-        _write(model.tokenizer.decode(prompt_tokens[: args.steps + 1]))
+        write(model.tokenizer.decode(prompt_tokens[: args.steps + 1]))
         if max_tokens:
             for piece in stream:
-                _write(piece)
+                write(piece)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:
         stream.close()
-    _write("\n")
-    _report(stream.timings, args.seed)
+    write("\n")
+    report(stream.timings, args.seed)
     return code
-
-
-def _chat(model: Model, args: argparse.Namespace, first: str | None) -> int:
-    """Read turns and print answers until the input or the room ends."""
-    how = args.temperature, args.top_p, args.seed, args.steps, args.template
-    answer: Stream | None = None
-    code = 0
-    with Chat(model, None, *how, **_sampling(args)) as chat:
-        try:
-            system = args.system_prompt
-            if system is None:
-                system = _ask_system_prompt(first)
-            chat.system = system
-            if first is not None:
-                answer = _answer(chat, first)
-            while chat.room:
-                user = _ask("User: ")
-                try:
-                    answer = _answer(chat, user)
-                except PromptError as error:  # the user may try another message
-                    _say(f"llama2py: {error}")
-            _say("llama2py: the dialogue has used up its tokens (-n, or the model's context)")
-        except EOFError:
-            _write("\n")
-        except KeyboardInterrupt:
-            _write("\n")
-            code = INTERRUPTED
-    if answer is not None:
-        _report(answer.timings, answer.seed)
-    return code
-
-
-def _ask_system_prompt(first: str | None) -> str | None:
-    """Read the system prompt; an empty line chooses the template's default.
-
-    At the end of the input, so does a chat whose first message came from the command line.
-    """
-    try:
-        return _ask("Enter system prompt (optional): ") or None
-    except EOFError:
-        if first is None:
-            raise
-        _write("\n")
-        return None
-
-
-def _answer(chat: Chat, user: str) -> Stream:
-    """Print the answer to a message."""
-    answer = chat.say(user)
-    _write("Assistant: ")
-    lead = " "  # the space before the first word
-    for piece in answer:
-        _write(piece.removeprefix(lead))
-        lead = ""
-    _write("\n")
-    return answer
 
 
 def _prompt(text: str | None) -> str | None:
@@ -184,32 +129,3 @@ def _prompt(text: str | None) -> str | None:
         ) from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n")
-
-
-def _ask(question: str) -> str:
-    """Read a line from standard input; EOFError at its end."""
-    _write(question)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removeprefix("\ufeff").removesuffix("\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()  # the user reads while the model writes
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _report(timings: Timings, seed: int) -> None:
-    if timings.tokens_per_second:
-        _say(f"achieved tok/s: {timings.tokens_per_second:f}")
-    if timings.generated_tokens:
-        _say(
-            f"prompt tok/s: {timings.prompt_tokens_per_second:.1f}"
-            f" ({counted(timings.prompt_tokens, 'token')}), first token after"
-            f" {timings.first_token_seconds * 1000:.1f} ms, seed {seed}"
-        )

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypedDict, cast, get_args
 from ..config import ModelConfig
 from ..engine.backend import Backend
 from ..engine.parameters import one_of, real_number, shown, token_ids, whole_number, wrong
+from ..engine.session import Session
 from ..errors import ContextError, ParameterError, PromptError, UnknownOptionError
 from ..tokenizers.tokenizer import Tokenizer
 from .job import Job, Overflow
@@ -20,7 +21,7 @@ from .logits import LogitsProcessor
 from .sampling import Coin, Sampler, SamplingParams
 from .stopping import StopStrings
 
-_STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow"}
+_STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow", "session"}
 # What other libraries call an option.
 _OTHER_NAMES = {
     "batch_size": "max_batch",
@@ -42,7 +43,26 @@ _OTHER_NAMES = {
 }
 
 
-class Options(TypedDict, total=False):
+class TextOptions(TypedDict, total=False):
+    """The options of any text: how its tokens are drawn, and what ends it. See `Options`."""
+
+    top_k: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    banned_tokens: Collection[int]
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
+    stop: str | Iterable[str]
+    stop_tokens: Iterable[int] | None
+    max_time: float | None
+    cancel: threading.Event | None
+    logprobs: int | None
+
+
+class Options(TextOptions, total=False):
     """More options of `Model.generate`, `Model.stream` and the like. The defaults are llama2.c's.
 
     Attributes
@@ -68,23 +88,32 @@ logit_bias, banned_tokens, logits_processor
         ``finish_reason`` 'length'. 'error': raise ContextError. 'shift': forget the oldest tokens
         after the first and keep generating, see `Session.shift`; ``max_tokens`` may then be larger
         than the context. A prompt that does not fit is an error in all three.
+    session : Session
+        Continue after the tokens of this session, and leave it open. The prompt may then be empty.
+        For one prompt only. See `Model.session` and `Model.load_session`.
     """
 
-    top_k: int
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    logit_bias: Mapping[int, float]
-    banned_tokens: Collection[int]
-    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
-    stop: str | Iterable[str]
-    stop_tokens: Iterable[int] | None
-    max_time: float | None
-    cancel: threading.Event | None
-    logprobs: int | None
     overflow: Overflow
+    session: Session
+
+
+class GenerateOptions(Options, total=False):
+    """The options of `Model.agenerate`: all parameters of `Model.generate` but the prompt."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | Sequence[int] | None
+    max_batch: int
+
+
+class ChatOptions(TextOptions, total=False):
+    """The options of an answer: those of `Options`, and the first ones of `Model.generate`."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
 
 
 class Generator(Protocol):
@@ -111,6 +140,7 @@ class JobMaker:
     cancel: threading.Event | None
     top_logprobs: int | None
     overflow: Overflow
+    session: Session | None = None
 
     def job(self, prompt: str | Sequence[int], seed: int | None) -> Job:
         """Return the job for one prompt.
@@ -122,7 +152,9 @@ class JobMaker:
         ParameterError
             If the seed is wrong.
         """
-        backend = self.model.backend
+        backend, reused = self.model.backend, 0
+        if self.session is not None:
+            prompt, reused = continuation(self.session, prompt, self.model.tokenizer)
         return Job(
             prompt_tokens(prompt, self.model.tokenizer, backend.config),
             Sampler(backend, self.params, seed),
@@ -133,12 +165,15 @@ class JobMaker:
             cancel=self.cancel,
             top_logprobs=self.top_logprobs,
             overflow=self.overflow,
+            reused=reused,
         )
 
     def jobs(
         self, prompts: Iterable[str | Sequence[int]], seeds: Iterable[int | None]
     ) -> Iterator[Job]:
         """Yield a job for each prompt. An error says which prompt it concerns, counted from 0."""
+        if self.session is not None:
+            raise ParameterError("a session continues one prompt, and there is a list of prompts")
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=False)):
             try:
                 job = self.job(prompt, seed)
@@ -178,6 +213,12 @@ def check_options(
     stop_tokens = options.get("stop_tokens")
     overflow = options.get("overflow", "stop")
     one_of("overflow", overflow, get_args(Overflow))
+    session = options.get("session")
+    if session is not None:
+        if not isinstance(session, Session):
+            raise wrong("session", session, "a Session")
+        if session.config is not model.backend.config:
+            raise ParameterError("the session belongs to another model")
     return JobMaker(
         model,
         params,
@@ -190,6 +231,7 @@ def check_options(
         cancel=cancel,
         top_logprobs=logprobs,
         overflow=overflow,
+        session=session,
     )
 
 
@@ -235,6 +277,21 @@ def prompt_tokens(
             f" the model's context of {config.seq_len}"
         )
     return tokens
+
+
+def continuation(
+    session: Session, prompt: str | Sequence[int], tokenizer: Tokenizer
+) -> tuple[list[int], int]:
+    """Return the tokens of a session and of a prompt after them, and how many are run already.
+
+    The last token is always left to run, for its logits.
+    """
+    before = session.tokens
+    if isinstance(prompt, str):
+        more = tokenizer.encode(prompt, bos=not before) if prompt or not before else []
+    else:
+        more = token_ids("the prompt", prompt, PromptError)
+    return [*before, *more], min(len(before), max(0, len(before) + len(more) - 1))
 
 
 def text_tokens(text: str | Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
