@@ -307,8 +307,20 @@ _CHATML = re.compile(
     r" \+ '<\|im_end\|>' \+ '\n'\}\}\{% endfor %\}"
     r"\{% if add_generation_prompt %\}\{\{ '<\|im_start\|>assistant\n' \}\}\{% endif %\}"
 )
-# The SHA-256 of a normalized program.
-KNOWN: dict[str, _Form] = {}
+# By the SHA-256 of the normalized program.
+KNOWN: dict[str, _Form] = {
+    # Llama 3's, in its later and its first version
+    "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122": partial(
+        _known_llama3, False
+    ),
+    "b48c47f6443892716176eb200bf4ef108f64e06ca26ed0fa8ebc0a4b3992fcb2": partial(
+        _known_llama3, True
+    ),
+    # Mistral 7B's until v0.2
+    "26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7": _known_mistral,
+    # Zephyr's and TinyLlama's
+    "66291cf0045c2425a3a667cf3cbb7af2b11f09e025c02f97245323ab79119362": _known_zephyr,
+}
 
 
 def normalized(jinja: str) -> str:
