@@ -24,9 +24,9 @@ void find_chunks(Forward *f) {
     }
 }
 
-/* Rotate the pairs of one head, x (head_dim,), by a token's angles, rope (head_dim / 2, 2). */
-static void rotate(float *restrict x, const float *restrict rope, int head_dim) {
-    for (int i = 0; i < head_dim; i += 2) {
+/* Rotate the first n / 2 pairs of one head, x (head_dim,), by a token's angles, rope (n / 2, 2). */
+static void rotate(float *restrict x, const float *restrict rope, int n) {
+    for (int i = 0; i < n; i += 2) {
         const float a = x[i], b = x[i + 1];
         x[i] = a * rope[i] - b * rope[i + 1];
         x[i + 1] = a * rope[i + 1] + b * rope[i];
@@ -50,13 +50,15 @@ static void store_kv(const Forward *f, int layer, int i, int kv_head) {
     const int head_dim = c->head_dim, group = c->n_heads / c->n_kv_heads, position = f->positions[i];
     const size_t q_rows = (size_t)round_up(c->n_heads * head_dim, LANES);
     const size_t kv_rows = (size_t)round_up(c->n_kv_heads * head_dim, LANES);
+    const float *freqs = f->model->layers[layer].rope_freqs;
     float *q = f->qkv + (size_t)i * (size_t)f->model->layers[layer].qkv.rows;
     float *k = q + q_rows + (size_t)(kv_head * head_dim);
     const float *v = q + q_rows + kv_rows + (size_t)(kv_head * head_dim);
-    const float *rope = f->rope + (size_t)i * (size_t)head_dim;
+    const float *rope = (freqs == f->model->rope_freqs ? f->rope : f->window_rope) + (size_t)i * (size_t)c->rotary_dim;
 
-    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) rotate(q + (size_t)(h * head_dim), rope, head_dim);
-    rotate(k, rope, head_dim);
+    for (int h = kv_head * group; h < (kv_head + 1) * group && freqs; h++)
+        rotate(q + (size_t)(h * head_dim), rope, c->rotary_dim);
+    if (freqs) rotate(k, rope, c->rotary_dim);
 
     const size_t head = (size_t)layer * (size_t)c->n_kv_heads + (size_t)kv_head;
     const size_t key = (size_t)(position / LANES) * (size_t)head_dim * LANES + (size_t)(position % LANES);
@@ -83,41 +85,68 @@ typedef struct {
     size_t ld_out;
 } Queries;
 
+/* The first position that a window of the token at `position` shows */
+static int first_seen(const Layer *layer, int position) {
+    return position < layer->window ? 0 : position - layer->window + 1;
+}
+
+/* The values of positions [from, to), of those from 0 on */
+static Blocks values_of(Blocks values, int from, int to) {
+    values.data += (size_t)from * LANES * bytes_of(values.type);
+    values.cols = to - from;
+    return values;
+}
+
 static void attend(const Forward *f, const Queries *all, int thread) {
     const FloatKernels *kernels = f->model->floats;
     const l2p_session *s = all->session;
+    const Layer *layer = &f->model->layers[all->layer];
     const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
     const int n = all->n, last = all->last, step = all->step;
+    const int first = first_seen(layer, last), base = first / LANES * LANES; /* of the scores: whole blocks */
+    const float scale = f->model->config.attention_scale, divisor = scale != 0.0f ? 1.0f / scale : sqrtf((float)head_dim);
     const size_t head = (size_t)all->layer * (size_t)f->model->config.n_kv_heads + (size_t)all->kv_head;
     const size_t column = LANES * bytes_of(f->model->config.cache_type), ld = (size_t)f->max_scores;
     float *scores = f->scores + (size_t)thread * f->scores_stride;       /* (heads * n, max_scores) */
     float *head_out = f->head_out + (size_t)thread * f->head_out_stride; /* (n, padded_dim) */
     float *sums = f->sums + (size_t)thread * f->sums_stride;             /* (heads * n,) */
 
-    /* Scores of all positions that the last query sees; an earlier query ignores those after its own. */
+    /* Scores of all positions from `base` on that any query sees; an earlier query ignores those after its own, and a
+     * window hides those before it. */
     Blocks keys = {.type = f->model->config.cache_type,
-                   .data = s->keys + head * s->key_stride,
+                   .data = s->keys + head * s->key_stride + (size_t)(base / LANES) * (size_t)head_dim * column,
                    .block_stride = (size_t)head_dim * column,
-                   .blocks = (last + (n - 1) * step) / LANES + 1,
+                   .blocks = (last + (n - 1) * step - base) / LANES + 1,
                    .cols = head_dim};
     for (int h = 0; h < all->heads; h++, keys.data += s->key_stride)
         kernels->matmul_bare(&keys, all->q + (size_t)(h * n) * all->ld_q, all->ld_q, n, scores + (size_t)(h * n) * ld,
                              ld, MATMUL_STORE);
-    kernels->weigh(scores, ld, all->heads * n, last + 1, step, sqrtf((float)head_dim), sums);
-    /* Weighted values: first the positions that all queries see, together; then those that only some see. */
+    for (int row = 0; row < all->heads * n; row++)
+        for (int i = base, from = first_seen(layer, last + row * step); i < from; i++)
+            scores[(size_t)row * ld + (size_t)(i - base)] = -INFINITY; /* whose weight is 0 */
+    kernels->weigh(scores, ld, all->heads * n, last + 1 - base, step, divisor, sums);
+    /* Weighted values, in the order of the positions: those that only earlier queries still see; those that all queries
+     * see, together; those that only later queries see. */
+    const int from_all = first_seen(layer, last + (n - 1) * step), common = from_all < last + 1 ? from_all : last + 1;
     Blocks values = {.type = keys.type,
                      .data = s->values + head * s->value_stride,
                      .block_stride = (size_t)s->seq_len * column,
-                     .blocks = padded_dim / LANES,
-                     .cols = last + 1};
+                     .blocks = padded_dim / LANES};
     float *out = all->out;
     for (int h = 0; h < all->heads; h++, values.data += s->value_stride, scores += (size_t)n * ld, sums += n) {
-        kernels->matmul_bare(&values, scores, ld, n, head_out, (size_t)padded_dim, MATMUL_STORE);
+        for (int j = 0; j < n && common > first; j++) {
+            const int from = first_seen(layer, last + j * step);
+            const Blocks before = values_of(values, from < common ? from : common, common);
+            kernels->matmul_bare(&before, scores + (size_t)j * ld + common - before.cols - base, ld, 1,
+                                 head_out + (size_t)(j * padded_dim), (size_t)padded_dim, MATMUL_STORE);
+        }
+        const Blocks together = values_of(values, common, last + 1);
+        kernels->matmul_bare(&together, scores + common - base, ld, n, head_out, (size_t)padded_dim,
+                             common > first ? MATMUL_CONTINUE : MATMUL_STORE);
         for (int j = 1; j < n && step > 0; j++) {
-            Blocks beyond = values;
-            beyond.data += (size_t)(last + 1) * column;
-            beyond.cols = j * step;
-            kernels->matmul_bare(&beyond, scores + (size_t)j * ld + last + 1, ld, 1,
+            const int from = first_seen(layer, last + j * step), after = from > last + 1 ? from : last + 1;
+            const Blocks beyond = values_of(values, after, last + j * step + 1);
+            kernels->matmul_bare(&beyond, scores + (size_t)j * ld + after - base, ld, 1,
                                  head_out + (size_t)(j * padded_dim), (size_t)padded_dim, MATMUL_CONTINUE);
         }
         for (int j = 0; j < n; j++, out += all->ld_out) {

@@ -55,6 +55,14 @@ typedef struct {
     Matrix wo;                  /* (dim, n_heads * head_dim) */
     Matrix w13;                 /* blocks of w1 and of w3 in turn */
     Matrix w2;                  /* (dim, hidden_dim) */
+
+    /* Of the optional steps; NULL: without this step */
+    float *qkv_bias, *w13_bias;      /* in the order of the matrices' rows */
+    float *wo_bias, *w2_bias;        /* (dim,) */
+    float *q_norm, *k_norm;          /* of one head or of all */
+    float *att_post_norm, *ffn_post_norm; /* (dim,) */
+    int window;                      /* positions that a token sees, its own included; INT32_MAX: all */
+    const float *rope_freqs;         /* l2p_model.rope_freqs, window_rope_freqs, or NULL: not rotated */
 } Layer;
 
 struct Kernels; /* kernels.h */
@@ -67,8 +75,9 @@ struct l2p_model {
     unsigned char *arena;              /* everything packed, on huge pages if the system has them */
     size_t arena_bytes, packed_bytes;  /* in whole huge pages; as used */
     Matrix embedding, classifier;
-    float *final_norm; /* (dim,) */
-    float *rope_freqs; /* (head_dim / 2,) radians per position */
+    float *final_norm;        /* (dim,), times logit_scale */
+    float *rope_freqs;        /* (rotary_dim / 2,) radians per position */
+    float *window_rope_freqs; /* the same, of layers with a window; NULL: as in the other layers */
     Layer *layers;     /* (n_layers,) */
 };
 

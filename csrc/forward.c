@@ -48,6 +48,12 @@ static void *take(Space *space, size_t count, size_t width, size_t bytes) {
     return memory;
 }
 
+/* Are products added to the residual stream as they are? */
+static int adds_directly(const l2p_model *model) {
+    return !(model->config.steps & (L2P_OUTPUT_BIAS | L2P_MLP_BIAS | L2P_POST_NORM)) &&
+           model->config.residual_scale == 1.0f;
+}
+
 static int max_int(int a, int b) { return a > b ? a : b; }
 
 /* Set the pointers of a pass on n_threads threads (PLACE), or compute how much memory it needs (MEASURE). Returns the
@@ -74,7 +80,9 @@ static size_t lay_out_workspace(Forward *f, int n_threads, int place) {
     f->att = take(&space, n, q_dim, word);
     f->gate_up = take(&space, n, (size_t)layer->w13.rows, word);
     f->hidden = take(&space, n, (size_t)(layer->w13.rows / 2), word);
-    f->rope = take(&space, n, (size_t)c->head_dim, word);
+    f->rope = take(&space, n, (size_t)c->rotary_dim, word);
+    f->window_rope = take(&space, f->model->window_rope_freqs ? n : 0, (size_t)c->rotary_dim, word);
+    f->branch = take(&space, adds_directly(f->model) ? 0 : most, dim, word);
     f->chunks = take(&space, n, 1, sizeof(Chunk));
     const size_t last = leaves_some(f) ? rows : 0;
     f->last_chunks = take(&space, last, 1, sizeof(Chunk));
@@ -157,15 +165,28 @@ static void embed(const l2p_model *model, int token, float *out) {
     }
 }
 
-/* cos and sin of position * frequency, out (head_dim / 2, 2) */
-static void rope_angles(const l2p_model *model, int position, float *out) {
+/* cos and sin of position * frequency, times `scale`: freqs (rotary_dim / 2,), out (rotary_dim / 2, 2) */
+static void rope_angles(const l2p_model *model, const float *freqs, int position, float scale, float *out) {
     const int exact = model->floats->numerics == EXACT;
-    for (int i = 0; i < model->config.head_dim / 2; i++) {
-        const float angle = (float)position * model->rope_freqs[i];
+    for (int i = 0; i < model->config.rotary_dim / 2; i++) {
+        const float angle = (float)position * freqs[i];
         /* libm's float functions match llama2.c; its double functions, rounded, give the same bits everywhere. */
-        out[2 * i] = exact ? cosf(angle) : (float)cos((double)angle);
-        out[2 * i + 1] = exact ? sinf(angle) : (float)sin((double)angle);
+        out[2 * i] = (exact ? cosf(angle) : (float)cos((double)angle)) * scale;
+        out[2 * i + 1] = (exact ? sinf(angle) : (float)sin((double)angle)) * scale;
     }
+}
+
+/* A token's embedding, x (dim,), and the angles of its position */
+static void start_token(const Forward *f, int i) {
+    const l2p_model *model = f->model;
+    const l2p_config *c = &model->config;
+    float *x = f->x + (size_t)i * (size_t)c->dim;
+    const size_t at = (size_t)i * (size_t)c->rotary_dim;
+    embed(model, f->tokens[i], x);
+    for (int k = 0; k < c->dim && c->embedding_scale != 1.0f; k++) x[k] *= c->embedding_scale;
+    rope_angles(model, model->rope_freqs, f->positions[i], c->rope_scale, f->rope + at);
+    if (model->window_rope_freqs)
+        rope_angles(model, model->window_rope_freqs, f->positions[i], 1.0f, f->window_rope + at);
 }
 
 /* The input of a product with w: n rows x[rows[i]] (or x[i]), normalized if there is a norm, quantized if w is. */
@@ -209,7 +230,73 @@ static void multiply(const Forward *f, const Matrix *w, const Vectors *v, int n,
     f->model->kernels->matmul(w, begin, end, v, n, out, ld_out, mode);
 }
 
-/* ---- the transformer ---- */
+/* ---- optional steps ---- */
+
+/* x = rmsnorm(x) of each of `rows` consecutive vectors (n,), in place */
+static void norm_in_place(const Forward *f, float *x, int rows, int n, const float *weight) {
+    for (int first = 0; first < rows; first += ROWS, x += ROWS * n) {
+        const int some = rows - first < ROWS ? rows - first : ROWS;
+        const float *row[ROWS];
+        for (int i = 0; i < some; i++) row[i] = x + i * n;
+        f->model->floats->rmsnorm(x, row, some, weight, n, f->model->config.norm_eps);
+    }
+}
+
+/* q, k, v += their biases; q, k = rmsnorm(q), rmsnorm(k) */
+static void finish_qkv(const Forward *f, const Layer *layer, int thread, int n_threads) {
+    const l2p_config *c = &f->model->config;
+    const int all = c->steps & L2P_ALL_NORM, rows = layer->qkv.rows, head_dim = c->head_dim;
+    int begin, end;
+    if (!layer->qkv_bias && !layer->q_norm) return;
+    threads_share(f->n, 1, thread, n_threads, &begin, &end);
+    for (int i = begin; i < end; i++) {
+        float *q = f->qkv + (size_t)i * (size_t)rows, *k = q + round_up(c->n_heads * head_dim, LANES);
+        for (int r = 0; r < rows && layer->qkv_bias; r++) q[r] += layer->qkv_bias[r];
+        if (!layer->q_norm) continue;
+        norm_in_place(f, q, all ? 1 : c->n_heads, all ? c->n_heads * head_dim : head_dim, layer->q_norm);
+        norm_in_place(f, k, all ? 1 : c->n_kv_heads, all ? c->n_kv_heads * head_dim : head_dim, layer->k_norm);
+    }
+    threads_barrier(n_threads);
+}
+
+/* x += w v; or, with these steps, x += residual_scale * rmsnorm(w v + bias) */
+static void add_product(const Forward *f, const Matrix *w, const Vectors *v, int n, float *x, const float *bias,
+                        const float *norm, int thread, int n_threads) {
+    const l2p_config *c = &f->model->config;
+    const size_t dim = (size_t)c->dim;
+    int begin, end;
+    if (adds_directly(f->model)) {
+        multiply(f, w, v, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
+        threads_barrier(n_threads);
+        return;
+    }
+    multiply(f, w, v, n, f->branch, dim, MATMUL_STORE, 1, thread, n_threads);
+    threads_barrier(n_threads);
+    threads_share(n, 1, thread, n_threads, &begin, &end);
+    for (int i = begin; i < end; i++) {
+        float *y = f->branch + (size_t)i * dim, *to = x + (size_t)i * dim;
+        for (int k = 0; k < c->dim && bias; k++) y[k] += bias[k];
+        if (norm) norm_in_place(f, y, 1, c->dim, norm);
+        for (int k = 0; k < c->dim; k++) to[k] += y[k] * c->residual_scale;
+    }
+    threads_barrier(n_threads);
+}
+
+/* hidden = silu(gate) * up, or gelu(gate) * up, of the blocks [begin, end) of w13; first gate, up += their biases */
+static void gate(const Forward *f, const Layer *layer, int n, int begin, int end) {
+    const FloatKernels *floats = f->model->floats;
+    const size_t rows = (size_t)layer->w13.rows;
+    for (int i = 0; i < n; i++) {
+        float *gate_up = f->gate_up + (size_t)i * rows, *out = f->hidden + (size_t)i * rows / 2 + begin / 2 * LANES;
+        for (int r = begin * LANES; r < end * LANES && layer->w13_bias; r++) gate_up[r] += layer->w13_bias[r];
+        if (f->model->config.steps & L2P_GELU)
+            floats->geglu(out, gate_up + begin * LANES, (end - begin) / 2);
+        else
+            floats->swiglu(out, gate_up + begin * LANES, (end - begin) / 2);
+    }
+}
+
+/* ---- the transformer; the steps that a LLaMA lacks are in the functions above ---- */
 
 static void forward_share(void *context, int thread, int n_threads) {
     Forward *f = context;
@@ -221,10 +308,7 @@ static void forward_share(void *context, int thread, int n_threads) {
     Vectors in;
 
     threads_share(n, 1, thread, n_threads, &begin, &end);
-    for (int i = begin; i < end; i++) {
-        embed(model, f->tokens[i], f->x + (size_t)i * dim);
-        rope_angles(model, f->positions[i], f->rope + (size_t)i * (size_t)c->head_dim);
-    }
+    for (int i = begin; i < end; i++) start_token(f, i);
     threads_barrier(n_threads);
 
     for (int l = 0; l < c->n_layers; l++) {
@@ -237,6 +321,7 @@ static void forward_share(void *context, int thread, int n_threads) {
         multiply(f, &layer->qkv, &in, n, f->qkv, qkv_rows, MATMUL_STORE, 1, thread, n_threads);
         threads_barrier(n_threads);
         if (*f->cancelled) return; /* written only before this barrier, so all threads see the same value */
+        finish_qkv(f, layer, thread, n_threads);
 
         /* x += wo @ attention(rope(q), rope(k), v) */
         if (l == c->n_layers - 1 && leaves_some(f)) { /* from here on, only the rows whose logits are needed */
@@ -250,22 +335,18 @@ static void forward_share(void *context, int thread, int n_threads) {
         if (n == 0) return;
         threads_barrier(n_threads);
         in = stage(f, &layer->wo, f->att, q_dim, n, NULL, NULL, thread, n_threads);
-        multiply(f, &layer->wo, &in, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
-        threads_barrier(n_threads);
+        add_product(f, &layer->wo, &in, n, x, layer->wo_bias, layer->att_post_norm, thread, n_threads);
 
         /* hidden = silu(w1 @ rmsnorm(x)) * (w3 @ rmsnorm(x)); one thread computes a block of w1 and its block of w3 */
         in = stage(f, &layer->w13, x, dim, n, NULL, layer->ffn_norm, thread, n_threads);
         multiply(f, &layer->w13, &in, n, f->gate_up, 2 * hidden_rows, MATMUL_STORE, 2, thread, n_threads);
         threads_share(layer->w13.blocks, 2, thread, n_threads, &begin, &end);
-        for (int i = 0; i < n; i++)
-            model->floats->swiglu(f->hidden + (size_t)i * hidden_rows + begin / 2 * LANES,
-                                  f->gate_up + (size_t)i * 2 * hidden_rows + begin * LANES, (end - begin) / 2);
+        gate(f, layer, n, begin, end);
         threads_barrier(n_threads);
 
         /* x += w2 @ hidden */
         in = stage(f, &layer->w2, f->hidden, hidden_rows, n, NULL, NULL, thread, n_threads);
-        multiply(f, &layer->w2, &in, n, x, dim, MATMUL_ADD, 1, thread, n_threads);
-        threads_barrier(n_threads);
+        add_product(f, &layer->w2, &in, n, x, layer->w2_bias, layer->ffn_post_norm, thread, n_threads);
     }
 
     /* logits = wcls @ rmsnorm(x), for the requested rows */

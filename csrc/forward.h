@@ -46,7 +46,9 @@ typedef struct {
     float *att;                  /* (n, n_heads * head_dim) */
     float *gate_up;              /* (n, w13 rows): blocks of w1 x and w3 x in turn */
     float *hidden;               /* (n, hidden_dim, rounded up) */
-    float *rope;                 /* (n, head_dim / 2, 2) cos and sin of each token's angles */
+    float *rope;                 /* (n, rotary_dim / 2, 2) cos and sin of each token's angles */
+    float *window_rope;          /* the same, if layers with a window have other frequencies */
+    float *branch;               /* (n, dim) what attention or the feed-forward layer adds to x, if it has steps left */
     Chunk *chunks, *last_chunks; /* of all layers but the last; of the last */
     int n_chunks, n_last_chunks;
     float *last_x;  /* (n_rows, dim) rows of x that the last layer continues with, if not all */

@@ -58,6 +58,8 @@ typedef struct FloatKernels {
 
     /* out = silu(gate) * up, with blocks of LANES of gate and of up in turn: gate_up[blocks][2][LANES] */
     void (*swiglu)(float *out, const float *gate_up, int blocks);
+    /* The same with gelu(gate), approximated with tanh */
+    void (*geglu)(float *out, const float *gate_up, int blocks);
 } FloatKernels;
 
 typedef struct Kernels {

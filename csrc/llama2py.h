@@ -8,7 +8,7 @@
 
 /* The version of this header. Increment it with every change to a declaration, here and in
  * llama2py/engine/extension.py: Python refuses an extension that was compiled from another version. */
-enum { L2P_API_VERSION = 3 };
+enum { L2P_API_VERSION = 4 };
 
 /* Error codes of the functions that return int: 0 is success. */
 enum {
@@ -42,7 +42,34 @@ enum {
     L2P_W2,                    /* (dim, hidden_dim), a layer */
     L2P_W3,                    /* (hidden_dim, dim), a layer */
     L2P_RMS_FINAL_WEIGHT,      /* (dim,) */
-    L2P_WCLS                   /* (vocab_size, dim), unless the classifier is the token embedding */
+    L2P_WCLS,                  /* (vocab_size, dim), unless the classifier is the token embedding */
+
+    /* Of the optional steps, float32 vectors of a layer */
+    L2P_RMS_ATT_POST_WEIGHT, /* (dim,) */
+    L2P_RMS_FFN_POST_WEIGHT, /* (dim,) */
+    L2P_RMS_Q_WEIGHT,        /* (head_dim,), or (n_heads * head_dim,) for L2P_ALL_NORM */
+    L2P_RMS_K_WEIGHT,        /* (head_dim,), or (n_kv_heads * head_dim,) for L2P_ALL_NORM */
+    L2P_BQ,                  /* the bias of each matrix: as long as it has rows */
+    L2P_BK,
+    L2P_BV,
+    L2P_BO,
+    L2P_B1,
+    L2P_B2,
+    L2P_B3,
+    L2P_N_TENSORS
+};
+
+/* Optional steps of the forward pass, bits of l2p_config.steps. None of them: a LLaMA. */
+enum {
+    L2P_QKV_BIAS = 1,
+    L2P_OUTPUT_BIAS = 2,
+    L2P_MLP_BIAS = 4,
+    L2P_HEAD_NORM = 8,   /* RMSNorm of each head's queries and keys, before they are rotated */
+    L2P_ALL_NORM = 16,   /* RMSNorm of all heads' queries together, and of all keys; not with L2P_HEAD_NORM */
+    L2P_NO_PRE_NORM = 32, /* no norm before attention and before the feed-forward layer; only with L2P_POST_NORM */
+    L2P_POST_NORM = 64,  /* RMSNorm of what attention and the feed-forward layer return */
+    L2P_GELU = 128,      /* the gate's function is GELU, approximated with tanh, and not SiLU */
+    L2P_ALL_STEPS = 255
 };
 
 typedef struct {
@@ -52,8 +79,20 @@ typedef struct {
     int32_t cache_type;        /* of the sessions' keys and values: L2P_FLOAT32 or L2P_BFLOAT16 */
     int32_t group_size;        /* of int8: values of the flattened tensor that share a scale. 0: the file has no int8 */
     float norm_eps, rope_theta;
-    const float *rope_divisors; /* (head_dim / 2,) divide the rotary frequencies; read by l2p_model_new. NULL: all 1 */
-} l2p_config;
+    const float *rope_divisors; /* (rotary_dim / 2,) divide the rotary frequencies. NULL: all 1 */
+
+    /* Optional steps. Where everything is 0 and NULL, the model is a LLaMA. */
+    int32_t steps;              /* L2P_QKV_BIAS | ... */
+    int32_t rotary_dim;         /* channels of a head that are rotated, the first ones. 0: all */
+    const int32_t *windows;     /* (n_layers,) positions that a token sees, its own included. 0: all. NULL: all 0 */
+    const int32_t *unrotated;   /* (n_layers,) 1: queries and keys are not rotated in this layer. NULL: all 0 */
+    float window_rope_theta;    /* of layers with a window, where nothing divides the frequencies. 0: as elsewhere */
+    float rope_scale;           /* multiplies the rotated channels of queries and keys. 0: 1; as all of these: */
+    float embedding_scale;      /* multiplies the token embedding */
+    float residual_scale;       /* multiplies what is added to the residual stream */
+    float logit_scale;          /* multiplies the logits */
+    float attention_scale;      /* multiplies the products of queries and keys. 0: 1 / sqrt(head_dim) */
+} l2p_config;                   /* l2p_model_new reads the arrays, and keeps none of their addresses */
 
 typedef struct l2p_model l2p_model;     /* packed weights; read-only once filled, shared by threads */
 typedef struct l2p_session l2p_session; /* one conversation's keys and values */

@@ -87,22 +87,35 @@ static void lay_out(const l2p_config *c, Matrix *m, int blocks, int rows, int co
 /* Vectors are padded, so that what follows stands on cache lines. */
 static float *place_vector(Arena *arena, int n) { return place(arena, (size_t)round_up(n, LANES) * sizeof(float)); }
 
+static float *place_if(int wanted, Arena *arena, int n) { return wanted ? place_vector(arena, n) : NULL; }
+
 static void lay_out_layer(const l2p_config *c, Layer *layer, Arena *arena) {
     const int q_blocks = blocks_of(c->n_heads * c->head_dim), kv_blocks = blocks_of(c->n_kv_heads * c->head_dim);
     const int qkv_blocks = q_blocks + 2 * kv_blocks, hidden_blocks = blocks_of(c->hidden_dim);
-    layer->att_norm = place_vector(arena, c->dim);
+    const int per_head = c->steps & L2P_HEAD_NORM, normed = c->steps & (L2P_HEAD_NORM | L2P_ALL_NORM);
+    const int has_norm = !(c->steps & L2P_NO_PRE_NORM), has_post_norm = c->steps & L2P_POST_NORM;
+    layer->att_norm = place_if(has_norm, arena, c->dim);
     lay_out(c, &layer->qkv, qkv_blocks, qkv_blocks * LANES, c->dim, arena);
+    layer->qkv_bias = place_if(c->steps & L2P_QKV_BIAS, arena, qkv_blocks * LANES);
+    layer->q_norm = place_if(normed, arena, c->head_dim * (per_head ? 1 : c->n_heads));
+    layer->k_norm = place_if(normed, arena, c->head_dim * (per_head ? 1 : c->n_kv_heads));
     lay_out(c, &layer->wo, blocks_of(c->dim), c->dim, c->n_heads * c->head_dim, arena);
-    layer->ffn_norm = place_vector(arena, c->dim);
+    layer->wo_bias = place_if(c->steps & L2P_OUTPUT_BIAS, arena, c->dim);
+    layer->att_post_norm = place_if(has_post_norm, arena, c->dim);
+    layer->ffn_norm = place_if(has_norm, arena, c->dim);
     lay_out(c, &layer->w13, 2 * hidden_blocks, 2 * hidden_blocks * LANES, c->dim, arena);
+    layer->w13_bias = place_if(c->steps & L2P_MLP_BIAS, arena, 2 * hidden_blocks * LANES);
     lay_out(c, &layer->w2, blocks_of(c->dim), c->dim, c->hidden_dim, arena);
+    layer->w2_bias = place_if(c->steps & L2P_MLP_BIAS, arena, c->dim);
+    layer->ffn_post_norm = place_if(has_post_norm, arena, c->dim);
 }
 
 /* In the order in which a forward pass reads them. Returns the bytes in all. */
 static size_t lay_out_model(l2p_model *model, unsigned char *memory) {
     const l2p_config *c = &model->config;
     Arena arena = {.arena = memory};
-    model->rope_freqs = place_vector(&arena, c->head_dim / 2);
+    model->rope_freqs = place_vector(&arena, c->rotary_dim / 2);
+    model->window_rope_freqs = place_if(c->window_rope_theta != 0.0f, &arena, c->rotary_dim / 2);
     if (memory) {
         for (int l = 0; l < c->n_layers; l++) lay_out_layer(c, &model->layers[l], &arena);
     } else { /* just count: all layers are alike */
@@ -120,6 +133,20 @@ static size_t lay_out_model(l2p_model *model, unsigned char *memory) {
     return arena.used;
 }
 
+/* How many channels of a head are rotated */
+static int rotary_dim(const l2p_config *c) { return c->rotary_dim ? c->rotary_dim : c->head_dim; }
+
+/* The config with its values instead of the zeros that stand for them */
+static l2p_config filled_in(const l2p_config *config) {
+    l2p_config c = *config;
+    c.rotary_dim = rotary_dim(config);
+    if (c.rope_scale == 0.0f) c.rope_scale = 1.0f;
+    if (c.embedding_scale == 0.0f) c.embedding_scale = 1.0f;
+    if (c.residual_scale == 0.0f) c.residual_scale = 1.0f;
+    if (c.logit_scale == 0.0f) c.logit_scale = 1.0f;
+    return c;
+}
+
 /* Is this a model, and so small that no number of rows overflows an int, and no number of bytes an int64_t? */
 static int is_model(const l2p_config *c) {
     const int64_t most = 1 << 28, most_values = 1LL << 56; /* of 8 bytes at most each, with their scales */
@@ -127,7 +154,12 @@ static int is_model(const l2p_config *c) {
                              c->n_kv_heads, c->head_dim,   c->vocab_size, c->seq_len};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         if (sizes[i] < 1 || sizes[i] > most) return 0;
-    if ((int64_t)c->n_heads * c->head_dim > most || c->n_heads % c->n_kv_heads != 0 || c->head_dim % 2 != 0) return 0;
+    if ((int64_t)c->n_heads * c->head_dim > most || c->n_heads % c->n_kv_heads != 0) return 0;
+    if (rotary_dim(c) < 2 || rotary_dim(c) > c->head_dim || rotary_dim(c) % 2 != 0) return 0;
+    if (c->steps & ~L2P_ALL_STEPS || ((c->steps & L2P_HEAD_NORM) && (c->steps & L2P_ALL_NORM))) return 0;
+    if ((c->steps & L2P_NO_PRE_NORM) && !(c->steps & L2P_POST_NORM)) return 0;
+    for (int l = 0; l < c->n_layers && c->windows; l++)
+        if (c->windows[l] < 0) return 0;
     if (c->weight_type < L2P_FLOAT32 || c->weight_type > L2P_INT4) return 0;
     if (c->cache_type != L2P_FLOAT32 && c->cache_type != L2P_BFLOAT16) return 0;
     if (c->group_size < (c->weight_type == L2P_INT8 ? 1 : 0)) return 0;
@@ -143,20 +175,36 @@ static int is_model(const l2p_config *c) {
 
 int64_t l2p_packed_bytes(const l2p_config *config) {
     if (!config || !is_model(config)) return -1;
-    l2p_model model = {.config = *config};
+    l2p_model model = {.config = filled_in(config)};
     return (int64_t)lay_out_model(&model, NULL);
 }
 
-static void compute_rope_freqs(l2p_model *model) {
-    const l2p_config *c = &model->config;
-    for (int i = 0; i < c->head_dim; i += 2) {
-        const float exponent = (float)i / (float)c->head_dim;
+/* freqs (rotary_dim / 2,) */
+static void compute_rope_freqs(const l2p_model *model, float theta, const float *divisors, float *freqs) {
+    const int n = model->config.rotary_dim;
+    for (int i = 0; i < n; i += 2) {
+        const float exponent = (float)i / (float)n;
         /* libm's float functions give llama2.c's bits; its double ones, rounded, give the same bits everywhere. */
-        const float power = model->floats->numerics == EXACT ? powf(c->rope_theta, exponent)
-                                                             : (float)pow((double)c->rope_theta, (double)exponent);
-        model->rope_freqs[i / 2] = 1.0f / power;
-        if (c->rope_divisors) model->rope_freqs[i / 2] /= c->rope_divisors[i / 2];
+        const float power = model->floats->numerics == EXACT ? powf(theta, exponent)
+                                                             : (float)pow((double)theta, (double)exponent);
+        freqs[i / 2] = 1.0f / power;
+        if (divisors) freqs[i / 2] /= divisors[i / 2];
     }
+}
+
+/* What the config's arrays say about layers and frequencies */
+static void read_arrays(l2p_model *model) {
+    l2p_config *c = &model->config;
+    compute_rope_freqs(model, c->rope_theta, c->rope_divisors, model->rope_freqs);
+    if (model->window_rope_freqs) compute_rope_freqs(model, c->window_rope_theta, NULL, model->window_rope_freqs);
+    for (int l = 0; l < c->n_layers; l++) {
+        const int window = c->windows ? c->windows[l] : 0;
+        model->layers[l].window = window ? window : INT32_MAX;
+        model->layers[l].rope_freqs = window && model->window_rope_freqs ? model->window_rope_freqs : model->rope_freqs;
+        if (c->unrotated && c->unrotated[l]) model->layers[l].rope_freqs = NULL;
+    }
+    c->rope_divisors = NULL; /* the caller's */
+    c->windows = c->unrotated = NULL;
 }
 
 int l2p_model_new(const l2p_config *config, int isa, l2p_model **out) {
@@ -167,7 +215,7 @@ int l2p_model_new(const l2p_config *config, int isa, l2p_model **out) {
     if (!kernels) return L2P_UNSUPPORTED;
     l2p_model *model = calloc(1, sizeof *model);
     if (!model) return L2P_NO_MEMORY;
-    model->config = *config;
+    model->config = filled_in(config);
     model->kernels = kernels;
     model->floats = config->weight_type == L2P_INT8 ? kernels->for_int8 : kernels->for_the_rest;
     model->layers = calloc((size_t)config->n_layers, sizeof *model->layers);
@@ -179,8 +227,7 @@ int l2p_model_new(const l2p_config *config, int isa, l2p_model **out) {
         return L2P_NO_MEMORY;
     }
     lay_out_model(model, model->arena);
-    compute_rope_freqs(model);
-    model->config.rope_divisors = NULL; /* the caller's */
+    read_arrays(model);
     *out = model;
     return L2P_OK;
 }

@@ -232,11 +232,45 @@ static void pack_share(void *context, int thread, int n_threads) {
     atomic_fetch_add(&job->non_finite, non_finite);
 }
 
-static int64_t copy_vector(float *to, const unsigned char *values, int n) {
+/* A vector in the arena: block b of LANES values of the source becomes block first + b * step of `to`. */
+typedef struct {
+    float *to; /* NULL: the model has no such vector */
+    int n, first, step;
+    float scale; /* of each value */
+} Vector;
+
+/* Which vector a tensor is; n is 0 if it is a matrix */
+static Vector vector_of(l2p_model *model, int tensor, int layer) {
+    const l2p_config *c = &model->config;
+    const Layer *l = &model->layers[layer];
+    const int heads = c->steps & L2P_ALL_NORM ? c->n_heads : 1, kv_heads = c->steps & L2P_ALL_NORM ? c->n_kv_heads : 1;
+    const int q_rows = c->n_heads * c->head_dim, kv_rows = c->n_kv_heads * c->head_dim;
+    const int q_blocks = blocks_of(q_rows), kv_blocks = blocks_of(kv_rows);
+    switch (tensor) {
+    case L2P_RMS_ATT_WEIGHT: return (Vector){l->att_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_FFN_WEIGHT: return (Vector){l->ffn_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_FINAL_WEIGHT: return (Vector){model->final_norm, c->dim, 0, 1, c->logit_scale};
+    case L2P_RMS_ATT_POST_WEIGHT: return (Vector){l->att_post_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_FFN_POST_WEIGHT: return (Vector){l->ffn_post_norm, c->dim, 0, 1, 1.0f};
+    case L2P_RMS_Q_WEIGHT: return (Vector){l->q_norm, heads * c->head_dim, 0, 1, 1.0f};
+    case L2P_RMS_K_WEIGHT: return (Vector){l->k_norm, kv_heads * c->head_dim, 0, 1, 1.0f};
+    case L2P_BQ: return (Vector){l->qkv_bias, q_rows, 0, 1, 1.0f};
+    case L2P_BK: return (Vector){l->qkv_bias, kv_rows, q_blocks, 1, 1.0f};
+    case L2P_BV: return (Vector){l->qkv_bias, kv_rows, q_blocks + kv_blocks, 1, 1.0f};
+    case L2P_BO: return (Vector){l->wo_bias, c->dim, 0, 1, 1.0f};
+    case L2P_B1: return (Vector){l->w13_bias, c->hidden_dim, 0, 2, 1.0f};
+    case L2P_B3: return (Vector){l->w13_bias, c->hidden_dim, 1, 2, 1.0f};
+    case L2P_B2: return (Vector){l->w2_bias, c->dim, 0, 1, 1.0f};
+    default: return (Vector){0};
+    }
+}
+
+static int64_t copy_vector(Vector v, const unsigned char *values) {
     int64_t non_finite = 0;
-    for (int i = 0; i < n; i++) {
-        to[i] = read_float(values, i);
-        non_finite += is_non_finite(to[i]);
+    for (int i = 0; i < v.n; i++) {
+        const float value = read_float(values, i);
+        v.to[(v.first + i / LANES * v.step) * LANES + i % LANES] = v.scale * value;
+        non_finite += is_non_finite(value);
     }
     return non_finite;
 }
@@ -257,12 +291,13 @@ static int pack_tensor(l2p_model *model, int tensor, int layer, Packing p, int n
     p.step = 1;
     p.file_group = c->group_size;
     p.offset = model->kernels->int8_offset;
-    if (p.fd >= 0 && (tensor == L2P_RMS_ATT_WEIGHT || tensor == L2P_RMS_FFN_WEIGHT || tensor == L2P_RMS_FINAL_WEIGHT))
-        return L2P_BAD_ARGUMENT; /* only matrices are read from files */
+    const Vector vector = vector_of(model, tensor, layer);
+    if (vector.n) {
+        if (p.fd >= 0 || !vector.to) return L2P_BAD_ARGUMENT; /* only matrices are read from files */
+        *non_finite += copy_vector(vector, p.values);
+        return L2P_OK;
+    }
     switch (tensor) {
-    case L2P_RMS_ATT_WEIGHT: *non_finite += copy_vector(l->att_norm, p.values, c->dim); return L2P_OK;
-    case L2P_RMS_FFN_WEIGHT: *non_finite += copy_vector(l->ffn_norm, p.values, c->dim); return L2P_OK;
-    case L2P_RMS_FINAL_WEIGHT: *non_finite += copy_vector(model->final_norm, p.values, c->dim); return L2P_OK;
     case L2P_TOKEN_EMBEDDING_TABLE:
         p.to = &model->embedding;
         p.rows = c->vocab_size;

@@ -8,28 +8,43 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
 from ._data import bundled_tokenizer
 from .checkpoint import Checkpoint, default_group_size, open_checkpoint
 from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
-from .checkpoint.huggingface.writer import config_json, huggingface_items, write_huggingface
+from .checkpoint.huggingface.writer import (
+    SHARD_SIZE,
+    config_json,
+    huggingface_items,
+    write_huggingface,
+)
 from .checkpoint.llama2c import check_config, lay_out, write_llama2c
-from .engine.parameters import function, wrong
+from .engine.parameters import (
+    as_path,
+    function,
+    one_of,
+    unknown_option,
+    whole_number,
+)
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_name, check_space, replacing, replacing_folder
 from .formats.bounded_json import parse_object
 from .hub import find_model
 from .model import StrPath, beside, end_tokens, own_tokenizer, vocabulary_for
-from .tokenizers.export import for_tokenizer_bin, warn_of_space_changes
+from .tokenizers.export import conventions_of, for_tokenizer_bin, warn_of_space_changes
 from .tokenizers.gguf import gguf_pairs
 from .tokenizers.huggingface import tokenizer_config, tokenizer_json
 from .tokenizers.llama2c import write_tokenizer_bin
 from .tokenizers.load import load_tokenizer
 from .tokenizers.sentencepiece import sentencepiece_model
 from .tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # comes with type checkers
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +97,14 @@ class _Task:
     progress: Callable[[int], object]
 
 
+class ConvertOptions(TypedDict, total=False):
+    """More options of `convert`."""
+
+    shard_size: int
+    threads: int
+    progress: Callable[[int, int], object] | None
+
+
 def convert(
     source: StrPath,
     output: StrPath,
@@ -89,8 +112,7 @@ def convert(
     dtype: FileDtype | None = None,
     tokenizer: StrPath | bool | None = None,
     group_size: int | None = None,
-    threads: int = 1,
-    progress: Callable[[int, int], object] | None = None,
+    **options: Unpack[ConvertOptions],
 ) -> Path:
     """Write a checkpoint in another format, with its vocabulary.
 
@@ -120,8 +142,11 @@ def convert(
     group_size : int, optional
         For v2: the number of weights that share a scale, a divisor of ``dim``. Default: the
         source's group size, or 64 halved until it divides ``dim``.
+    shard_size : int
+        For hf: the most bytes of tensors in one file, unless a single tensor has more. Default: 5
+        GB.
     threads : int
-        For v2: how many matrices are quantized at the same time, and held in memory.
+        For v2: how many matrices are quantized at the same time, and held in memory. Default: 1.
     progress : callable, optional
         Called after each tensor with the number of weights written so far and their total.
 
@@ -138,28 +163,30 @@ def convert(
     TokenizerError
         If the vocabulary cannot be read, or the format cannot hold it.
     ParameterError
-        If ``format``, ``dtype``, ``group_size`` or ``threads`` is not one of the values above.
+        If a parameter is unknown, has a wrong type, or is not one of the values above.
 
     Examples
     --------
     >>> convert("stories15M.bin", "stories15M.gguf", dtype="float16")  # doctest: +SKIP
     PosixPath('stories15M.gguf')
     """
-    if not isinstance(output, str | os.PathLike):
-        raise wrong("output", output, "a str or a path")
-    target = Path(output)
-    if progress is not None:
-        function("progress", progress)
-    if format is not None and format not in get_args(FileFormat):
-        raise ParameterError(f"format is {format!r}, expected one of {', '.join(_HOLDS)}")
-    if dtype is not None and dtype not in get_args(FileDtype):
-        raise ParameterError(
-            f"dtype is {dtype!r}, expected one of {', '.join(get_args(FileDtype))}"
-        )
-    if group_size is not None and group_size < 1:
-        raise ParameterError(f"group_size is {group_size}, expected a whole number from 1 up")
-    if threads < 1:
-        raise ParameterError(f"threads is {threads}, expected a whole number from 1 up")
+    if unknown := options.keys() - ConvertOptions.__annotations__.keys():
+        named = ("source", "output", "format", "dtype", "tokenizer", "group_size")
+        raise unknown_option(min(unknown), [*named, *ConvertOptions.__annotations__])
+    as_path("source", source)
+    target = as_path("output", output)
+    if format is not None:
+        one_of("format", format, get_args(FileFormat))
+    if dtype is not None:
+        one_of("dtype", dtype, get_args(FileDtype))
+    if not isinstance(tokenizer, bool | None):
+        tokenizer = as_path("tokenizer", tokenizer)
+    if group_size is not None:
+        group_size = whole_number("group_size", group_size, 1)
+    shard_size = whole_number("shard_size", options.get("shard_size", SHARD_SIZE), 1)
+    threads = whole_number("threads", options.get("threads", 1), 1)
+    progress = options.get("progress")
+    function("progress", progress)
     with open_checkpoint(find_model(source)) as checkpoint:
         kind: str = format or format_of(target, dtype or _own_dtype(checkpoint))
         if kind != "hf" and not target.name:
@@ -173,7 +200,7 @@ def convert(
         if kind == "hf":
             is_uniform = _stored_dtype(checkpoint, n_dims=1) == written_dtype
             norms = dtype or (written_dtype if is_uniform else "float32")
-            _to_huggingface(task, (written_dtype, norms))
+            _to_huggingface(task, (written_dtype, norms), shard_size)
         elif kind == "gguf":
             _to_gguf(task, written_dtype)
             _warn_of_other_vocabulary(target, path)
@@ -311,6 +338,35 @@ def _to_llama2c(task: _Task, version: int, group_size: int | None, threads: int)
     is_bundled = task.vocabulary_path == bundled_tokenizer()
     if vocabulary is not None and (os.path.exists(vocabulary_target) or not is_bundled):
         write_tokenizer_bin(vocabulary, vocabulary_target)
+        _check_loads(task, target)
+
+
+def _check_loads(task: _Task, written: Path) -> None:
+    """Open an output and read its vocabulary, before anybody else does.
+
+    Parameters
+    ----------
+    task : _Task
+        What was written.
+    written : Path
+        Where it is now: under a temporary name, or as the target.
+
+    Raises
+    ------
+    CheckpointError, TokenizerError
+        If that fails, or the vocabulary has another BOS or EOS.
+    """
+    try:
+        with open_checkpoint(written) as output:
+            path = own_tokenizer(output)
+            if task.vocabulary is None or path is None:
+                return
+            found = vocabulary_for(output, path)
+        if conventions_of(found) != conventions_of(task.vocabulary):
+            raise TokenizerError(f"{written}: its vocabulary has another BOS or EOS")
+    except (CheckpointError, TokenizerError) as error:
+        reason = str(error).replace(str(written), str(task.target))
+        raise type(error)(f"{task.target}: the output would not load: {reason}") from None
 
 
 def _to_gguf(task: _Task, dtype: str) -> None:
@@ -331,12 +387,13 @@ def _to_gguf(task: _Task, dtype: str) -> None:
     size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
     check_space(target, size, CheckpointError)
     try:
-        write_gguf(target, checkpoint, dtype, pairs, task.progress)
+        check = partial(_check_loads, task)
+        write_gguf(target, checkpoint, dtype, pairs, task.progress, check)
     except CheckpointError as error:
         raise _named(target, checkpoint, error) from None
 
 
-def _to_huggingface(task: _Task, dtypes: tuple[str, str]) -> None:
+def _to_huggingface(task: _Task, dtypes: tuple[str, str], shard_size: int) -> None:
     """Write a directory; ``dtypes`` are those of the matrices and of the norms."""
     target, checkpoint, vocabulary = task.target, task.checkpoint, task.vocabulary
     ids = (None if vocabulary is None else vocabulary.bos_id, _end_tokens(task))
@@ -351,13 +408,14 @@ def _to_huggingface(task: _Task, dtypes: tuple[str, str]) -> None:
     check_space(target, size, CheckpointError)
     with replacing_folder(target, CheckpointError, last="config.json") as folder:
         try:
-            write_huggingface(folder, checkpoint, *dtypes, ids, task.progress)
+            write_huggingface(folder, checkpoint, *dtypes, ids, task.progress, shard_size)
         except CheckpointError as error:  # it names a file in the temporary folder
             shown = str(error).replace(str(folder), str(target))
             raise _named(target, checkpoint, CheckpointError(shown)) from None
         for name, data in files.items():
             with replacing(folder / name, TokenizerError) as out:
                 out.write(data)
+        _check_loads(task, folder)
 
 
 def _tokenizer_files(

@@ -13,19 +13,26 @@ It needs no torchrun, NCCL or GPU. The functions behave as in facebookresearch/l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import index
+from collections.abc import Iterable, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from .chat.templates import Message as Message
 from .chat.templates import Role as Role
+from .engine.parameters import (
+    checked_path,
+    instance,
+    known_keywords,
+    shown,
+    token_ids,
+    whole_number,
+    wrong,
+)
 from .errors import CheckpointError, ParameterError, PromptError
 from .generation.batch import run_jobs
-from .generation.job import Job
 from .generation.logprobs import log_probabilities
-from .generation.sampling import Coin, Sampler, SamplingParams
+from .generation.options import check_options
+from .generation.sampling import Coin
 from .model import Model, load
 
 
@@ -74,6 +81,7 @@ class Llama:
         If a limit is below 1, or ``max_seq_len`` above the context.
     """
 
+    @known_keywords
     def __init__(
         self,
         model: Model,
@@ -81,22 +89,20 @@ class Llama:
         max_batch_size: int = 32,
         seed: int = 1,
     ) -> None:
+        instance("model", model, Model, "a Model: load() returns one")
         context = model.config.seq_len
-        max_seq_len = context if max_seq_len is None else index(max_seq_len)
-        if not 1 <= max_seq_len <= context:
-            raise ParameterError(
-                f"max_seq_len is {max_seq_len}, expected 1 to the model's context of {context}"
-            )
-        if index(max_batch_size) < 1:
-            raise ParameterError(
-                f"max_batch_size is {max_batch_size}, expected a whole number from 1 up"
-            )
+        if max_seq_len is None:
+            max_seq_len = context
         self.model = model
         self.tokenizer = model.tokenizer
-        self.max_seq_len, self.max_batch_size = max_seq_len, max_batch_size
+        self.max_seq_len = whole_number("max_seq_len", max_seq_len, 1)
+        if self.max_seq_len > context:
+            raise wrong("max_seq_len", max_seq_len, f"1 to the model's context of {context}")
+        self.max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
         self._coin = Coin(seed)
 
     @staticmethod
+    @known_keywords
     def build(
         ckpt_dir: str | PathLike[str],
         tokenizer_path: str | PathLike[str] | None,
@@ -122,8 +128,13 @@ class Llama:
         ------
         CheckpointError
             If there is no checkpoint, or more than one.
+        ParameterError
+            If a parameter has a wrong type or is out of its range.
         """
-        path = Path(ckpt_dir)
+        path = checked_path("ckpt_dir", ckpt_dir)
+        if tokenizer_path is not None:
+            tokenizer_path = checked_path("tokenizer_path", tokenizer_path)
+        max_seq_len = whole_number("max_seq_len", max_seq_len, 1)
         if path.is_dir() and not (path / "params.json").is_file():
             found = [
                 file
@@ -140,6 +151,7 @@ class Llama:
         model = load(path, tokenizer_path)
         return Llama(model, min(max_seq_len, model.config.seq_len), max_batch_size, seed)
 
+    @known_keywords
     def generate(
         self,
         prompt_tokens: Sequence[Sequence[int]],
@@ -178,29 +190,38 @@ class Llama:
         PromptError
             If a prompt is empty or too long, or a token is out of the vocabulary.
         """
-        prompts = [[index(token) for token in prompt] for prompt in prompt_tokens]
+        given = _listed("prompt_tokens", prompt_tokens, "a sequence of prompts, each token ids")
+        prompts = [
+            token_ids(f"prompt {number}", prompt, PromptError)
+            for number, prompt in enumerate(given)
+        ]
         if not 1 <= len(prompts) <= self.max_batch_size:
             raise ParameterError(
                 f"there are {len(prompts) or 'no'} prompts, expected 1 to {self.max_batch_size}"
                 " (max_batch_size)"
             )
-        if index(max_gen_len) < 0:
-            raise ParameterError(f"max_gen_len is {max_gen_len}, expected a whole number from 0 up")
+        max_gen_len = whole_number("max_gen_len", max_gen_len)
         for number, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= self.max_seq_len:
                 raise PromptError(
                     f"prompt {number} has {len(prompt)} tokens, expected 1 to {self.max_seq_len}"
                     " (max_seq_len)"
                 )
-        params = SamplingParams(0.0, 1.0) if top_p == 0 else SamplingParams(temperature, top_p)
+        if top_p == 0:
+            temperature, top_p = 0.0, 1.0
         eos = self.tokenizer.eos_id
+        maker = check_options(
+            self.model,
+            max_gen_len,
+            temperature,
+            top_p,
+            {"stop_tokens": [eos], "logprobs": 0 if logprobs else None},
+        )
         jobs = [
-            Job(
+            maker.job_of(
                 self.model.prompt_tokens(prompt),
-                Sampler(self.model.backend, params, self._next_seed()),
+                maker.sampler(self._next_seed()),
                 min(max_gen_len, self.max_seq_len - len(prompt)),
-                stop_tokens=frozenset([eos]),
-                top_logprobs=0 if logprobs else None,
             )
             for prompt in prompts
         ]
@@ -218,6 +239,7 @@ class Llama:
             out_logprobs.append(values[: len(tokens)])
         return out_tokens, out_logprobs if logprobs else None
 
+    @known_keywords
     def text_completion(
         self,
         prompts: Sequence[str],
@@ -235,8 +257,12 @@ class Llama:
             ``{"generation": text}`` for each prompt; with ``logprobs`` also ``"tokens"``, the text
             of each token, and ``"logprobs"``.
         """
+        texts = _listed("prompts", prompts, "a sequence of str")
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise PromptError(f"prompt {number} is {shown(text)}, expected a str")
         tokens, values = self.generate(
-            [self.tokenizer.encode(prompt, bos=True) for prompt in prompts],
+            [self.tokenizer.encode(text, bos=True) for text in texts],
             self._max_tokens(max_gen_len),
             temperature,
             top_p,
@@ -254,6 +280,7 @@ class Llama:
             for t, v in zip(tokens, values, strict=True)
         ]
 
+    @known_keywords
     def chat_completion(
         self,
         dialogs: Sequence[Sequence[Message]],
@@ -282,6 +309,10 @@ class Llama:
         PromptError
             If the roles are out of order, or for the reasons in `generate`.
         """
+        dialogs = [
+            _checked_dialog(number, dialog)
+            for number, dialog in enumerate(_listed("dialogs", dialogs, "a sequence of dialogs"))
+        ]
         unsafe = [
             any(tag in message["content"] for tag in SPECIAL_TAGS for message in dialog)
             for dialog in dialogs
@@ -339,3 +370,22 @@ class Llama:
         """Draw a seed of 48 bits from the random numbers that all calls share."""
         high, low = (int(self._coin.flip() * 2**24) for _ in range(2))
         return high << 24 | low
+
+
+def _listed(name: str, value: Any, expected: str) -> list[Any]:
+    """Return the elements of a sequence that is neither a str nor bytes."""
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable):
+        raise wrong(name, value, expected)
+    return list(value)
+
+
+def _checked_dialog(number: int, dialog: Any) -> list[Message]:
+    """Return the messages of a dialog."""
+    messages = _listed(f"dialog {number}", dialog, "a sequence of messages")
+    for message in messages:
+        texts = [message.get("role"), message.get("content")] if isinstance(message, dict) else [0]
+        if not all(isinstance(text, str) for text in texts):
+            raise PromptError(
+                f"dialog {number} holds {shown(message)}, expected a dict with a role and content"
+            )
+    return messages

@@ -20,7 +20,16 @@ from .checkpoint import Checkpoint, Conventions, open_checkpoint
 from .config import CacheDtype, Dtype, ModelConfig
 from .engine.backend import Backend
 from .engine.cpu import MAX_THREADS
-from .engine.parameters import checked_path, function, one_of, shown, whole_number
+from .engine.parameters import (
+    checked_path,
+    function,
+    instance,
+    known_keywords,
+    one_of,
+    shown,
+    whole_number,
+    wrong,
+)
 from .engine.session import Session, SessionOverflow
 from .errors import ClosedError, PromptError
 from .generation.batch import run_jobs
@@ -56,6 +65,7 @@ StrPath = str | os.PathLike[str]
 BackendName = Literal["c", "numpy"]
 
 
+@known_keywords
 def load(
     path: StrPath | None = None,
     tokenizer: StrPath | None = None,
@@ -232,8 +242,12 @@ class Model(Closing):
     def __init__(
         self, backend: Backend, tokenizer: Tokenizer, conventions: Conventions | None = None
     ) -> None:
-        self.tokenizer = tokenizer
-        self.conventions = conventions or Conventions()
+        if not isinstance(getattr(backend, "config", None), ModelConfig):
+            raise wrong("backend", backend, "an engine: load() makes a model with one")
+        self.tokenizer = instance("tokenizer", tokenizer, Tokenizer, "a Tokenizer")
+        if conventions is None:
+            conventions = Conventions()
+        self.conventions = instance("conventions", conventions, Conventions, "Conventions or None")
         self.stop_tokens = end_tokens(self.conventions, tokenizer) | {tokenizer.bos_id}
         self._backend: Backend | None = backend
         self._config = backend.config

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .engine.parameters import instance, known_keywords, shown
 from .errors import PromptError
 from .generation.logprobs import log_probabilities
 from .model import Model
@@ -51,6 +52,7 @@ class Score:
         )
 
 
+@known_keywords
 def score_texts(model: Model, texts: Iterable[str]) -> Score:
     """Score texts, each from its BOS token to the BOS token that ends it.
 
@@ -70,13 +72,18 @@ def score_texts(model: Model, texts: Iterable[str]) -> Score:
     ------
     PromptError
         If a text is empty or cannot be encoded.
+    ParameterError
+        If ``model`` is not a model.
     """
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise PromptError(f"texts is {texts!r:.60}, expected a sequence of str")
+    instance("model", model, Model, "a Model: load() returns one")
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise PromptError(f"texts is {shown(texts)}, expected a sequence of str")
     total = Score(0, 0, 0, 0.0)
     bos = model.tokenizer.bos_id
     with model.session() as session:
         for text in texts:
+            if not isinstance(text, str):
+                raise PromptError(f"texts holds {shown(text)}, expected str")
             if not text:
                 raise PromptError("a text to score is empty; leave empty texts out")
             tokens = [*model.tokenizer.encode(text, bos=True), bos]

@@ -16,8 +16,8 @@ def test_linear_scaling_is_a_slower_position() -> None:
     """Position 4 n of a model stretched by 4 turns as position n of the plain one."""
     config = dataclasses.replace(TINY, rope_scaling=RopeScaling("linear", 4.0))
     plain, stretched = (Reference(random_checkpoint(c)) for c in (TINY, config))
-    np.testing.assert_array_equal(plain.freqs, stretched.freqs * 4)
-    assert plain.freqs[:2].tolist() == [1.0, np.float32(10000 ** (-2 / 6))]
+    np.testing.assert_array_equal(plain.ropes[0][0], stretched.ropes[0][0] * 4)
+    assert plain.ropes[0][0][:2].tolist() == [1.0, np.float32(10000 ** (-2 / 6))]
 
 
 def test_llama3_scaling_gives_the_numbers_worked_out_by_hand() -> None:

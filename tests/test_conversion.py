@@ -6,7 +6,6 @@ import json
 import os
 import tracemalloc
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +156,12 @@ def test_conversion_keeps_linear_scaling(tmp_path: Path) -> None:
             assert checkpoint.config == config
 
 
-def test_only_gguf_holds_factors_per_frequency(tmp_path: Path) -> None:
+def test_factors_per_frequency_are_written_as_long_rope(tmp_path: Path) -> None:
     config = replace(TINY, rope_scaling=RopeScaling("factors", factors=(1.0, 1.5, 4.0)))
     write_gguf(tmp_path / "a.gguf", in_memory(config, dict(random_checkpoint(TINY).tensors)),
                "float32", {})  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"a\.gguf: a config\.json .* use the format gguf"):
-        convert(tmp_path / "a.gguf", tmp_path / "hf")
-    assert names_in(tmp_path) == ["a.gguf"]
-    convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "b.gguf")
     with open_checkpoint(tmp_path / "b.gguf") as checkpoint:
         assert checkpoint.config == config
 
@@ -187,15 +184,11 @@ def test_a_modern_model_survives_gguf(test_data: Path, tmp_path: Path) -> None:
 # ---- Hugging Face directories ----
 
 
-def test_large_models_are_written_in_shards(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_models_are_written_in_shards(model: Path, tmp_path: Path) -> None:
     sizes = []
     checkpoint = open_checkpoint(model)
     limit = max(t.nbytes for layers in checkpoint.tensors.values() for t in layers)
-    in_shards = partial(write_huggingface, shard_size=limit)
-    monkeypatch.setattr("llama2py.conversion.write_huggingface", in_shards)
-    convert(model, tmp_path / "out")
+    convert(model, tmp_path / "out", shard_size=limit)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text("utf-8"))
     names = sorted(set(index["weight_map"].values()))
     count = len(names)

@@ -14,7 +14,7 @@ from .._util import Closing, counted
 from ..checkpoint import Conventions
 from ..config import ModelConfig
 from ..engine.backend import Backend
-from ..engine.parameters import checked_path, one_of, wrong
+from ..engine.parameters import checked_path, instance, one_of, unknown_option, wrong
 from ..engine.session import Session
 from ..errors import ContextError, ParameterError, PromptError, SessionError
 from ..formats.atomic_write import replacing
@@ -37,6 +37,8 @@ ChatOverflow = Literal["trim", "shift", "error"]
 # least 1 / 4 is.
 _LEAST_FREE, _FREED = 8, 4
 _FORMAT = "llama2py chat 1"
+# The parameters of `Chat` that are not options of an answer.
+_OWN = ("system", "messages", "template", "variables", "overflow", "session")
 _LIMITS = Limits(size=64 << 20, containers=100_000, items=2_000_000)  # of a saved dialogue
 
 
@@ -198,6 +200,10 @@ class Chat(Closing):
         **options: Unpack[ChatOptions],
     ) -> None:
         one_of("overflow", overflow, get_args(ChatOverflow))
+        if not isinstance(getattr(model, "tokenizer", None), Tokenizer):
+            raise wrong("model", model, "a Model: load() returns one")
+        if system is not None:
+            instance("system", system, str, "a str or None")
         self._model = model
         self._overflow: ChatOverflow = overflow
         self._options: ChatOptions = options
@@ -362,9 +368,9 @@ class Chat(Closing):
 
     def _maker(self, options: ChatOptions) -> JobMaker:
         given: dict[str, Any] = {**self._options, **options}
+        if unknown := given.keys() - ChatOptions.__annotations__.keys():
+            raise unknown_option(min(unknown), [*ChatOptions.__annotations__, *_OWN])
         given.pop("seed", None)
-        if "overflow" in given or "session" in given:
-            raise ParameterError("overflow and session are options of the whole chat")
         max_tokens = given.pop("max_tokens", None)
         how = max_tokens, given.pop("temperature", 1.0), given.pop("top_p", 0.9)
         return check_options(self._model, *how, cast("Options", given))
@@ -375,11 +381,10 @@ class Chat(Closing):
             maker = replace(maker, stop_tokens=self._encoder.stop_tokens)
         overflow: Literal["shift", "stop"] = "shift" if self._overflow == "shift" else "stop"
         maker = replace(maker, stop=self._encoder.stop + maker.stop, overflow=overflow)
-        job = maker.job(prompt.tokens, options.get("seed"))
-        if options.get("seed") is None:
-            self._sampler.params = maker.params
-            job.sampler = self._sampler
-        return job
+        seed = options.get("seed")
+        sampler = self._sampler if seed is None else maker.sampler(seed)
+        sampler.params = maker.params
+        return maker.job_of(prompt.tokens, sampler)
 
     # ---- prompts ----
 

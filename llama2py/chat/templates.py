@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Literal, TypedDict
 
 from ..checkpoint import Conventions
+from ..engine.parameters import instance
 from ..errors import ParameterError, PromptError
 
 Role = Literal["system", "user", "assistant"]
@@ -434,6 +435,7 @@ def find_template(
     if conventions.chat_template is not None:
         own = {"default": conventions.chat_template, **own}
     if name is not None:
+        instance("template", name, str, "the name of a template")
         if name in TEMPLATES:
             return TEMPLATES[name]
         if name in own:

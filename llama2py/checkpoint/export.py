@@ -6,9 +6,10 @@ that names the tensor, never an infinity.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
@@ -19,11 +20,13 @@ from ..errors import CheckpointError
 from .checkpoint import Checkpoint
 from .gguf.blocks import FORMATS
 from .quantize import round_to_bfloat16
-from .tensors import QuantizedTensor, Tensor, tensor_shapes
+from .state_dict import heads_of_pairs
+from .tensors import QuantizedTensor, Tensor, in_rows, pair_rows, tensor_shapes
 
 FileDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 
-Reorder: TypeAlias = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
+# From llama2.c's name and a tensor to the tensor that a file has.
+Adapt: TypeAlias = Callable[[str, Tensor], Tensor]
 
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _Q8_0 = FORMATS[8]
@@ -94,7 +97,7 @@ def write_item(
     item: Item,
     checkpoint: Checkpoint,
     progress: Callable[[int], object],
-    reorder: Reorder | None = None,
+    adapt: Adapt,
 ) -> None:
     """Write one tensor.
 
@@ -108,23 +111,63 @@ def write_item(
         The model.
     progress : callable
         Called with the number of weights after they are written.
-    reorder : callable, optional
-        From llama2.c's name and the weights to the weights in the order of the file.
+    adapt : callable
+        From llama2.c's name and a tensor to the tensor with the rows in the order of the file.
 
     Raises
     ------
     CheckpointError
         Without the output's name: the dtype cannot hold a weight, or the source cannot be read.
     """
-    tensor: Tensor = checkpoint.tensors[item.kind][item.layer]
+    tensor = adapt(item.kind, checkpoint.tensors[item.kind][item.layer])
     if item.dtype == "int8":
         parts = encode_q8_0(tensor, item.name)
     else:
-        weights = tensor.dequantize()
-        parts = encode(reorder(item.kind, weights) if reorder else weights, item.dtype, item.name)
+        parts = encode(tensor.dequantize(), item.dtype, item.name)
     for part in parts:
         out.write(np.ascontiguousarray(part).view(np.uint8).data)
     progress(math.prod(item.shape))
+
+
+def in_halves(config: ModelConfig) -> Adapt:
+    """Return what puts the rows of queries and keys into Hugging Face's order, as `pair_rows` says.
+
+    Biases and norms have the order of the matrices.
+    """
+    heads = heads_of_pairs(config)
+
+    def adapt(kind: str, tensor: Tensor) -> Tensor:
+        if kind not in heads:
+            return tensor
+        rows = pair_rows(heads[kind], config.head_dim, config.rotated_dim)
+        return in_rows(tensor, np.argsort(rows))
+
+    return adapt
+
+
+def same_steps(a: ModelConfig, b: ModelConfig) -> bool:
+    """Whether two configs mean the same model, as far as float32 numbers can say."""
+
+    def numbers(config: ModelConfig) -> list[Any]:
+        others = {"rope_theta": 0, "rope_scaling": 0, "window_rope_theta": 0, "unrotated_layers": 0}
+        values = [getattr(config, each.name) for each in fields(config) if each.name not in others]
+        ropes = [config.rotation(layer) for layer in range(config.n_layers)]
+        return [*values, *(number for freqs, scale in ropes for number in (*freqs, scale))]
+
+    return all(
+        math.isclose(x, y, rel_tol=1e-6)
+        if isinstance(x, float) and isinstance(y, float)
+        else x == y
+        for x, y in itertools.zip_longest(numbers(a), numbers(b))
+    )
+
+
+def steps_of(config: ModelConfig) -> str:
+    """List what sets a model apart from a LLaMA, for an error message."""
+    usual = {each.name: each.default for each in fields(config)}
+    rope = ("norm_eps", "rope_theta", "head_size", "rope_scaling", "shared_classifier")
+    own = [name for name in usual if usual[name] != getattr(config, name) and name not in rope]
+    return ", ".join(name for name in own if usual[name] is not MISSING)
 
 
 # ---- their bytes ----

@@ -30,7 +30,7 @@ from .state_dict import (
     to_tensor,
 )
 from .tensors import JoinedTensor, Tensor
-from .torch.file import Allowance, Opened, read_torch_file
+from .torch.file import Allowance, Opened, open_each, read_torch_file
 
 NAMES = {
     "token_embedding_table": "tok_embeddings.weight",
@@ -151,16 +151,12 @@ def read_meta_directory(
         )
     with contextlib.ExitStack() as stack:
         allowance = Allowance()
-        files, shards = [], []
-        for path in paths:
-            if opened is not None and opened.file.path == path:
-                file, saved = opened
-            else:
-                file = InputFile(path)
-                stack.callback(file.close)
-                saved = read_torch_file(file, allowance)
+        files: list[InputFile] = []
+        shards: list[dict[str, Weight]] = []
+        for file, saved in open_each(paths, opened, stack):
             files.append(file)
-            shards.append(check_state_dict(path, saved))
+            saved = read_torch_file(file, allowance) if saved is None else saved
+            shards.append(check_state_dict(file.path, saved))
         for path, shard in zip(paths, shards, strict=True):
             if odd := sorted(shard.keys() ^ shards[0].keys()):
                 raise CheckpointError(

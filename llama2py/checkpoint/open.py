@@ -53,6 +53,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     ...     checkpoint.config.dim, checkpoint.tensors["wq"][0].shape
     (160, (160, 160))
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"path is {path!r:.60}, expected a str or a path")
     path = Path(path)
     if _is_description(path):
         return _read_directory(path.parent)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..formats.input_file import FileArray
-from .tensors import DTYPES, Array, DenseTensor, StoredTensor, Tensor, tensor_shapes
+from .tensors import DTYPES, Array, DenseTensor, RowsTensor, StoredTensor, Tensor, tensor_shapes
 
 Entry = TypeVar("Entry")
 
@@ -30,11 +31,25 @@ class Weight:
         llama2py does not support is read as opaque bytes.
     window : tuple
         Which part of which storage it is, in a format whose tensors share storages.
+    rows : ndarray of int, optional
+        Which rows of the array the tensor has, where several tensors share an array.
     """
 
     dtype: str
     array: FileArray
     window: tuple[Any, ...] = ()
+    rows: NDArray[np.int64] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        whole = self.array.shape
+        return whole if self.rows is None else (len(self.rows), *whole[1:])
+
+    def tensor(self) -> Tensor:
+        """Make the tensor; half precision is widened when it is used."""
+        whole = to_tensor(self.array)
+        return whole if self.rows is None else RowsTensor(whole, self.rows)
 
 
 def collect(
@@ -76,14 +91,14 @@ def collect(
     missing = [name for of_kind in wanted.values() for name in of_kind if name not in weights]
     if missing:
         raise CheckpointError(
-            f"{path}: {listed(missing)} missing from a LLaMA of {config.n_layers} layers"
+            f"{path}: {listed(missing)} missing from a model of {config.n_layers} layers"
         )
     known = {name for of_kind in wanted.values() for name in of_kind}
     left = sorted(name for name in weights if name not in known and not may_be_left(name))
     if left:
-        biases = " (biases are not supported)" if left[0].endswith(".bias") else ""
         raise CheckpointError(
-            f"{path}: {listed(left)} not part of a LLaMA of {config.n_layers} layers{biases}"
+            f"{path}: {listed(left)} not part of a model of {config.n_layers} layers with these"
+            " numbers"
         )
     return {
         kind: tuple(make(kind, name, weights[name], shape) for name in wanted[kind])
@@ -177,11 +192,11 @@ def listed(names: Collection[str]) -> str:
     return f"{', '.join(first)}{more} {'is' if len(names) == 1 else 'are'}"
 
 
-def cut_to_window(seq_len: int, window: int) -> tuple[int, list[str]]:
-    """The context within which sliding-window attention sees everything, and a note if it is cut.
-
-    A window of 0 means no window.
-    """
-    if not 0 < window < seq_len:
-        return seq_len, []
-    return window, [f"its context of {seq_len} is cut to its sliding window of {window}"]
+def heads_of_pairs(config: ModelConfig) -> dict[str, int]:
+    """The tensors that RoPE's order of channels concerns, and the heads that each one has."""
+    heads = {"wq": config.n_heads, "bq": config.n_heads}
+    heads |= {"wk": config.n_kv_heads, "bk": config.n_kv_heads}
+    all_heads = config.qk_norm == "all"
+    heads["rms_q_weight"] = config.n_heads if all_heads else 1
+    heads["rms_k_weight"] = config.n_kv_heads if all_heads else 1
+    return heads

@@ -295,6 +295,72 @@ class JoinedTensor:
         return whole
 
 
+class RowsTensor:
+    """Some rows of another tensor, in another order.
+
+    Parameters
+    ----------
+    base : Tensor
+        A vector, whose numbers count as rows, or a matrix.
+    rows : ndarray of int, shape (n,)
+        Which of its rows this tensor has.
+    """
+
+    __slots__ = ("base", "rows")
+
+    def __init__(self, base: Tensor, rows: NDArray[np.int64]) -> None:
+        self.base, self.rows = base, rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n,)`` or ``(n, cols)``."""
+        return len(self.rows), *self.base.shape[1:]
+
+    @property
+    def dtype(self) -> str:
+        """What the other tensor is stored as."""
+        return self.base.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of these rows in bytes, as stored."""
+        return self.base.nbytes * len(self.rows) // self.base.shape[0]
+
+    @property
+    def rows_in_file(self) -> None:
+        """None: the rows do not lie one after the other."""
+
+    def count_non_finite(self) -> int:
+        """Return how many weights are NaN or infinite."""
+        weights = self.dequantize()
+        return int(weights.size - np.count_nonzero(np.isfinite(weights)))
+
+    def has_values(self) -> bool:
+        """Whether any weight is not zero."""
+        return bool(self.dequantize().any())
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the weights, float32, of this tensor's shape: a new array."""
+        return self.base.dequantize()[self.rows]
+
+
+def pair_rows(n_heads: int, head_dim: int, rotary_dim: int) -> NDArray[np.int64]:
+    """Return which row of Hugging Face's order each row of llama2.c's is.
+
+    In each head, Hugging Face has the first channel of every rotary pair, then the second of every
+    pair; llama2.c has the two channels of a pair side by side. Channels that are not rotated come
+    last in both.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_heads * head_dim,)
+    """
+    pairs = np.arange(rotary_dim).reshape(2, -1).T.reshape(-1)  # 0, n / 2, 1, n / 2 + 1, ...
+    head = np.concatenate([pairs, np.arange(rotary_dim, head_dim)])
+    rows: NDArray[np.int64] = np.arange(n_heads)[:, np.newaxis] * head_dim + head
+    return rows.reshape(-1)
+
+
 class QuantizedTensor:
     """An int8 matrix with one float32 scale for each group of consecutive values.
 
@@ -398,6 +464,70 @@ class QuantizedTensor:
             return (groups * scales[:, np.newaxis]).reshape(self.shape)
 
 
+class QuantizedRows(QuantizedTensor):
+    """Some rows of a quantized matrix, in another order, with their values and scales.
+
+    Parameters
+    ----------
+    base : QuantizedTensor
+        The matrix. Its rows are whole groups.
+    rows : ndarray of int, shape (n,)
+        Which of its rows this tensor has.
+    """
+
+    __slots__ = ("base", "rows")
+
+    def __init__(self, base: QuantizedTensor, rows: NDArray[np.int64]) -> None:
+        # Not the parent's: it wants the values and the scales, which are made on use.
+        self.base, self.rows, self.group_size = base, rows, base.group_size
+
+    def parts(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return values (n, cols) and scales (n_groups,), new arrays."""
+        values, scales = self.base.parts()
+        return values[self.rows], scales.reshape(len(values), -1)[self.rows].reshape(-1)
+
+    @property
+    def bits(self) -> int:  # type: ignore[override]
+        """Those of the other matrix."""
+        return self.base.bits
+
+    @property
+    def values(self) -> NDArray[np.int8]:
+        """The quantized weights, int8, (n, cols): a new array."""
+        return self.parts()[0]
+
+    @property
+    def scales(self) -> NDArray[np.float32]:
+        """The scales, (n_groups,): a new array."""
+        return self.parts()[1]
+
+    @property
+    def rows_in_file(self) -> None:
+        """None: the rows do not lie one after the other."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n, cols)``."""
+        return len(self.rows), self.base.shape[1]
+
+    @property
+    def dtype(self) -> str:
+        """That of the other matrix."""
+        return self.base.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of these rows in bytes, values and scales together."""
+        return self.base.nbytes * len(self.rows) // self.base.shape[0]
+
+
+def in_rows(tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """Return some rows of a tensor in another order; one that is quantized stays so."""
+    if isinstance(tensor, QuantizedTensor) and tensor.shape[1] % tensor.group_size == 0:
+        return QuantizedRows(tensor, rows)
+    return RowsTensor(tensor, rows)
+
+
 def _rows_in_file(array: Array) -> FileArray | None:
     if isinstance(array, FileArray) and array.ndim == 2 and array.strides is None:
         return array
@@ -468,9 +598,13 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]
     dict of str to (int, tuple of int)
         For each of llama2.c's names: the number of tensors (``n_layers``, or 1) and the shape of
         each. Matrices are (outputs, inputs): ``W (d, n) @ x (n,) -> (d,)``. ``wcls`` is there only
-        where the classifier is not the token embedding.
+        where the classifier is not the token embedding. Vectors that llama2.c's models lack are
+        there if the config has their step: the norms ``rms_att_post_weight``,
+        ``rms_ffn_post_weight``, ``rms_q_weight`` and ``rms_k_weight``, and the bias of each matrix,
+        ``bq`` for ``wq`` and so on.
     """
     layers, dim, hidden = config.n_layers, config.dim, config.hidden_dim
+    vectors = config.layer_vectors
     shapes: dict[str, tuple[int, tuple[int, ...]]] = {
         "token_embedding_table": (1, (config.vocab_size, dim)),
         "rms_att_weight": (layers, (dim,)),
@@ -482,8 +616,11 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]
         "w1": (layers, (hidden, dim)),
         "w2": (layers, (dim, hidden)),
         "w3": (layers, (hidden, dim)),
-        "rms_final_weight": (1, (dim,)),
     }
+    if not config.pre_norm:
+        del shapes["rms_att_weight"], shapes["rms_ffn_weight"]
+    shapes |= {name: (layers, (length,)) for name, length in vectors.items() if name not in shapes}
+    shapes["rms_final_weight"] = (1, (dim,))
     if not config.shared_classifier:
         shapes["wcls"] = (1, (config.vocab_size, dim))
     return shapes

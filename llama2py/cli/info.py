@@ -11,6 +11,7 @@ from .._data import builtin_model, bundled_tokenizer
 from .._util import amount, counted
 from ..chat.templates import recognise
 from ..checkpoint import Checkpoint, open_checkpoint, own_dtype
+from ..checkpoint.export import steps_of
 from ..config import ModelConfig
 from ..engine.memory import free_memory, memory_by_dtype, packed_bytes, shortage
 from ..errors import TokenizerError
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         "norm_eps": f"{config['norm_eps']:g}",
         "rope_theta": f"{config['rope_theta']:g}",
         "rope_scaling": facts["rope_scaling"] or "none",
+        "steps": facts["steps"] or "a LLaMA's",
         "tokenizer": facts["tokenizer"] or "none of its own",
         "template": facts["chat_template"] or "none",
         "memory": ", ".join(f"{amount(n)} as {dtype}" for dtype, n in facts["memory"].items()),
@@ -89,6 +91,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "cache_bytes": config.cache_bytes,
         "config": asdict(config),
         "rope_scaling": _rope_scaling(config),
+        "steps": steps_of(config),
         "tokenizer": None if tokenizer is None else str(tokenizer),
         "chat_template": _template(checkpoint.chat_template),
         "memory": memory_by_dtype(checkpoint),
@@ -114,7 +117,7 @@ def _rope_scaling(config: ModelConfig) -> str | None:
         return "one factor per frequency"
     if scaling.kind == "linear":
         return f"linear, by {scaling.factor:g}"
-    return f"llama3, by {scaling.factor:g} beyond {scaling.original_seq_len} tokens"
+    return f"{scaling.kind}, by {scaling.factor:g} beyond {scaling.original_seq_len} tokens"
 
 
 def _loading(checkpoint: Checkpoint) -> str:
@@ -143,7 +146,7 @@ def _weight_problems(checkpoint: Checkpoint) -> list[str]:
         if bad:
             verb = "is" if bad == 1 else "are"
             problems.append(f"{name}: {counted(bad, 'value')} {verb} NaN or infinite")
-        if zeros:  # perhaps a download that did not finish
+        if zeros and name[0] != "b":  # perhaps a download that did not finish; biases may be 0
             problems.append(f"{name}: {zeros} of {len(tensors)} tensors contain only zeros")
     return problems
 

@@ -1,4 +1,7 @@
-"""``llama2py run``: print a story, or chat. The short flags are llama2.c's."""
+"""``llama2py run``: print a story, or chat. The short flags are llama2.c's.
+
+The defaults are llama2.c's for every model but the built-in one, which has its own.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,27 @@ import argparse
 import os
 import shlex
 import sys
+from time import perf_counter
 from typing import Any
 
+from .._data import Sampling, builtin_sampling
+from .._util import counted
 from ..chat.templates import TEMPLATES
-from ..errors import PromptError
+from ..errors import ParameterError, PromptError
 from ..generation.sampling import random_seed
+from ..hub import BUILTIN
 from ..model import Model
+from ..stories.opening import is_wish
+from ..stories.teller import CANDIDATES, MAX_MAX_WORDS, StoryTeller
 from . import INTERRUPTED, USAGE, options
 from .chat_mode import chat, report, say, write
 from .loading import load_model, looks_like_model
 from .options import Subparsers, sampling_number
 
-_TEMPERATURE = "0: always the most probable token; higher values: more random (default 1.0)"
+_TEMPERATURE = (
+    "0: always the most probable token; higher values: more random (default 1.0; built-in model:"
+    " 0.6)"
+)
 _TOP_P = "draw from the most probable tokens that sum up to P; 1: from all tokens (default 0.9)"
 _TOP_K = "draw from the N most probable tokens; 0: from all tokens (default 0)"
 _MIN_P = "draw from tokens at least P times as probable as the best; 0: from all (default 0)"
@@ -27,8 +39,12 @@ _PRESENCE = "subtracted from the logits of tokens that were generated (default 0
 _STOP = "end the text before TEXT; repeatable"
 _SEED = "the same seed gives the same story; 0: a random seed (default 0)"
 _STEPS = (
-    "number of tokens, including the prompt; 0: as many as the context holds (default 256)."
-    " In chat: the tokens of each answer (default 0)"
+    "number of tokens, including the prompt; 0: as many as the context holds (default 256; built-in"
+    " model: 0). In chat: the tokens of each answer (default 0)"
+)
+_CANDIDATES = (
+    "write N stories and print the best, as the command story does; 1: print a text as it is"
+    " generated (default 1; built-in model: 8 unless a flag for sampling, -n or --stop is given)"
 )
 _PROMPT = "the beginning of the story, or the first message in chat; -: read it from standard input"
 _MODE = "chat needs a model that was trained on dialogues (default generate)"
@@ -48,11 +64,12 @@ def add_parser(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help=options.CHECKPOINT)
     temperature, top_p = sampling_number("temperature"), sampling_number("top_p")
-    add("-t", "--temperature", type=temperature, default=1.0, metavar="T", help=_TEMPERATURE)
-    add("-p", "--top-p", type=top_p, default=0.9, metavar="P", help=_TOP_P)
+    add("-t", "--temperature", type=temperature, metavar="T", help=_TEMPERATURE)
+    add("-p", "--top-p", type=top_p, metavar="P", help=_TOP_P)
     add("-s", "--seed", type=options.seed, default=0, metavar="N", help=_SEED)
     add("-n", "--steps", type=options.natural_number, metavar="N", help=_STEPS)
     add("-i", "--prompt", metavar="TEXT", help=_PROMPT)
+    add("--candidates", type=options.count, metavar="N", help=_CANDIDATES)
     add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_MODE)
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt in chat")
     add("--template", choices=sorted(TEMPLATES), help=_TEMPLATE)
@@ -78,14 +95,73 @@ def run(args: argparse.Namespace) -> int:
         say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
         return USAGE
     prompt = _prompt(args.prompt)
+    n_candidates = _candidates(args)
+    is_builtin_story = name in (None, BUILTIN) and args.mode == "generate"
+    defaults = builtin_sampling() if is_builtin_story else Sampling()
+    args.seed = args.seed or random_seed()
     with load_model(args) as model:
-        context = model.config.seq_len
-        args.seed = args.seed or random_seed()
+        if n_candidates > 1:
+            return _tell(model, args, prompt or "", n_candidates)
+        if args.temperature is None:
+            args.temperature = defaults.temperature
+        if args.top_p is None:
+            args.top_p = defaults.top_p
         if args.mode == "chat":
-            options = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
-            return chat(model, args, prompt, options | _sampling(args))
-        args.steps = min(256 if args.steps is None else args.steps or context, context)
+            how = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
+            return chat(model, args, prompt, how | _sampling(args))
+        if args.steps is None:
+            args.steps = defaults.steps
+        context = model.config.seq_len
+        args.steps = min(args.steps or context, context)
         return _generate(model, args, prompt or "")
+
+
+def _candidates(args: argparse.Namespace) -> int:
+    """Return how many candidates to write; 1: print a text as it is generated.
+
+    Raises
+    ------
+    ParameterError
+        If several candidates are requested together with a flag that only a single text takes.
+    """
+    single = [
+        flag
+        for flag, value, default in (
+            ("-n", args.steps, None),
+            ("-m chat", args.mode == "chat", False),
+            ("--stop", args.stop, []),
+            ("--top-k", args.top_k, 0),
+            ("--min-p", args.min_p, 0),
+            ("--repetition-penalty", args.repetition_penalty, 1),
+            ("--frequency-penalty", args.frequency_penalty, 0),
+            ("--presence-penalty", args.presence_penalty, 0),
+        )
+        if value != default
+    ]
+    if args.candidates is None:
+        has_own = args.checkpoint in (None, BUILTIN)
+        has_sampling = bool(single) or args.temperature is not None or args.top_p is not None
+        return CANDIDATES if has_own and not has_sampling else 1
+    if args.candidates > 1 and single:
+        raise ParameterError(f"--candidates {args.candidates} does not go with {single[0]}")
+    n_candidates: int = args.candidates
+    return n_candidates
+
+
+def _tell(model: Model, args: argparse.Namespace, prompt: str, n_candidates: int) -> int:
+    """Print the best of several stories that begin with the prompt, or are about its wish."""
+    start = perf_counter()
+    tell = StoryTeller(
+        model, temperature=args.temperature, top_p=args.top_p, candidates=n_candidates
+    )
+    how = {"about": prompt} if is_wish(prompt) else {"opening": prompt}
+    story = tell(seed=args.seed, max_words=MAX_MAX_WORDS, **how)
+    write(f"{story.text}\n")
+    say(
+        f"the best of {counted(n_candidates, 'candidate')} in {perf_counter() - start:.2f} s,"
+        f" {counted(story.words, 'word')}, seed {story.seed}"
+    )
+    return 0
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:

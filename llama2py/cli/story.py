@@ -12,7 +12,7 @@ from dataclasses import asdict
 from .._util import counted
 from ..errors import ParameterError
 from ..generation.sampling import random_seed
-from ..stories.teller import Story, StoryTeller
+from ..stories.teller import CANDIDATES, Story, StoryTeller
 from . import options
 from .loading import load_model, looks_like_model
 from .options import Subparsers, sampling_number
@@ -24,7 +24,9 @@ _ABOUT = "the subject, such as 'a dragon who is afraid of fire' (default: the mo
 _WORD = "a word that must appear; repeatable"
 _SEED = "seed of the first story; the next story has the next seed; 0: a random seed (default 0)"
 _MAX_WORDS = "maximum length of a story (default 300)"
-_TEMPERATURE = "as in run (default 0.7)"
+_TEMPERATURE = "as in run (default 1.0 in the first sentence, then 0.6, or 0.5 with a subject)"
+_TOP_P = "as in run (default 0.95 in the first sentence, then 0.9)"
+_CANDIDATES = "write N texts for each story and print the best (default 8)"
 _WIDTH = "wrap lines at N columns; 0: do not (default: the terminal's width; 0 in a pipe or file)"
 
 
@@ -52,8 +54,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add("--max-words", type=options.count, default=300, metavar="N", help=_MAX_WORDS)
     temperature, top_p = sampling_number("temperature"), sampling_number("top_p")
-    add("-t", "--temperature", type=temperature, default=0.7, metavar="T", help=_TEMPERATURE)
-    add("-p", "--top-p", type=top_p, default=0.9, metavar="P", help="as in run (default 0.9)")
+    add("-t", "--temperature", type=temperature, metavar="T", help=_TEMPERATURE)
+    add("-p", "--top-p", type=top_p, metavar="P", help=_TOP_P)
+    add("--candidates", type=options.count, default=CANDIDATES, metavar="N", help=_CANDIDATES)
     add("-m", "--model", metavar="CHECKPOINT", help="the model, instead of the first argument")
     options.add_loading_options(parser)
     add("--width", type=options.natural_number, metavar="N", help=_WIDTH)
@@ -68,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     width = _terminal_width() if args.width is None else args.width
     with (
         load_model(args) as model,
-        StoryTeller(model, temperature=args.temperature, top_p=args.top_p) as tell,
+        StoryTeller(
+            model, temperature=args.temperature, top_p=args.top_p, candidates=args.candidates
+        ) as tell,
     ):
         stories = tell.many(
             args.count,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import EngineError
 
-API_VERSION = 3  # L2P_API_VERSION of csrc/llama2py.h
+API_VERSION = 4  # L2P_API_VERSION of csrc/llama2py.h
 _NAME = f"{__package__}._engine"
 
 

@@ -25,7 +25,7 @@ from ..checkpoint import (
 from ..config import CacheDtype, Dtype
 from ..errors import Cancelled, ClosedError, EngineError
 from .backend import Draw, Floats, Logits
-from .c_config import c_config, packed_bytes, rope_divisors
+from .c_config import c_arrays, c_config, packed_bytes, tensor_number
 from .cpu import default_threads
 from .extension import ffi, lib
 from .isa import choose_isa
@@ -42,21 +42,6 @@ _SMALLEST_BUFFERS = 32, 8, _MOST_AHEAD, 16  # tokens, rows, draws, stop tokens
 
 # Milliseconds after which the main thread handles signals while it waits for a pass.
 _SIGNALS_EVERY = 20
-
-_TENSORS = {
-    "token_embedding_table": lib.L2P_TOKEN_EMBEDDING_TABLE,
-    "rms_att_weight": lib.L2P_RMS_ATT_WEIGHT,
-    "wq": lib.L2P_WQ,
-    "wk": lib.L2P_WK,
-    "wv": lib.L2P_WV,
-    "wo": lib.L2P_WO,
-    "rms_ffn_weight": lib.L2P_RMS_FFN_WEIGHT,
-    "w1": lib.L2P_W1,
-    "w2": lib.L2P_W2,
-    "w3": lib.L2P_W3,
-    "rms_final_weight": lib.L2P_RMS_FINAL_WEIGHT,
-    "wcls": lib.L2P_WCLS,
-}
 
 _STORED = {
     np.dtype(np.float32): lib.L2P_FLOAT32,
@@ -223,9 +208,9 @@ class Engine:
         self.isa = ffi.string(lib.l2p_isa_name(isa)).decode("ascii")
         check_memory(checkpoint, self.dtype, self.cache_bytes)
         self.nbytes = packed_bytes(checkpoint, self.dtype)
-        divisors = rope_divisors(self.config)  # alive during the call
+        arrays = c_arrays(self.config)  # alive during the call
         c_shape, model = (
-            c_config(checkpoint, self.dtype, cache_dtype, divisors),
+            c_config(checkpoint, self.dtype, cache_dtype, arrays),
             ffi.new("l2p_model **"),
         )
         error = lib.l2p_model_new(c_shape, isa, model)
@@ -242,7 +227,7 @@ class Engine:
                 progress(done, self._n_params)
 
     def _pack(self, name: str, layer: int, tensor: Tensor, group_size: int) -> None:
-        where, bad = (_TENSORS[name], layer), ffi.new("int64_t *")
+        where, bad = (tensor_number(name), layer), ffi.new("int64_t *")
         if not self._pack_from_file(where, tensor, group_size, bad):
             # Some tensors make their arrays on use; these live until the engine has read them.
             arrays: tuple[np.ndarray[Any, Any], ...]

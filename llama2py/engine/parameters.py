@@ -4,14 +4,54 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from difflib import get_close_matches
+from functools import wraps
 from operator import index
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, ParamSpec, TypeVar, cast
 
-from ..errors import Llama2pyError, ParameterError, PromptError
+from ..errors import Llama2pyError, ParameterError, PromptError, UnknownOptionError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LONGEST = 60  # characters of a value in a message
+# What other libraries call a parameter, and our names for it.
+_OTHER_NAMES = {
+    "batch_size": ("max_batch", "max_batch_size"),
+    "checkpoint": ("path", "source", "model"),
+    "device": ("backend",),
+    "eos_token_id": ("stop_tokens",),
+    "input": ("source", "text", "prompt"),
+    "kv_cache_dtype": ("cache_dtype",),
+    "max_gen_len": ("max_tokens",),
+    "max_length": ("max_tokens", "max_words", "max_gen_len"),
+    "max_new_tokens": ("max_tokens", "max_gen_len"),
+    "model": ("path",),
+    "model_path": ("path", "model", "source"),
+    "n": ("count",),
+    "n_predict": ("max_tokens",),
+    "n_threads": ("threads",),
+    "num_predict": ("max_tokens",),
+    "num_threads": ("threads",),
+    "quantization": ("dtype",),
+    "quantize": ("dtype",),
+    "random_seed": ("seed",),
+    "repeat_penalty": ("repetition_penalty",),
+    "stop_sequences": ("stop",),
+    "stop_strings": ("stop",),
+    "stop_words": ("stop",),
+    "suppress_tokens": ("banned_tokens",),
+    "system_prompt": ("system",),
+    "target": ("output",),
+    "temp": ("temperature",),
+    "timeout": ("max_time",),
+    "top_logprobs": ("logprobs",),
+    "torch_dtype": ("dtype",),
+    "typical": ("typical_p",),
+}
 
 
 def shown(value: object) -> str:
@@ -26,6 +66,43 @@ def shown(value: object) -> str:
 def wrong(name: str, value: object, expected: str) -> ParameterError:
     """Return the error for a parameter of a wrong type or out of its range."""
     return ParameterError(f"{name} is {shown(value)}, expected {expected}")
+
+
+def unknown_option(name: str, names: Collection[str]) -> UnknownOptionError:
+    """Return the error for an unknown option; it suggests the closest of the known names."""
+    meant = [known for known in _OTHER_NAMES.get(name.lower(), ()) if known in names]
+    meant += get_close_matches(name.lower(), names, 1)
+    hint = f": did you mean {meant[0]!r}?" if meant else f", expected one of {', '.join(names)}"
+    return UnknownOptionError(f"unknown option {name!r}{hint}")
+
+
+def known_keywords(call: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function: a keyword that it does not have raises UnknownOptionError."""
+    code = cast("FunctionType", call).__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    shown_names = [name for name in names if name not in ("self", "cls")]
+
+    @wraps(call)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in names:
+                raise unknown_option(name, shown_names)
+        return call(*args, **kwargs)
+
+    return checked
+
+
+def instance(name: str, value: Any, kind: type[T], expected: str) -> T:
+    """Return a value if it is an instance of a class.
+
+    Raises
+    ------
+    ParameterError
+        If it is not.
+    """
+    if not isinstance(value, kind):
+        raise wrong(name, value, expected)
+    return value
 
 
 def whole_number(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
@@ -92,6 +169,23 @@ def function(name: str, value: object) -> None:
         raise wrong(name, value, "a function or None")
 
 
+def as_path(name: str, path: Any) -> Path:
+    """Return a str or path-like as a Path; the system may still refuse it.
+
+    Raises
+    ------
+    ParameterError
+        If it is neither.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = b""
+    if not isinstance(text, str):
+        raise wrong(name, path, "a str or a path")
+    return Path(path)
+
+
 def checked_path(name: str, path: Any) -> Path:
     """Return a str or path-like as a Path.
 
@@ -100,15 +194,10 @@ def checked_path(name: str, path: Any) -> Path:
     ParameterError
         If it is neither, or holds a null character.
     """
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        text = b""
-    if not isinstance(text, str):
-        raise wrong(name, path, "a str or a path")
-    if "\0" in text:
+    found = as_path(name, path)
+    if "\0" in str(found):
         raise wrong(name, path, "a path without null characters")
-    return Path(path)
+    return found
 
 
 def token_ids(

@@ -1,26 +1,24 @@
 """The whole transformer in NumPy: to learn from, as the tests' oracle, and to run without C.
 
 Shapes: n tokens in a batch, d = dim, H query heads of h channels each, K key/value heads, T
-positions of a session so far, G groups of columns that share a scale.
+positions that a token sees. The steps marked "optional" are those that a LLaMA lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from hashlib import sha256
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import Checkpoint, QuantizedTensor, Tensor, convert_matrix, round_to_bfloat16
-from ..checkpoint.quantize import INT4_GROUP, Int4Matrix, int8_group_size, own_dtype
-from ..config import CacheDtype, Dtype, frequencies
+from ..checkpoint import Checkpoint, convert_matrix, int8_group_size, own_dtype, round_to_bfloat16
+from ..config import CacheDtype, Dtype
 from ..errors import ClosedError
 from .backend import Backend, Draw, Logits, draw_rows
-
-Array: TypeAlias = NDArray[np.float32]
+from .products import Array, linear
 
 
 def rmsnorm(x: Array, weight: Array, eps: float) -> Array:  # x (n, d), weight (d,)
@@ -39,44 +37,22 @@ def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
 
 
-def rotate(x: Array, positions: NDArray[np.int64], freqs: Array) -> Array:  # x (n, H, h)
-    """Rotary embedding: rotate the pairs (x[0], x[1]), (x[2], x[3]).. of each head."""
-    angles = positions[:, None, None].astype(np.float32) * freqs  # (n, 1, h / 2)
-    cos, sin, a, b = np.cos(angles), np.sin(angles), x[..., 0::2], x[..., 1::2]
-    return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
+def gelu(x: Array) -> Array:
+    """``x * Phi(x)``, approximated with tanh."""
+    return x / (1 + np.exp(np.float32(-1.5957691) * (x + np.float32(0.044715) * x**3)))
 
 
-def quantize_activations(x: Array, group: int) -> tuple[Array, Array]:
-    """Round x (n, cols) to whole numbers (n, G, group), half away from 0, with scales (n, G)."""
-    groups = x.reshape(len(x), -1, group)  # (n, G, group)
-    scales = abs(groups).max(axis=-1) / np.float32(127)  # (n, G)
-    ratios = np.divide(groups, scales[..., None], where=scales[..., None] > 0, out=groups * 0)
-    return np.sign(ratios) * np.floor(np.abs(ratios) + np.float32(0.5)), scales
+def rotate(x: Array, positions: NDArray[np.int64], freqs: Array, scale: float = 1) -> Array:
+    """Rotary embedding of x (n, H, h): rotate each head's pairs (x[0], x[1]), (x[2], x[3])..
 
-
-def linear(matrix: Tensor | Int4Matrix) -> Callable[[Array], Array]:
-    """Return ``x (n, cols) -> x @ W.T (n, rows)`` for W (rows, cols), in integers if quantized."""
-    rows, cols = matrix.shape
-    if isinstance(matrix, Int4Matrix):  # the last group of a row may be padded
-        group, width = INT4_GROUP, matrix.values.shape[1] * INT4_GROUP
-        values, scales = matrix.values, matrix.scales.astype(np.float32)
-    elif isinstance(matrix, QuantizedTensor):  # a file's group may span two rows
-        group, width = int(np.gcd(matrix.group_size, cols)), cols
-        values = matrix.values.reshape(rows, -1, group)
-        scales = np.repeat(matrix.scales, matrix.group_size // group).reshape(rows, -1)
-    else:
-        weight = np.array(matrix.dequantize())  # (rows, cols)
-        return lambda x: x @ weight.T
-    values = values.astype(np.float32)  # (rows, G, group); scales (rows, G)
-
-    def multiply(x: Array) -> Array:
-        padded = np.zeros((len(x), width), np.float32)
-        padded[:, :cols] = x
-        q, x_scales = quantize_activations(padded, group)  # (n, G, group), (n, G)
-        sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact
-        return np.asarray(np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales))
-
-    return multiply
+    There may be fewer frequencies than pairs: then the last channels are left as they are.
+    """
+    angles = positions[:, None, None].astype(np.float32) * freqs  # (n, 1, pairs)
+    cos, sin = np.float32(scale) * np.cos(angles), np.float32(scale) * np.sin(angles)
+    rotated, rest = x[..., : 2 * len(freqs)], x[..., 2 * len(freqs) :]
+    a, b = rotated[..., 0::2], rotated[..., 1::2]  # (n, H, pairs)
+    pairs = np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(rotated.shape)
+    return np.concatenate([pairs, rest], axis=-1)
 
 
 class ReferenceCache:
@@ -115,21 +91,23 @@ class Reference(Backend):
         self.cache_dtype: CacheDtype = cache_dtype
         self.cache_bytes = c.cache_bytes  # of float32, rounded or not
         self.dtype: Dtype = dtype or own_dtype(checkpoint)
-        divisors = c.rope_scaling.divisors(c.head_dim, c.rope_theta) if c.rope_scaling else 1
-        self.freqs = (frequencies(c.head_dim, c.rope_theta) / np.array(divisors)).astype(np.float32)
+        self.windows = [n or c.seq_len for n in c.windows or (0,) * c.n_layers]  # optional
+        ropes = map(c.rotation, range(c.n_layers))  # each the same, but for optional steps
+        self.ropes = [(np.array(freqs, np.float32), scale) for freqs, scale in ropes]
         group_size = int8_group_size(checkpoint)
         tensors = {
-            k: [t if k[:3] == "rms" else convert_matrix(t, self.dtype, group_size) for t in layers]
+            k: [t if k[0] in "rb" else convert_matrix(t, self.dtype, group_size) for t in layers]
             for k, layers in checkpoint.tensors.items()
         }
         self.nbytes = sum(t.nbytes for kind in tensors.values() for t in kind)
         self.non_finite = sum(t.count_non_finite() for kind in tensors.values() for t in kind)
         self.embedding = np.array(tensors["token_embedding_table"][0].dequantize())
-        self.norms = {
-            k: [np.array(t.dequantize()) for t in tensors[k]] for k in tensors if k[:3] == "rms"
+        # The norms' weights, rms_att_weight and so on, and optional biases: bq bk bv bo b1 b2 b3.
+        self.vectors = {
+            k: [np.array(t.dequantize()) for t in tensors[k]] for k in tensors if k[0] in "rb"
         }
-        # The two-letter names: wq wk wv wo w1 w2 w3.
-        self.linears = {k: [linear(t) for t in tensors[k]] for k in tensors if len(k) == 2}
+        matrices = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+        self.linears = {k: [linear(t) for t in tensors[k]] for k in matrices}
         self.classifier = linear(tensors.get("wcls", tensors["token_embedding_table"])[0])
 
     def new_cache(self) -> ReferenceCache:
@@ -151,31 +129,50 @@ class Reference(Backend):
         if not self.linears:
             raise ClosedError("the model is closed")
         c, n, at = self.config, len(tokens), np.asarray(positions)
-        x = self.embedding[np.asarray(tokens)]  # (n, d)
+        x = self.embedding[np.asarray(tokens)] * np.float32(c.embedding_scale)  # (n, d)
         for layer in range(c.n_layers):
-            w = {name: layers[layer] for name, layers in self.linears.items()}
             # Attention: each token attends to the positions up to its own.
-            y = rmsnorm(x, self.norms["rms_att_weight"][layer], c.norm_eps)  # (n, d)
-            q = rotate(w["wq"](y).reshape(n, c.n_heads, -1), at, self.freqs)  # (n, H, h)
-            k = rotate(w["wk"](y).reshape(n, c.n_kv_heads, -1), at, self.freqs)  # (n, K, h)
-            v = w["wv"](y).reshape(n, c.n_kv_heads, -1)  # (n, K, h)
+            y = self.norm(x, "rms_att_weight", layer)  # (n, d)
+            q, k, v = (self.product(name, y, layer) for name in "qkv")  # (n, H * h), (n, K * h)
+            q = self.norm(q, "rms_q_weight", layer).reshape(n, c.n_heads, -1)  # (n, H, h)
+            k = self.norm(k, "rms_k_weight", layer).reshape(n, c.n_kv_heads, -1)  # (n, K, h)
+            q, k = rotate(q, at, *self.ropes[layer]), rotate(k, at, *self.ropes[layer])
+            v = v.reshape(n, c.n_kv_heads, -1)  # (n, K, h)
             if self.cache_dtype == "bfloat16":
                 k, v = round_to_bfloat16(k), round_to_bfloat16(v)
             for i, cache in enumerate(caches):
                 cache.keys[layer, at[i]], cache.values[layer, at[i]] = k[i], v[i]
-            heads = [self.attend(q[i], cache, layer, at[i] + 1) for i, cache in enumerate(caches)]
-            x = x + w["wo"](np.stack(heads).reshape(n, -1))  # (n, d)
+            heads = [self.attend(q[i], cache, layer, at[i]) for i, cache in enumerate(caches)]
+            y = self.product("o", np.stack(heads).reshape(n, -1), layer)  # (n, d)
+            x = x + self.norm(y, "rms_att_post_weight", layer) * np.float32(c.residual_scale)
             # Feed-forward: each token independently.
-            y = rmsnorm(x, self.norms["rms_ffn_weight"][layer], c.norm_eps)  # (n, d)
-            x = x + w["w2"](silu(w["w1"](y)) * w["w3"](y))  # (n, hidden_dim) -> (n, d)
-        x = rmsnorm(x[list(rows)], self.norms["rms_final_weight"][0], c.norm_eps)
-        return self.classifier(x)  # (len(rows), vocab_size)
+            y = self.norm(x, "rms_ffn_weight", layer)  # (n, d)
+            gate = (gelu if c.activation == "gelu" else silu)(self.product("1", y, layer))
+            y = self.product("2", gate * self.product("3", y, layer), layer)  # (n, d)
+            x = x + self.norm(y, "rms_ffn_post_weight", layer) * np.float32(c.residual_scale)
+        x = self.norm(x[list(rows)], "rms_final_weight")
+        return self.classifier(x) * np.float32(c.logit_scale)  # (len(rows), vocab_size)
 
-    def attend(self, q: Array, cache: ReferenceCache, layer: int, n_positions: int) -> Array:
+    def product(self, name: str, x: Array, layer: int) -> Array:
+        """``x @ W.T`` for the matrix wq, ... of a layer, plus its bias, which is optional."""
+        y = self.linears["w" + name][layer](x)
+        return y + self.vectors["b" + name][layer] if "b" + name in self.vectors else y
+
+    def norm(self, x: Array, name: str, layer: int = 0) -> Array:
+        """RMSNorm of x (n, ...) with a layer's weights; x itself if the model lacks this norm."""
+        if name not in self.vectors:
+            return x
+        weight = self.vectors[name][layer]  # of a row, or of a part of it: one head
+        parts = x.reshape(len(x), -1, len(weight))
+        return rmsnorm(parts, weight, self.config.norm_eps).reshape(x.shape)
+
+    def attend(self, q: Array, cache: ReferenceCache, layer: int, position: int) -> Array:
         """Attention of one token's queries q (H, h) over T positions -> (K, H / K, h)."""
-        keys, values = cache.keys[layer, :n_positions], cache.values[layer, :n_positions]
+        seen = slice(max(0, position + 1 - self.windows[layer]), position + 1)
+        keys, values = cache.keys[layer, seen], cache.values[layer, seen]  # (T, K, h)
         groups = q.reshape(self.config.n_kv_heads, -1, q.shape[-1])  # (K, H / K, h)
-        scores = np.einsum("kgh,tkh->kgt", groups, keys) / np.sqrt(np.float32(q.shape[-1]))
+        scale = self.config.attention_scale or 1 / np.sqrt(q.shape[-1])
+        scores = np.einsum("kgh,tkh->kgt", groups, keys) * np.float32(scale)
         return np.einsum("kgt,tkh->kgh", softmax(scores), values)
 
     def digest(self) -> bytes:

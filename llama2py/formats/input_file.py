@@ -226,6 +226,12 @@ class FileArray:
         first = data[: self.dtype.itemsize].view(self.dtype)
         return as_strided(first, self.shape, self.strides, writeable=False)
 
+    def rows(self, first: int, last: int) -> FileArray:
+        """Describe the rows [first, last) of an array, without reading them."""
+        step = (self.strides or c_strides(self.dtype, self.shape))[0]
+        shape = (last - first, *self.shape[1:])
+        return FileArray(self.file, self.offset + first * step, self.dtype, shape, self.strides)
+
     def __getitem__(self, band: slice) -> NDArray[Any]:
         """Read some elements of a vector in C order: ``array[first:last]``."""
         first, last, _ = band.indices(self.size)

@@ -72,6 +72,10 @@ class Timings:
 class Guide(Protocol):
     """Steers one text while it is generated."""
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjust` changes the next logits. If not, the backend may draw the token."""
+
     def adjust(self, logits: Logits) -> None:
         """Change logits (vocab_size,) in place, before a token is drawn."""
 
@@ -217,7 +221,7 @@ class Job:
         """Whether the next token is drawn in Python, from logits, and not by the backend."""
         return (
             not self.sampler.plain
-            or self.guide is not None
+            or (self.guide is not None and self.guide.adjusts)
             or self.top_logprobs is not None
             or not self.may_draw
         )

@@ -6,41 +6,30 @@ import math
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import repeat
 from typing import Any, Protocol, TypedDict, cast, get_args
 
 from ..config import ModelConfig
 from ..engine.backend import Backend
-from ..engine.parameters import one_of, real_number, shown, token_ids, whole_number, wrong
+from ..engine.parameters import (
+    instance,
+    one_of,
+    real_number,
+    shown,
+    token_ids,
+    unknown_option,
+    whole_number,
+    wrong,
+)
 from ..engine.session import Session
-from ..errors import ContextError, ParameterError, PromptError, UnknownOptionError
+from ..errors import ContextError, ParameterError, PromptError
 from ..tokenizers.tokenizer import Tokenizer
-from .job import Job, Overflow
+from .job import Guide, Job, Overflow
 from .logits import LogitsProcessor
 from .sampling import Coin, Sampler, SamplingParams
 from .stopping import StopStrings
 
 _STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow", "session"}
-# What other libraries call an option.
-_OTHER_NAMES = {
-    "batch_size": "max_batch",
-    "eos_token_id": "stop_tokens",
-    "max_gen_len": "max_tokens",
-    "max_length": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "num_predict": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "stop_sequences": "stop",
-    "stop_strings": "stop",
-    "stop_words": "stop",
-    "suppress_tokens": "banned_tokens",
-    "temp": "temperature",
-    "timeout": "max_time",
-    "top_logprobs": "logprobs",
-    "typical": "typical_p",
-}
 
 
 class TextOptions(TypedDict, total=False):
@@ -94,7 +83,7 @@ logit_bias, banned_tokens, logits_processor
     """
 
     overflow: Overflow
-    session: Session
+    session: Session | None
 
 
 class GenerateOptions(Options, total=False):
@@ -152,20 +141,55 @@ class JobMaker:
         ParameterError
             If the seed is wrong.
         """
-        backend, reused = self.model.backend, 0
+        config, reused = self.model.backend.config, 0
         if self.session is not None:
             prompt, reused = continuation(self.session, prompt, self.model.tokenizer)
+        tokens = prompt_tokens(prompt, self.model.tokenizer, config)
+        job = self.job_of(tokens, self.sampler(seed))
+        job.reused = reused
+        return job
+
+    def sampler(self, seed: int | None) -> Sampler:
+        """Return a sampler with these options.
+
+        Raises
+        ------
+        ParameterError
+            If the seed is wrong.
+        """
+        return Sampler(self.model.backend, self.params, seed)
+
+    def job_of(
+        self,
+        tokens: list[int],
+        sampler: Sampler,
+        max_tokens: int | None = None,
+        guide: Guide | None = None,
+    ) -> Job:
+        """Return the job for tokens that have been checked, with a sampler that may have been used.
+
+        Parameters
+        ----------
+        tokens : list of int
+            The tokens to run first.
+        sampler : Sampler
+            Draws the tokens. The turns of a dialogue share one.
+        max_tokens : int, optional
+            Instead of the option.
+        guide : Guide, optional
+            Steers the text.
+        """
         return Job(
-            prompt_tokens(prompt, self.model.tokenizer, backend.config),
-            Sampler(backend, self.params, seed),
-            self.max_tokens,
+            tokens,
+            sampler,
+            self.max_tokens if max_tokens is None else max_tokens,
+            guide,
             stop_tokens=self.stop_tokens,
             stop=self.stop,
             max_time=self.max_time,
             cancel=self.cancel,
             top_logprobs=self.top_logprobs,
             overflow=self.overflow,
-            reused=reused,
         )
 
     def jobs(
@@ -197,7 +221,8 @@ def check_options(
         If an option is unknown, has a wrong type, or is out of its range.
     """
     if unknown := options.keys() - Options.__annotations__.keys():
-        raise _unknown_option(min(unknown))
+        named = ("max_tokens", "temperature", "top_p", "seed", "max_batch")
+        raise unknown_option(min(unknown), [*Options.__annotations__, *named])
     context = model.backend.config.seq_len
     max_tokens = context if max_tokens is None else whole_number("max_tokens", max_tokens)
     sampling = {name: value for name, value in options.items() if name not in _STOPPING}
@@ -215,8 +240,7 @@ def check_options(
     one_of("overflow", overflow, get_args(Overflow))
     session = options.get("session")
     if session is not None:
-        if not isinstance(session, Session):
-            raise wrong("session", session, "a Session")
+        instance("session", session, Session, "a Session")
         if session.config is not model.backend.config:
             raise ParameterError("the session belongs to another model")
     return JobMaker(
@@ -233,14 +257,6 @@ def check_options(
         overflow=overflow,
         session=session,
     )
-
-
-def _unknown_option(name: str) -> UnknownOptionError:
-    names = [*Options.__annotations__, "max_tokens", "temperature", "top_p", "seed", "max_batch"]
-    close = get_close_matches(name.lower(), names, 1)
-    meant = _OTHER_NAMES.get(name.lower()) or next(iter(close), None)
-    hint = f": did you mean {meant!r}?" if meant else f", expected one of {', '.join(names)}"
-    return UnknownOptionError(f"unknown option {name!r}{hint}")
 
 
 def _checked_stop(stop: Any) -> tuple[str, ...]:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 # ---- words ----
+
+
+def word_list(text: str) -> tuple[str, ...]:
+    """Return the words of a text, between white space."""
+    return tuple(text.split())
+
 
 _SHORTEST_PLURAL = 3  # letters: "as" is not the plural of "a"
 
@@ -50,6 +57,16 @@ _SENTENCE_END = re.compile(r"""(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)[.!?…]+["'
 def ends_sentence(text: str) -> bool:
     """Return whether a text ends at the end of a sentence, closing quotation marks included."""
     return any(match.end() == len(text) for match in _SENTENCE_END.finditer(text))
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text, closing quotation marks included, without the spaces between.
+
+    >>> sentences('"Hi!" Tom said. He ran')
+    ['"Hi!"', 'Tom said.', 'He ran']
+    """
+    ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    return [part for a, b in pairwise(ends) if (part := text[a:b].strip())]
 
 
 def end_with_full_stop(text: str) -> str:
@@ -121,52 +138,80 @@ _ALWAYS_VERBS = {
     "can not": "could not",
     "won't": "would not",
     "will not": "would not",
-    "goes": "went",
-    "wants": "wanted",
-    "finds": "found",
-    "loses": "lost",
-    "learns": "learned",
-    "makes": "made",
-    "eats": "ate",
-    "thinks": "thought",
-    "gets": "got",
-    "comes": "came",
-    "sees": "saw",
-    "takes": "took",
-    "gives": "gave",
-    "meets": "met",
-    "knows": "knew",
-    "sings": "sang",
-    "says": "said",
-    "becomes": "became",
-    "believes": "believed",
+    "who's": "who was",
 }
-# These are verbs only after a subject: "nine lives" and "a can" have none.
-_VERBS_AFTER_SUBJECT = {
-    "live": "lived",
-    "like": "liked",
-    "love": "loved",
-    "want": "wanted",
-    "need": "needed",
-    "dream": "dreamed",
-    "help": "helped",
-    "play": "played",
-    "run": "ran",
-    "sleep": "slept",
-    "find": "found",
-    "lose": "lost",
-    "learn": "learned",
-    "make": "made",
-    "eat": "ate",
-    "think": "thought",
+_MODALS = {"have": "had", "do": "did", "can": "could", "will": "would", "must": "had to"}
+_IRREGULAR = dict(
+    pair.split(":")
+    for pair in word_list(
+        "become:became begin:began bite:bit blow:blew break:broke bring:brought build:built"
+        " buy:bought catch:caught choose:chose come:came dig:dug draw:drew drink:drank drive:drove"
+        " eat:ate fall:fell feed:fed feel:felt fight:fought find:found fly:flew forget:forgot"
+        " get:got give:gave go:went grow:grew hear:heard hide:hid hold:held keep:kept know:knew"
+        " lead:led learn:learned leave:left lose:lost make:made mean:meant meet:met read:read"
+        " ride:rode ring:rang rise:rose run:ran say:said see:saw sell:sold send:sent shine:shone"
+        " shake:shook sing:sang sit:sat sleep:slept speak:spoke spend:spent stand:stood steal:stole"
+        " sweep:swept swim:swam swing:swung take:took teach:taught tell:told think:thought"
+        " throw:threw understand:understood wake:woke wear:wore win:won write:wrote"
+    )
+)
+_REGULAR = word_list(
+    "answer ask bake bark belong believe build call care carry chase chew clap clean climb collect"
+    " cook count cross cry cuddle dance decide discover dream drop enjoy escape explore fix float"
+    " follow giggle glow grant growl guard happen hate help hop hug hum hunt imagine invent jump"
+    " kick kiss laugh lick like listen live look love miss move need open paint pick plan plant"
+    " play point pretend promise pull push rescue roar roll sail save scare scream search share"
+    " shout show smell smile snore sparkle start stay stop study swallow talk taste tickle touch"
+    " travel trick try turn visit wait walk want wash watch wiggle wish wonder work worry"
+)
+_ALWAYS_VERBS |= {
+    f"{verb}s": _IRREGULAR[verb]
+    for verb in word_list(
+        "become come eat find get give hear keep know learn lose make meet say see sing take think"
+    )
 }
-_VERBS_AFTER_SUBJECT |= {
-    f"{verb}s": past
-    for verb, past in _VERBS_AFTER_SUBJECT.items()
-    if f"{verb}s" not in _ALWAYS_VERBS
-}
-_VERBS_AFTER_SUBJECT |= {"have": "had", "do": "did", "can": "could", "will": "would"}
+_ALWAYS_VERBS |= {"goes": "went", "wants": "wanted", "believes": "believed"}
+
+
+def _past_of(verb: str) -> str:
+    """Return the past of the base form of a verb."""
+    if verb in _IRREGULAR:
+        return _IRREGULAR[verb]
+    if verb.endswith("e"):
+        return f"{verb}d"
+    if re.search(r"[^aeiou]y$", verb):
+        return f"{verb[:-1]}ied"
+    if re.fullmatch(r"[^aeiou]*[aeiou][^aeiouwxy]", verb):  # one short syllable: hop, hopped
+        return f"{verb}{verb[-1]}ed"
+    return f"{verb}ed"
+
+
+def _base_of(verb: str) -> str:
+    """Return the base form of a verb in the third person: "flies" is "fly"."""
+    if verb.endswith("ies"):
+        return f"{verb[:-3]}y"
+    if re.search(r"(?:[sxz]|ch|sh|o)es$", verb):
+        return verb[:-2]
+    return verb.removesuffix("s")
+
+
+def _third_person(verb: str) -> str:
+    if re.search(r"[^aeiou]y$", verb):
+        return f"{verb[:-1]}ies"
+    return f"{verb}es" if re.search(r"(?:[sxzo]|ch|sh)$", verb) else f"{verb}s"
+
+
+# These are verbs only after a subject: "nine lives", "a can" and "a dream" have none.
+_BASE_FORMS = {verb: _past_of(verb) for verb in [*_IRREGULAR, *_REGULAR]} | _MODALS
+_THIRD_PERSON = {_third_person(verb): _past_of(verb) for verb in [*_IRREGULAR, *_REGULAR]}
+_ADVERB = r"(?:(?:always|never|often|still|also|only|sometimes|really|just) )?"
 _WORD_END = r"(?![\w'-])"
+# "a" and up to two words before a verb: "a cow flies", "a sad dog sings", not "a game of cards".
+_NOT_NOUNS = "who|that|which|of|in|on|at|to|with|from|for|and|or|about|like|named"
+_A_THING = rf"^(?:an?|one)(?: (?!{_NOT_NOUNS})\w+){{1,2}}"
+_ONE_SUBJECT = rf"(?:who|which|that|[Hh]e|[Ss]he|[Ii]t|^[A-Z]\w+|{_A_THING}) {_ADVERB}"
+# Of a singular noun, "that" may belong to the next one: "a girl who has that dream".
+_MANY_SUBJECT = rf"(?:who|which|(?<=s )that|[Tt]hey|[Ww]e|[Yy]ou|I) {_ADVERB}"
 
 
 def _any_of(words: dict[str, str]) -> str:
@@ -174,27 +219,38 @@ def _any_of(words: dict[str, str]) -> str:
 
 
 _ALWAYS_VERB = re.compile(rf"(?<![\w'-])({_any_of(_ALWAYS_VERBS)}){_WORD_END}")
-_SUBJECT_AND_VERB = re.compile(
-    rf"\b((?:who|which|that|[Hh]e|[Ss]he|[Ii]t|[Tt]hey|[Ww]e|[Yy]ou|I|^[A-Z]\w+) )"
-    rf"({_any_of(_VERBS_AFTER_SUBJECT)}){_WORD_END}"
-)
-PAST_FORMS = {past.split()[0] for past in [*_ALWAYS_VERBS.values(), *_VERBS_AFTER_SUBJECT.values()]}
-"""The first word of every past form that `past_tense` writes."""
-_RELATIVE_PRONOUN = re.compile(r"\b(?:who|which|that)\b")
+_ONE_AND_VERB = re.compile(rf"\b({_ONE_SUBJECT})({_any_of(_THIRD_PERSON | _MODALS)}){_WORD_END}")
+_MANY_AND_VERB = re.compile(rf"\b({_MANY_SUBJECT})({_any_of(_BASE_FORMS)}){_WORD_END}")
+# "who lived in a tree and barks"
+_SECOND_VERB = re.compile(rf"\b({_ONE_SUBJECT}.* and )({_any_of(_THIRD_PERSON)}){_WORD_END}")
+# Every other word with a final s after "who" is a verb, too.
+_UNKNOWN_VERB = re.compile(rf"\b(who (?!always|was){_ADVERB})(\w\w+[^\Wsu]s){_WORD_END}")
+_RELATIVE_PRONOUN = re.compile(r"\b(?:who|which|that|whose)\b")
 _PAST_VERB = re.compile(r"\b(?:was|were|had|could|did|would|went|wanted)\b")
+_QUOTATION = re.compile(r"([\"“].*?[\"”]|[\"“].*)")
 
 
 def past_tense(text: str) -> str:
-    """Put the verbs that this module knows into the past.
+    """Put the verbs that this module knows into the past. Quotations stay as they are.
 
     >>> past_tense("a dragon who is afraid of fire and doesn't fly")
     'a dragon who was afraid of fire and did not fly'
     """
+    parts = _QUOTATION.split(text)
+    parts[::2] = map(_past_tense, parts[::2])
+    return "".join(parts)
+
+
+def _past_tense(text: str) -> str:
     text = _ALWAYS_VERB.sub(lambda match: _ALWAYS_VERBS[match[1]], text)
-    return _SUBJECT_AND_VERB.sub(lambda match: match[1] + _VERBS_AFTER_SUBJECT[match[2]], text)
+    verbs = _THIRD_PERSON | _BASE_FORMS
+    for pattern in (_ONE_AND_VERB, _MANY_AND_VERB, _SECOND_VERB):
+        text = pattern.sub(lambda match: match[1] + verbs[match[2]], text)
+    return _UNKNOWN_VERB.sub(lambda match: match[1] + _past_of(_base_of(match[2])), text)
 
 
 def is_clause(text: str) -> bool:
     """Return whether a text is a clause ("a dog is sad"), not only a noun phrase ("a dog")."""
-    before_relative = _RELATIVE_PRONOUN.split(text)[0]
-    return bool(_ALWAYS_VERB.search(before_relative) or _PAST_VERB.search(before_relative))
+    before_relative = _RELATIVE_PRONOUN.split(_QUOTATION.sub("", text))[0]
+    verbs = (_ALWAYS_VERB, _PAST_VERB, _ONE_AND_VERB)
+    return any(pattern.search(before_relative) for pattern in verbs)

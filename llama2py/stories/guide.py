@@ -1,12 +1,16 @@
-"""Keep a story within its length and out of loops, and lead it to the words that must appear."""
+"""Keep a story within its length and out of loops, and lead it to the words that must appear.
+
+A guide also changes the sampling after the first sentence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..engine.backend import Logits
+from ..generation.sampling import Sampler, SamplingParams
 from ..tokenizers.tokenizer import Tokenizer
-from .english import word_pattern
+from .english import ends_sentence, word_pattern
 
 # Added to the logit of a missing word's first token; grows from 0 over the first half of a story.
 _MAX_BIAS = 8.0
@@ -15,6 +19,9 @@ _MAX_BIAS = 8.0
 _CONTINUATION_BIAS = 6.0
 # Words of the story after which the bias is at its maximum: about half a story.
 _WORDS_TO_MAX_BIAS = 80
+# A word only gets a bias where it makes sense: where its first token is at most so many nats less
+# probable than the best one. From 5 at the beginning, one more after each so many words.
+_REACH, _WORDS_PER_NAT = 5.0, 30
 # A story loops if it repeats the same tokens this many times in a row, over at least this many
 # tokens. Stories have refrains, and they repeat a word ("ha, ha, ha"), but less often than this.
 _LOOP_REPEATS = 3
@@ -64,6 +71,8 @@ class StoryGuide:
         The story ends when it has more words than this.
     words : sequence of str
         Words that must appear. Each becomes more probable as the story goes on, until it appears.
+    after_first_sentence : tuple of Sampler and SamplingParams, optional
+        The sampler of the text, and its parameters from the second sentence on.
 
     Attributes
     ----------
@@ -72,13 +81,19 @@ class StoryGuide:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, start: str, max_words: int, words: Sequence[str] = ()
+        self,
+        tokenizer: Tokenizer,
+        start: str,
+        max_words: int,
+        words: Sequence[str] = (),
+        after_first_sentence: tuple[Sampler, SamplingParams] | None = None,
     ) -> None:
         self._max_words = max_words
         self._n_words = 0
         self._text = ""
         self._loops = LoopDetector()
         self._ends: list[int] = []  # the length of the text after each token
+        self._after_first_sentence = after_first_sentence
         self.text_before_loop: str | None = None
         # The tokens of each missing word, with a space before it.
         self._missing = {word: tokenizer.encode(word, bos=False) for word in words}
@@ -87,12 +102,22 @@ class StoryGuide:
         self._patterns = {word: word_pattern(word) for word in self._missing}
         self._read(start)
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether a word is missing."""
+        return bool(self._missing)
+
     def adjust(self, logits: Logits) -> None:
         """Add a bias to the next token of each missing word; see `Guide.adjust`."""
         bias = _MAX_BIAS * min(1.0, self._n_words / _WORDS_TO_MAX_BIAS)
+        floor = float(logits.max()) - _REACH - self._n_words / _WORDS_PER_NAT
         biases: dict[int, float] = {}  # one per token, the largest where words begin alike
         for word, tokens in self._missing.items():
             begun = self._n_begun[word]
+            if begun == len(tokens):  # complete, if the next token does not continue it
+                continue
+            if not begun and logits[tokens[0]] < floor:
+                continue
             value = _CONTINUATION_BIAS + bias if begun else bias
             biases[tokens[begun]] = max(value, biases.get(tokens[begun], 0.0))
         for token, value in biases.items():
@@ -101,10 +126,13 @@ class StoryGuide:
     def accept(self, token: int, piece: str) -> bool:
         """Count words, look for the missing ones and for a loop; see `Guide.accept`."""
         for word, tokens in self._missing.items():
-            begun = self._n_begun[word]
-            begun = begun + 1 if token == tokens[begun] else int(token == tokens[0])
-            self._n_begun[word] = begun % len(tokens)
+            begun = self._n_begun[word] % len(tokens)
+            self._n_begun[word] = begun + 1 if token == tokens[begun] else int(token == tokens[0])
         self._read(piece)
+        if self._after_first_sentence and ends_sentence(self._text):
+            sampler, params = self._after_first_sentence
+            sampler.params = params
+            self._after_first_sentence = None
         self._ends.append(len(self._text))
         n_before = self._loops.accept(token)
         if n_before is not None:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import html
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count as count_from
-from itertools import islice
+from itertools import islice, tee
 
 from .._util import Closing, counted
-from ..engine.parameters import whole_number
+from ..engine.parameters import checked_path, known_keywords, whole_number
 from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
 from ..generation.sampling import Sampler, SamplingParams, random_seed
 from ..model import Model, StrPath, load
-from .english import has_word, whole_sentences
+from .candidates import Candidate, best_of, subject_words
+from .english import whole_sentences
 from .guide import StoryGuide
-from .opening import opening_about, opening_with
+from .names import BOYS, GIRLS, Disguise, disguise, with_another_hero
+from .opening import opening_about, opening_with, subject_of
 
-# Tries for one story that loops, or that has words that must appear. The first good try is used.
 CANDIDATES = 8
+# Tries for a story if the best candidate loops or lacks a word, the candidates included.
+TRIES = 8
 # Added to the seed from one try to the next, so that no try shares its seed with another story.
 # It is not 2^64 / golden ratio, which `Coin` uses for seed 0: two tries would then be the same.
 SEED_STRIDE = 0xD1B54A32D192ED03
 MIN_MAX_WORDS, MAX_MAX_WORDS = 10, 10_000
+
+# How candidates are drawn. A first sentence of the model's own may be unusual: it makes stories
+# different. From there on, a low temperature keeps their sense.
+_FIRST_SENTENCE = SamplingParams(1.0, 0.95)
+_REST = SamplingParams(0.6, 0.9)
+_REST_ABOUT = SamplingParams(0.5, 0.9)  # keeps to its subject
+_SINGLE = SamplingParams(0.7, 0.9)  # of a story without other candidates
+
 _NAME = r"((?:(?:Mr|Mrs|Ms|Dr)\. )?[A-Z]\w+)"
 # The hero's name, the most reliable pattern first. The first word of a sentence is only taken for
 # a name if a verb follows it.
@@ -84,16 +94,56 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """The opening of a story, its tokens, the story's maximum length, its title or ''."""
+    """An opening and its tokens."""
 
     text: str
     tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What stories to write: the arguments of a call, checked.
+
+    Attributes
+    ----------
+    start, naming : _Start
+        The opening, and the opening that names the missing words.
+    first, rest : SamplingParams
+        How to draw the first sentence and the others.
+    words, subject : list of str
+        The words that must appear, and those that should come back, with known names.
+    max_words : int
+        The maximum length.
+    title : str
+        The subject, or ''.
+    opening : str
+        The opening in the user's own words, or ''.
+    disguise : Disguise
+        The names to put back.
+    recast : bool
+        Whether the hero gets a name that the model did not choose.
+    """
+
+    start: _Start
+    naming: _Start
+    first: SamplingParams
+    rest: SamplingParams
+    words: list[str]
+    subject: list[str]
     max_words: int
     title: str
+    opening: str
+    disguise: Disguise
+    recast: bool
 
 
 class StoryTeller(Closing):
     """Write complete stories. A context manager.
+
+    The teller writes several candidates for each story in one batch, and returns the best one:
+    without a loop or a sentence that comes twice, and of these the one that is most probable to the
+    model itself. The first sentence is drawn at temperature 1.0 with top-p 0.95, the others at 0.6
+    with 0.9, or at 0.5 in a story about a subject.
 
     Parameters
     ----------
@@ -104,8 +154,13 @@ class StoryTeller(Closing):
         As in `load`. Not allowed with a loaded model.
     threads : int, optional
         As in `load`. Not allowed with a loaded model.
-    temperature, top_p : float
-        As in `Model.stream`. Lower values give more conventional stories.
+    temperature, top_p : float, optional
+        As in `Model.stream`, for the whole story. If only one is given, the other is 0.6 or 0.9.
+        Default: as above; with ``candidates=1``, 0.7 and 0.9.
+    candidates : int
+        Write this many texts for each story. The time grows with it: 8 candidates take about 8
+        times as long as 1 in `many`, and 3 times as long in a single call. With 1 the first text is
+        the story, unless it loops; the heroes then have the names that the model gives them.
 
     Raises
     ------
@@ -120,15 +175,28 @@ class StoryTeller(Closing):
     True
     """
 
+    @known_keywords
     def __init__(
         self,
         model: StrPath | Model | None = None,
         tokenizer: StrPath | None = None,
         threads: int | None = None,
-        temperature: float = 0.7,
-        top_p: float = 0.9,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        candidates: int = CANDIDATES,
     ) -> None:
-        self._params = SamplingParams(temperature, top_p)
+        self._candidates = whole_number("candidates", candidates, 1)
+        self._params: SamplingParams | None = None
+        if temperature is not None or top_p is not None:
+            usual = _REST if self._candidates > 1 else _SINGLE
+            self._params = SamplingParams(
+                usual.temperature if temperature is None else temperature,
+                usual.top_p if top_p is None else top_p,
+            )
+            if self._params.temperature == 0:
+                self._candidates = 1  # every one would be the same
+        if model is not None and not isinstance(model, Model):
+            checked_path("model", model)
         self._owns_model = not isinstance(model, Model)
         for name, value in (("tokenizer", tokenizer), ("threads", threads)):
             if value is not None and not self._owns_model:
@@ -138,6 +206,7 @@ class StoryTeller(Closing):
                 )
         self.model = model if isinstance(model, Model) else load(model, tokenizer, threads)
 
+    @known_keywords
     def __call__(
         self,
         about: str = "",
@@ -149,22 +218,22 @@ class StoryTeller(Closing):
     ) -> Story:
         """Write a story.
 
-        If the model repeats itself in a loop, the teller tries again with up to 7 more seeds, which
-        follow from ``seed``. If every try loops, the story ends before the loop.
+        If every candidate loops, the story ends before the loop.
 
         Parameters
         ----------
         about : str
             The subject: ``"a dragon who is afraid of fire"``, ``"three kittens"``, ``"Lily and her
-            cat"``. Default: the model chooses.
+            cat"``, ``"Tell me about a sad frog"``. Candidates whose subject comes back are
+            preferred. A name that the model does not know, in any script, is replaced by a known
+            one while the story is written. Default: the model chooses.
         seed : int, optional
             0 to 2**64 - 1; the same seed gives the same story. Default: a random seed.
         opening : str
             The first words of the story, instead of ``about``.
         words : sequence of str
-            Words that must appear, in any case, singular or plural. The teller makes up to 8 tries
-            and returns the first story with all words. If every try lacks a word, the story gets a
-            first sentence that names the missing words.
+            Words that must appear, in any case, singular or plural. If every candidate lacks a
+            word, the story gets a first sentence that names the missing words.
         max_words : int
             Maximum length in words, the opening included, 10 to 10000. The model's context may end
             the story earlier.
@@ -184,8 +253,11 @@ class StoryTeller(Closing):
         ClosedError
             If the model is closed.
         """
-        return next(self._tell(iter([_seed(seed)]), about, opening, words, max_words, CANDIDATES))
+        seeds = iter([_seed(seed)])
+        wish = self._wish(about, opening, words, max_words)
+        return next(self._tell(seeds, wish, max_batch=max(self._candidates, TRIES if words else 1)))
 
+    @known_keywords
     def many(
         self,
         count: int | None,
@@ -195,7 +267,7 @@ class StoryTeller(Closing):
         opening: str = "",
         words: Sequence[str] = (),
         max_words: int = 300,
-        max_batch: int = 16,
+        max_batch: int = 32,
         progress: bool = False,
     ) -> Iterator[Story]:
         """Write many stories, several at a time, which is much faster than one by one.
@@ -210,8 +282,7 @@ class StoryTeller(Closing):
         about, opening, words, max_words
             As in a call.
         max_batch : int
-            Stories that are generated at once, which bounds the memory. With ``words``: tries of
-            one story that are generated at once, at most 8.
+            Candidates that are written at once, of one story or of several. Bounds the memory.
         progress : bool
             Show a progress bar on standard error.
 
@@ -229,7 +300,8 @@ class StoryTeller(Closing):
             count = whole_number("count", count, 0)
         max_batch = whole_number("max_batch", max_batch, 1)
         seeds: Iterator[int] = (s % (1 << 64) for s in count_from(_seed(seed)))
-        stories = self._tell(islice(seeds, count), about, opening, words, max_words, max_batch)
+        wish = self._wish(about, opening, words, max_words)
+        stories = self._tell(islice(seeds, count), wish, max_batch)
         if progress:
             from .._util import progress_bar
 
@@ -237,24 +309,22 @@ class StoryTeller(Closing):
         return stories
 
     def __repr__(self) -> str:
-        params = f"temperature={self._params.temperature:g}, top_p={self._params.top_p:g}"
-        return f"<StoryTeller {params}, {self.model!r}>"
+        how = [f"candidates={self._candidates}"]
+        if self._params is not None:
+            how = [
+                f"temperature={self._params.temperature:g}",
+                f"top_p={self._params.top_p:g}",
+                *how,
+            ]
+        return f"<StoryTeller {', '.join(how)}, {self.model!r}>"
 
     def close(self) -> None:
         """Free the model, unless the caller passed it in. A second call has no effect."""
         if self._owns_model:
             self.model.close()
 
-    def _tell(
-        self,
-        seeds: Iterator[int],
-        about: str,
-        opening: str,
-        words: Sequence[str],
-        max_words: int,
-        max_batch: int,
-    ) -> Iterator[Story]:
-        """Check the arguments now; write each story when it is requested from the iterator."""
+    def _wish(self, about: str, opening: str, words: Sequence[str], max_words: int) -> _Wish:
+        """Check the arguments of a call."""
         _ = self.model.backend  # raises `ClosedError` now, not at the first story
         if about and opening:
             raise ParameterError("about and opening are both given: use only one of them")
@@ -268,103 +338,138 @@ class StoryTeller(Closing):
         words = [" ".join(word.split()) for word in words]
         if "" in words:
             raise ParameterError("words has an empty word")
-        about = " ".join(about.split())
-        title = about[:1].upper() + about[1:]
-        start = self._checked(opening.strip() or opening_about(about), max_words, title)
-        if words:
-            naming = self._checked(opening_with(start.text, words), max_words, title)
-            return self._with_words(seeds, start, naming, words, min(max_batch, CANDIDATES))
-        return self._plain(seeds, start, max_batch)
+        about, opening = subject_of(about), opening.strip()
+        names = disguise(about or opening, words, self.model.tokenizer, bool(opening))
+        known = [names.put_on(word) for word in words]
+        start = names.put_on(opening) or opening_about(names.put_on(about))
+        first, rest = self._sampling(bool(about), bool(start))
+        opening_start = self._start(start, max_words)
+        named = opening_with(start, known)
+        return _Wish(
+            start=opening_start,
+            naming=opening_start if named == start else self._start(named, max_words),
+            first=first,
+            rest=rest,
+            words=known,
+            subject=subject_words(names.put_on(about)),
+            max_words=max_words,
+            title=about[:1].upper() + about[1:],
+            opening=opening,
+            disguise=names,
+            recast=self._candidates > 1 and not start,
+        )
 
-    def _checked(self, text: str, max_words: int, title: str) -> _Start:
-        """Check and encode the opening of a story."""
+    def _sampling(
+        self, has_subject: bool, has_start: bool
+    ) -> tuple[SamplingParams, SamplingParams]:
+        """Return how to draw the first sentence and the rest."""
+        if self._params is not None:
+            return self._params, self._params
+        if self._candidates == 1:
+            return _SINGLE, _SINGLE
+        rest = _REST_ABOUT if has_subject else _REST
+        return rest if has_start else _FIRST_SENTENCE, rest
+
+    def _start(self, text: str, max_words: int) -> _Start:
+        """Check and encode an opening."""
         if (n_words := len(text.split())) > max_words:
             raise ParameterError(
                 f"the opening has {n_words} words, more than max_words ({max_words}):"
                 " shorten it or raise max_words"
             )
-        return _Start(text, self.model.prompt_tokens(text), max_words, title)
+        return _Start(text, self.model.prompt_tokens(text))
 
-    def _plain(self, seeds: Iterator[int], start: _Start, max_batch: int) -> Iterator[Story]:
-        order: deque[int] = deque()  # seeds of the stories that are running
+    def _tell(self, seeds: Iterator[int], wish: _Wish, max_batch: int) -> Iterator[Story]:
+        """Write a story for each seed when it is requested from the iterator.
 
-        def jobs() -> Iterator[Job]:
-            for seed in seeds:
-                order.append(seed)
-                yield self._job(start, seed)
-
-        for job in run_jobs(self.model, jobs(), max_batch):
-            seed = order.popleft()
-            yield _story(self._without_loop(job, start, seed), start, seed)
-
-    def _without_loop(self, job: Job, start: _Start, seed: int) -> Job:
-        """Return a finished job if its text has no loop, or the first of further tries without one.
-
-        If every try loops, return the first job: its text is cut before the loop.
+        The candidates of all stories are one queue: as soon as a text has ended, the next begins.
         """
-        # At temperature 0 every seed gives the same text.
-        n_tries = CANDIDATES if _loops(job) and self._params.temperature > 0 else 0
-        for number in range(1, n_tries):
-            (other,) = run_jobs(self.model, [self._job(start, _seed_of_try(seed, number))], 1)
-            if not _loops(other):
-                return other
-        return job
-
-    def _with_words(
-        self, seeds: Iterator[int], start: _Start, naming: _Start, words: list[str], max_batch: int
-    ) -> Iterator[Story]:
-        """Try several times per seed; if every try lacks a word, let the opening name it."""
+        seeds, again = tee(seeds)
+        numbers = range(self._candidates)
+        jobs = (self._job(wish, wish.start, seed, number) for seed in again for number in numbers)
+        texts = self._run(wish, wish.start, jobs, max_batch)
         for seed in seeds:
-            tries = [
-                self._job(start, _seed_of_try(seed, number), words) for number in range(CANDIDATES)
-            ]
-            for job in run_jobs(self.model, tries, max_batch):
-                story = _story(job, start, seed)
-                if all(has_word(story.text, word) for word in words) and not _loops(job):
-                    break
-            else:
-                (job,) = run_jobs(self.model, [self._job(naming, seed)], 1)
-                story = _story(self._without_loop(job, naming, seed), naming, seed)
-            yield story
+            written = list(islice(texts, len(numbers)))
+            best = self._best(wish, wish.start, seed, written, max_batch)
+            if not best.has_all(wish.words):
+                jobs = (self._job(wish, wish.naming, seed, number) for number in numbers)
+                named = list(self._run(wish, wish.naming, jobs, max_batch))
+                best = self._best(wish, wish.naming, seed, named, max_batch)
+            yield _story(best, wish, seed)
 
-    def _job(self, start: _Start, seed: int, words: Sequence[str] = ()) -> Job:
+    def _best(
+        self,
+        wish: _Wish,
+        start: _Start,
+        seed: int,
+        candidates: list[Candidate],
+        max_batch: int,
+    ) -> Candidate:
+        """Return the best candidate, or the first good one of further tries if none is good."""
+        words = wish.words if start is wish.start else []
+
+        def is_good(candidate: Candidate) -> bool:
+            return not candidate.looped and candidate.has_all(words)
+
+        best = best_of(candidates, self.model, wish.max_words, words, wish.subject)
+        # At temperature 0 every try is the same.
+        n_tries = TRIES if wish.rest.temperature > 0 else 0
+        if is_good(best) or n_tries <= len(candidates):
+            return best
+        numbers = range(len(candidates), n_tries)
+        jobs = (self._job(wish, start, seed, number) for number in numbers)
+        tries = self._run(wish, start, jobs, max_batch if words else 1)  # the first is often good
+        return next(filter(is_good, tries), best)
+
+    def _run(
+        self, wish: _Wish, start: _Start, jobs: Iterator[Job], max_batch: int
+    ) -> Iterator[Candidate]:
+        for job in run_jobs(self.model, jobs, max_batch):
+            assert isinstance(job.guide, StoryGuide)
+            before_loop = job.guide.text_before_loop
+            whole = (start.text + job.text if before_loop is None else before_loop).strip()
+            text = whole_sentences(whole, wish.max_words, start.text)
+            # If the guide stopped the text because of its length, the cut has made it shorter.
+            ended = job.finish_reason == "stop" and text == whole and before_loop is None
+            yield Candidate(job, start.text, text, ended, before_loop is not None)
+
+    def _job(self, wish: _Wish, start: _Start, seed: int, number: int) -> Job:
         model = self.model
-        return Job(
-            start.tokens,
-            Sampler(model.backend, self._params, seed),
-            model.config.seq_len,
-            StoryGuide(model.tokenizer, start.text, start.max_words, words),
-        )
+        sampler = Sampler(model.backend, wish.first, (seed + number * SEED_STRIDE) % (1 << 64))
+        words = wish.words if start is wish.start else []
+        rest = None if wish.rest is wish.first else (sampler, wish.rest)
+        guide = StoryGuide(model.tokenizer, start.text, wish.max_words, words, rest)
+        return Job(start.tokens, sampler, model.config.seq_len, guide)
 
 
-def _seed_of_try(seed: int, number: int) -> int:
-    return (seed + number * SEED_STRIDE) % (1 << 64)
-
-
-def _text_before_loop(job: Job) -> str | None:
-    assert isinstance(job.guide, StoryGuide)
-    return job.guide.text_before_loop
-
-
-def _loops(job: Job) -> bool:
-    return _text_before_loop(job) is not None
-
-
-def _story(job: Job, start: _Start, seed: int) -> Story:
-    before_loop = _text_before_loop(job)
-    whole = (start.text + job.text if before_loop is None else before_loop).strip()
-    text = whole_sentences(whole, start.max_words, start.text)
-    # If the guide stopped the text because of its length, the cut has made it shorter.
-    ended = job.finish_reason == "stop" and text == whole and before_loop is None
-    return Story(text, start.title or _title(text), seed, ended)
+def _story(candidate: Candidate, wish: _Wish, seed: int) -> Story:
+    """Make the story of the best candidate."""
+    text = candidate.text
+    if wish.recast:
+        text = with_another_hero(text, seed)
+    start = candidate.start
+    if wish.opening and start == wish.start.text:  # its own words, whatever they are
+        text = wish.opening + wish.disguise.take_off(text[len(start) :])
+    else:
+        text = wish.disguise.take_off(text)
+    return Story(text, wish.title or _title(text), seed, candidate.ended)
 
 
 def _title(text: str) -> str:
-    """Return a title with the first name in a story."""
+    """Return a title with the hero's name, or without one if no word is certainly a name."""
     for pattern in _HERO:
-        if named := pattern.search(text):
-            return f"The story of {named[1]}"
+        for named in pattern.finditer(text):
+            if pattern is _HERO[0] or _is_name(named[1], text):
+                return f"The story of {named[1]}"
     return "A story"
+
+
+def _is_name(word: str, text: str) -> bool:
+    """Return whether a word with a capital is a name, as far as the text shows."""
+    if "." in word or word in GIRLS or word in BOYS:  # Mr. Fox
+        return True
+    within = re.findall(rf"(?<=[a-z,] ){word}\b", text)  # not at the beginning of a sentence
+    return len(within) > 1 and not re.search(rf"\b{word.lower()}\b", text)
 
 
 def _seed(seed: int | None) -> int:

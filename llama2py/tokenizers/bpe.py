@@ -10,7 +10,7 @@ Source: karpathy/llama2.c, ``run.c``, which does the same in quadratic time; aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -101,16 +101,21 @@ def ids_of(
     ids : mapping of str to int
         Piece to token id.
     fallback : callable
-        Returns the ids of a character that is not a piece.
+        Returns the ids of one or more adjacent characters that are not pieces.
     """
     tokens: list[int] = []
     start = 0
     while start < len(text):
-        symbol = text[start : ends[start]]
-        token = ids.get(symbol)
-        # Longer symbols come from a merge, so only a single character can be unknown.
-        tokens += fallback(symbol) if token is None else (token,)
-        start = ends[start]
+        end = ends[start]
+        token = ids.get(text[start:end])
+        if token is not None:
+            tokens.append(token)
+        else:
+            # Longer symbols come from a merge, so only a single character can be unknown.
+            while end < len(text) and text[end : ends[end]] not in ids:
+                end += 1
+            tokens += fallback(text[start:end])
+        start = end
     return tokens
 
 
@@ -151,9 +156,10 @@ class PairEncoder:
     def character(self, character: str) -> list[int]:
         """Return the id of a single character, or the ids of its bytes if it is not a piece."""
         token = self._ids.get(character)
-        if token is not None:
-            return [token]
-        return [byte + self._first_byte for byte in character.encode()]
+        return self._bytes(character) if token is None else [token]
+
+    def _bytes(self, characters: str) -> list[int]:
+        return [byte + self._first_byte for byte in characters.encode()]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text without lone surrogates. Nothing is put before or after it."""
@@ -203,7 +209,7 @@ class PairEncoder:
     def _merge(self, text: str) -> list[int]:
         ranks = self._ranks
         ends = merge_neighbours(len(text), lambda start, _, end: ranks.get(text[start:end], -1))
-        return ids_of(text, ends, self._ids, self.character)
+        return ids_of(text, ends, self._ids, self._bytes)
 
 
 class MergeEncoder:
@@ -217,9 +223,16 @@ class MergeEncoder:
         The pairs of pieces that merge, the best first. Both parts, and the two together, must be
         pieces. None ranks merges by the id of the piece that they produce, the lowest first.
     fallback : callable
-        Returns the ids of a character that is not a piece.
+        Returns the ids of one or more adjacent characters that are not pieces.
     whole_first : bool
         Whether a word that is a piece becomes that piece, whatever the merges make of it.
+    watched : collection of str
+        Pieces of interest.
+
+    Attributes
+    ----------
+    reached : set of str
+        The watched pieces that text can become: single characters, and what merges produce.
 
     Raises
     ------
@@ -233,17 +246,22 @@ class MergeEncoder:
         merges: Iterable[tuple[str, str]] | None,
         fallback: Callable[[str], list[int]],
         whole_first: bool,
+        watched: Collection[str] = (),
     ) -> None:
         self._ids = ids
+        self.reached = {piece for piece in watched if len(piece) == 1 and piece in ids}
         ranks: dict[tuple[str, str], int] = {}
         # A merge keeps the strings of the pieces, not its own: there are several hundred thousand.
         pieces = {} if merges is None else dict(zip(ids, ids, strict=True))
         for rank, (left, right) in enumerate(merges or ()):
-            if left not in pieces or right not in pieces or left + right not in pieces:
+            made = left + right
+            if left not in pieces or right not in pieces or made not in pieces:
                 raise ValueError(
                     f"merge {rank} is {left[:40]!r} and {right[:40]!r}:"
                     " both, and the two together, must be pieces of the vocabulary"
                 )
+            if made in watched:
+                self.reached.add(made)
             ranks[pieces[left], pieces[right]] = rank
         self._ranks = None if merges is None else ranks
         self._fallback = fallback
@@ -256,6 +274,9 @@ class MergeEncoder:
         if self._ranks is not None:
             return sorted(self._ranks, key=self._ranks.__getitem__)
         return all_splits(self._ids)
+
+    def __contains__(self, piece: str) -> bool:
+        return piece in self._ids
 
     def encode(self, word: str) -> list[int]:
         """Return the ids of a word that is not empty."""

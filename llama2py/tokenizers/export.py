@@ -8,29 +8,34 @@ from pathlib import Path
 
 from .._data import builtin_model
 from ..checkpoint.open import HUGGINGFACE_TOKENIZERS, first_file
+from ..engine.parameters import as_path
 from ..errors import CheckpointError, TokenizerError
 from ..formats.atomic_write import replacing
 from ..hub import find_model
-from .huggingface import tokenizer_json
+from .huggingface import tokenizer_config, tokenizer_json
 from .llama2c import fits_tokenizer_bin, write_tokenizer_bin
 from .load import load_tokenizer
 from .merge_tokenizer import Characters, MergeTokenizer
 from .scores_and_merges import texts_of, to_scores
 from .sentencepiece import sentencepiece_model
 from .tokenizer import EOS, PLAIN, Tokenizer
+from .tokenizer_config import CONFIG
 
 _log = logging.getLogger(__name__)
 
 
-def export_tokenizer(source: Path, output: Path) -> Tokenizer:
-    """Write a vocabulary in another format.
+def export_tokenizer(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Tokenizer:
+    """Write a vocabulary in another format, and check that it can be read.
+
+    A tokenizer.json does not say which tokens begin and end a text. If the names of its tokens do
+    not either, a tokenizer_config.json is written beside it.
 
     Parameters
     ----------
-    source : Path
+    source : str or path-like
         A tokenizer.bin, .model or .json, a GGUF file, or a directory that contains one of the first
         three; or the name of a downloaded model, see `find_model`.
-    output : Path
+    output : str or path-like
         A name that ends in ``.bin`` (llama2.c's format), ``.json`` (Hugging Face's) or ``.model``
         (sentencepiece's).
 
@@ -45,6 +50,8 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
         If the source cannot be read, the output cannot be written, or its format cannot hold the
         vocabulary: a .bin has no special tokens, and neither a .bin nor a .model has merges.
     """
+    as_path("source", source)
+    output = as_path("output", output)
     try:
         source = find_model(source)
         if source == builtin_model():
@@ -72,10 +79,46 @@ def export_tokenizer(source: Path, output: Path) -> Tokenizer:
     warn_of_space_changes(output, read, output.suffix[1:])
     if output.suffix == ".bin":
         write_tokenizer_bin(tokenizer, output)
-    else:
-        with replacing(output, TokenizerError) as out:
-            out.write(data)
+        return tokenizer
+    with replacing(output, TokenizerError) as out:
+        out.write(data)
+        out.flush()
+        needs_config = _check(Path(out.name), output, tokenizer)
+    if needs_config:
+        with replacing(output.with_name(CONFIG), TokenizerError) as out:
+            out.write(tokenizer_config(tokenizer))
     return tokenizer
+
+
+def _check(written: Path, output: Path, tokenizer: Tokenizer) -> bool:
+    """Read a file that is about to get its name; return whether it needs a tokenizer_config.json.
+
+    Raises
+    ------
+    TokenizerError
+        If the file cannot be read, or another tokenizer_config.json would give it other tokens.
+    """
+    config = output.with_name(CONFIG)
+    try:
+        found = load_tokenizer(written)
+    except TokenizerError as error:
+        if output.suffix == ".json" and not config.exists():
+            return True
+        reason = str(error).replace(str(written), str(output))
+        raise TokenizerError(f"the file would not load: {reason}") from None
+    if conventions_of(found) == conventions_of(tokenizer):
+        return False
+    if config.exists():
+        raise TokenizerError(
+            f"{output}: {config} would give the vocabulary another BOS or EOS: choose another"
+            " folder, or remove that file"
+        )
+    return True
+
+
+def conventions_of(tokenizer: Tokenizer) -> tuple[int, int, bool]:
+    """Return BOS, EOS, and whether a text begins with BOS."""
+    return tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos
 
 
 def for_tokenizer_bin(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:

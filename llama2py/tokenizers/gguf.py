@@ -7,13 +7,24 @@ patterns that the names in ``tokenizer.ggml.pre`` stand for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import TokenizerError
 from ..formats.gguf_metadata import GGUFFields
 from .bpe import MAX_MERGES, MAX_TOKENS
 from .merge_tokenizer import ByteLevel, MergeTokenizer
-from .pretokenize import DIGITS, GPT2, LLAMA3, LLAMACPP_DEFAULT, QWEN2, TEKKEN
+from .pretokenize import (
+    DEEPSEEK_CODER,
+    DEEPSEEK_LLM,
+    DIGITS,
+    GPT2,
+    GPT4O,
+    LLAMA3,
+    LLAMACPP_DEFAULT,
+    QWEN2,
+    TEKKEN,
+)
 from .scores_and_merges import spelled, to_scores
 from .sentencepiece import (
     NORMAL,
@@ -26,19 +37,35 @@ from .sentencepiece import (
 from .tokenizer import BOS, EOS, UNK, Tokenizer
 
 # tokenizer.ggml.pre: the patterns, and whether a word that is a piece becomes that piece at once.
+# The first name of each entry is the one that is written.
 PRE: dict[bytes, tuple[tuple[str, ...], bool]] = {
-    b"default": (LLAMACPP_DEFAULT, False),
-    **dict.fromkeys([b"gpt-2", b"gpt2", b"phi-2", b"mellum", b"trillion"], ((GPT2,), False)),
-    **dict.fromkeys(
-        [b"llama-bpe", b"llama3", b"llama-v3", b"falcon3", b"midm-2.0", b"pixtral"],
-        ((LLAMA3,), True),
-    ),
-    b"smaug-bpe": ((LLAMA3,), False),
-    **dict.fromkeys(
-        [b"smollm", b"starcoder", b"refact", b"codeshell", b"minerva-7b"], ((DIGITS, GPT2), False)
-    ),
-    **dict.fromkeys([b"qwen2", b"deepseek-r1-qwen", b"megrez", b"stablelm2"], ((QWEN2,), False)),
-    b"tekken": ((TEKKEN,), True),
+    name: about
+    for names, about in [
+        ("default", (LLAMACPP_DEFAULT, False)),
+        (
+            "gpt-2 gpt2 phi-2 mellum trillion mpt olmo jais gigachat a.x-4.0 exaone4"
+            " granite-docling",
+            ((GPT2,), False),
+        ),
+        (
+            "llama-bpe llama3 llama-v3 falcon3 falcon-h1 midm-2.0 pixtral lfm2 glm4",
+            ((LLAMA3,), True),
+        ),
+        ("smaug-bpe dbrx chatglm-bpe", ((LLAMA3,), False)),
+        (
+            "smollm starcoder refact codeshell minerva-7b command-r exaone mellum2",
+            ((DIGITS, GPT2), False),
+        ),
+        (
+            "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan solar-open kormo f2llmv2",
+            ((QWEN2,), False),
+        ),
+        ("tekken", ((TEKKEN,), True)),
+        ("gpt-4o llama4 kanana2", ((GPT4O,), False)),
+        ("deepseek-llm", (DEEPSEEK_LLM, False)),
+        ("deepseek-coder", (DEEPSEEK_CODER, False)),
+    ]
+    for name in names.encode().split()
 }
 
 
@@ -103,6 +130,7 @@ def _byte_level(fields: GGUFFields) -> Tokenizer:
         "" if kind == UNUSED else token.decode(errors="replace")
         for token, kind in zip(tokens, types, strict=True)
     ]
+    specials = specials_of(pieces, types)
     eos_id = fields.integer("eos_token_id", None)
     bos_id = fields.integer("bos_token_id", eos_id)
     if bos_id is None:
@@ -110,10 +138,10 @@ def _byte_level(fields: GGUFFields) -> Tokenizer:
     return MergeTokenizer(
         pieces,
         _merges(fields.list("merges", bytes, MAX_MERGES)),
-        ByteLevel(patterns, whole_first=whole_first),
+        ByteLevel(patterns, whole_first=whole_first, closes_gaps=False),
         bos_id=bos_id,
         eos_id=bos_id if eos_id is None else eos_id,
-        specials=specials_of(pieces, types),
+        specials=replace(specials, pieces=frozenset(specials.ids())),
         adds_bos=fields.flag("add_bos_token", whole_first),  # the default is llama.cpp's
     )
 
@@ -177,13 +205,12 @@ def _byte_level_pairs(tokenizer: MergeTokenizer, kind: ByteLevel) -> dict[str, A
     if kind.form or kind.prefix:
         what = f"normalizes texts to {kind.form}" if kind.form else "puts a space before a text"
         raise TokenizerError(f"the vocabulary {what}, which GGUF cannot say: write it as hf")
-    names = (b"gpt-2", b"llama-bpe", b"smaug-bpe", b"smollm", b"qwen2", b"tekken", b"default")
     wanted = (kind.patterns, kind.whole_first)
-    pre = next((name for name in names if PRE[name] == wanted), None)  # the others are synonyms
+    pre = next((name for name, about in PRE.items() if about == wanted), None)
     if pre is None:
         raise TokenizerError(
-            "GGUF names only the patterns of GPT-2, Llama 3, SmolLM, Qwen 2 and Mistral Nemo, and"
-            " the vocabulary cuts texts into words with another one: write it as hf"
+            "the vocabulary cuts texts into words in a way that GGUF has no name for: write it as"
+            " hf"
         )
     texts = [tokenizer.piece(token).decode() for token in range(len(tokenizer))]
     types = [NORMAL if text else UNUSED for text in texts]

@@ -10,7 +10,7 @@ transformers turns a Llama's tokenizer.model into a tokenizer.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,12 @@ from ..errors import TokenizerError
 from ..formats.bounded_json import Limits, parse_object
 from ..formats.input_file import read_whole
 from .bpe import MAX_MERGES, MAX_TOKENS
-from .merge_tokenizer import LETTERS, SPACE_MARK, ByteLevel, Characters, MergeTokenizer
-from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS
+from .merge_tokenizer import SPACE_MARK, ByteLevel, Characters, MergeTokenizer
+from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS, WHOLE_PATTERNS
 from .scores_and_merges import texts_of, to_merges
 from .tokenizer import EOS, PLAIN, UNK, Matching, Specials, Tokenizer
+from .tokenizer_config import CONFIG, AddedToken, TokenizerConfig, read_tokenizer_config
 
-_CONFIG = "tokenizer_config.json"
 MAX_FILE_SIZE = 64 << 20  # bytes; Llama 3's has 17 MB
 # Counted before the file is parsed: an empty list takes two bytes in it, and sixty in memory.
 # Newer files have a list of two pieces for each merge.
@@ -47,16 +47,14 @@ Json = dict[str, Any]
 
 
 def read_tokenizer_json(path: Path) -> MergeTokenizer:
-    """Read a tokenizer.json, and the tokenizer_config.json beside it, which names BOS and EOS.
+    """Read a tokenizer.json, and the files beside it: see `tokenizer_config`.
 
     Raises
     ------
     TokenizerError
-        If the file is malformed, or needs what is not supported.
+        If a file is malformed, or needs what is not supported.
     """
-    file = _read(path)
-    beside = path.with_name(_CONFIG)
-    config = _read(beside) if beside.is_file() else {}
+    file, config = _read(path), read_tokenizer_config(path.parent)
     try:
         return _tokenizer(file, config)
     except TokenizerError as error:
@@ -81,46 +79,45 @@ def _read(path: Path) -> Json:
         raise TokenizerError(f"{path}: {error}") from None
 
 
-def _tokenizer(file: Json, config: Json) -> MergeTokenizer:
-    names = _names(config)
+def _tokenizer(file: Json, config: TokenizerConfig) -> MergeTokenizer:
     model = _object(file.get("model"), "model")
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(f"model.type is {model['type']!r:.80}, expected 'BPE'")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise TokenizerError(f"model.{name} is {model[name]!r:.80}, expected null")
-    specials, pieces = _pieces(file, model)
+    specials, pieces = _pieces(file, model, config.added)
     # Downwards, so that the lowest id of equal pieces stays.
     ids = dict(zip(reversed(pieces), range(len(pieces) - 1, -1, -1), strict=True))
     kind = _kind(file, bool(model.get("byte_fallback")))
-    kind = replace(kind, whole_first=bool(model.get("ignore_merges")))
-    bos, eos = (_find(ids, names, name) for name in ("bos", "eos"))
-    bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
-    if bos is None or eos is None:
+    kind = replace(
+        kind,
+        whole_first=bool(model.get("ignore_merges")),
+        fuses_unknown=bool(model.get("fuse_unk")),
+    )
+    bos, eos = (_find(ids, config, name) for name in ("bos", "eos"))
+    if bos is None and eos is None:
         raise TokenizerError(
-            f"no token is known to begin or end a text: put a {_CONFIG} beside the file that has"
+            f"no token is known to begin or end a text: put a {CONFIG} beside the file that has"
             " bos_token and eos_token"
         )
     unknown = model.get("unk_token")
-    unk_id = ids.get(unknown) if isinstance(unknown, str) else None
-    spelled = LETTERS if isinstance(kind, ByteLevel) else [f"<0x{byte:02X}>" for byte in range(256)]
-    missing = [byte for byte, piece in enumerate(spelled) if piece not in ids]
-    if missing and (unk_id is None or model.get("fuse_unk")):
-        raise TokenizerError(
-            f"the byte 0x{missing[0]:02X} has no piece: all 256 are needed, or an unk_token without"
-            " fuse_unk"
-        )
-    del ids
-    return MergeTokenizer(
+    tokenizer = MergeTokenizer(
         pieces,
         _merges(model),
         kind,
-        bos_id=bos,
-        eos_id=eos,
+        bos_id=eos if bos is None else bos,
+        eos_id=bos if eos is None else eos,
         specials=specials,
-        unk_id=unk_id,
-        adds_bos=_adds_bos(file, config, kind, pieces[bos]),
+        unk_id=ids.get(unknown) if isinstance(unknown, str) else None,
+        adds_bos=bos is not None and _adds_bos(file, config, kind, pieces[bos]),
     )
+    if bos is None or eos is None:
+        lacking, token = ("BOS", eos) if bos is None else ("EOS", bos)
+        tokenizer.notes += (
+            f"no file names the token {lacking}: {pieces[token]!r} is used where one is needed",
+        )
+    return tokenizer
 
 
 def _object(value: Any, what: str) -> Json:
@@ -134,22 +131,10 @@ def _check(value: Any, kind: type, what: str) -> Any:
     return value
 
 
-def _names(config: Json) -> dict[str, str]:
-    """Return the texts of BOS and EOS that a tokenizer_config.json has."""
-    names = {}
-    for name in ("bos", "eos"):
-        found = config.get(f"{name}_token")
-        found = found.get("content") if isinstance(found, dict) else found
-        if isinstance(found, str):
-            names[name] = found
-    return names
-
-
-def _adds_bos(file: Json, config: Json, kind: ByteLevel | Characters, bos: str) -> bool:
+def _adds_bos(file: Json, config: TokenizerConfig, kind: ByteLevel | Characters, bos: str) -> bool:
     """Whether a text begins with BOS, by the config, or by the template of a byte-level file."""
-    stated = config.get("add_bos_token")
-    if isinstance(stated, bool):
-        return stated
+    if config.adds_bos is not None:
+        return config.adds_bos
     if isinstance(kind, Characters):
         return True  # as in all of sentencepiece's models
     for step in _steps(file, "post_processor", "processors"):
@@ -159,39 +144,64 @@ def _adds_bos(file: Json, config: Json, kind: ByteLevel | Characters, bos: str) 
     return False
 
 
-def _find(ids: dict[str, int], names: dict[str, str], name: str) -> int | None:
+def _find(ids: dict[str, int], config: TokenizerConfig, name: str) -> int | None:
     """Return the id of BOS or EOS, if it is known."""
-    candidates = [names[name]] if name in names else _USUAL[name]
+    candidates = [config.names[name]] if name in config.names else _USUAL[name]
     return next((ids[text] for text in candidates if text in ids), None)
 
 
-def _pieces(file: Json, model: Json) -> tuple[Specials, list[str]]:
-    """Return the special tokens and the piece of every id."""
+def _pieces(file: Json, model: Json, more: Sequence[AddedToken]) -> tuple[Specials, list[str]]:
+    """Return the special tokens and the piece of every id, which is empty where no token has it."""
+    ids: dict[str, int] = {}
     by_id: dict[int, str] = {}
     for piece, token in _object(model.get("vocab"), "model.vocab").items():
         other = by_id.setdefault(_check(token, int, f"the id of {piece[:40]!r}"), piece)
         if other != piece:
             raise TokenizerError(f"{other[:40]!r} and {piece[:40]!r} have the same id, {token}")
-    added: dict[str, int] = {}
-    control: dict[str, int] = {}
-    matching: dict[str, Matching] = {}
+        ids[piece] = token
+    n_pieces = len(ids)
+    last = -1  # the highest id of an added token
+    specials: dict[str, AddedToken] = {}
+    for entry in [*_added_tokens(file), *more]:
+        known = specials.get(entry.text)
+        if known is not None and (known.special or not entry.special):
+            continue
+        # As in tokenizers: a token that is not a piece gets the next id.
+        if entry.text not in ids:
+            ids[entry.text] = last + 1 if last >= n_pieces else n_pieces
+        token = ids[entry.text]
+        last = max(last, token)
+        if entry.token not in (None, token) or by_id.setdefault(token, entry.text) != entry.text:
+            raise TokenizerError(
+                f"the added token {entry.text[:40]!r} has the id {entry.token}, expected {token}"
+            )
+        specials[entry.text] = entry
+    if len(by_id) > MAX_TOKENS:
+        raise TokenizerError(f"the vocabulary has more than {MAX_TOKENS} tokens")
+    if by_id and not 0 <= min(by_id) <= max(by_id) < MAX_TOKENS:
+        raise TokenizerError(
+            f"the ids of the tokens are {min(by_id)} to {max(by_id)}, expected 0 to at most"
+            f" {MAX_TOKENS - 1}"
+        )
+    return (
+        Specials(
+            {text: ids[text] for text, token in specials.items() if not token.special},
+            {text: ids[text] for text, token in specials.items() if token.special},
+            {text: one.matching for text, one in specials.items() if one.matching != PLAIN},
+            frozenset(ids[text] for text in specials if text in model["vocab"]),
+        ),
+        [by_id.get(token, "") for token in range(max(by_id, default=-1) + 1)],
+    )
+
+
+def _added_tokens(file: Json) -> Iterator[AddedToken]:
+    """Yield the added tokens of a tokenizer.json."""
     for entry in _check(file.get("added_tokens") or [], list, "added_tokens"):
         entry = _object(entry, "an added token")
         text = _check(entry.get("content"), str, "the content of an added token")
         token = _check(entry.get("id"), int, f"the id of {text[:40]!r}")
-        flags = {field.name: bool(entry.get(field.name)) for field in fields(Matching)}
-        if any(flags.values()):
-            matching[text] = Matching(**flags)
-        if by_id.setdefault(token, text) != text:
-            raise TokenizerError(
-                f"added token {text[:40]!r} has the id {token}, which is {by_id[token][:40]!r}"
-            )
-        (control if entry.get("special") else added)[text] = token
-    if len(by_id) > MAX_TOKENS:
-        raise TokenizerError(f"the vocabulary has more than {MAX_TOKENS} tokens")
-    if sorted(by_id) != list(range(len(by_id))):
-        raise TokenizerError(f"the ids of the {len(by_id)} tokens are not 0 to {len(by_id) - 1}")
-    return Specials(added, control, matching), [by_id[token] for token in range(len(by_id))]
+        flags = {flag.name: bool(entry.get(flag.name)) for flag in fields(Matching)}
+        yield AddedToken(text, token, bool(entry.get("special")), Matching(**flags))
 
 
 def _merges(model: Json) -> Iterator[tuple[str, str]]:
@@ -259,29 +269,40 @@ def _patterns(steps: list[Json]) -> list[str]:
                     patterns.append(GPT2)
             case {"type": "Digits", "individual_digits": True}:
                 patterns.append(DIGITS)
-            case {
-                "type": "Split",
-                "pattern": {"Regex": str(pattern)},
-                "behavior": "Isolated",
-                "invert": False,
-            } if pattern in KNOWN_PATTERNS:
-                patterns.append(pattern)
+            case {"type": "Split", "pattern": {"Regex": str(pattern)}} if _isolates(step):
+                patterns.append(_escaped(pattern))
             case _:
                 _refuse([step], "pre_tokenizer")
     return patterns
 
 
+def _escaped(pattern: str) -> str:
+    """Return a pattern without line breaks: some files have those in place of their escapes."""
+    return pattern.replace("\r", r"\r").replace("\n", r"\n")
+
+
+def _isolates(step: Json) -> bool:
+    """Whether a Split makes a word of every match, and its pattern is known."""
+    pattern = _escaped(step["pattern"]["Regex"])
+    match step:
+        case {"behavior": "Isolated", "invert": False}:
+            return pattern in KNOWN_PATTERNS
+        case {"behavior": "Removed", "invert": True}:  # keeps the matches, drops what is between
+            return pattern in WHOLE_PATTERNS
+    return False
+
+
 def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
     """Return where a space is put before a text."""
-    prefix, once = "none", False
+    prefix, once, marks = "none", False, False
     for step in normalizer:
         match step:
-            case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK:
+            case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK and not splitter:
                 prefix = "each"
             case {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)} if (
                 mark == SPACE_MARK
             ):
-                pass
+                marks = True
             case _:
                 _refuse([step], "normalizer")
     for step in splitter:
@@ -293,8 +314,13 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
                 if scheme not in ("always", "first", "never"):
                     _refuse([step], "pre_tokenizer")
                 prefix, once = {"always": "each", "first": "first", "never": "none"}[scheme], True
+                marks = True
             case _:
                 _refuse([step], "pre_tokenizer")
+    if not marks:
+        raise TokenizerError(
+            f"neither a Replace nor a Metaspace turns spaces into {SPACE_MARK!r}: one is needed"
+        )
     return Characters(prefix, once)
 
 
@@ -307,17 +333,23 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
     Raises
     ------
     TokenizerError
-        Without a file name: if two tokens have the same text, or one has none.
+        Without a file name: if two tokens have the same text.
     """
     texts = texts_of(tokenizer)
-    vocabulary = {text: token for token, text in enumerate(texts)}
-    if len(vocabulary) != len(texts) or "" in vocabulary:
-        raise TokenizerError("two tokens have the same text or one has none")
+    vocabulary = {text: token for token, text in enumerate(texts) if text}
+    if len(vocabulary) != len(texts) - texts.count(""):
+        raise TokenizerError("two tokens have the same text")
     if isinstance(tokenizer, MergeTokenizer):
         kind: ByteLevel | Characters = tokenizer.kind
         merges = tokenizer.merges
         unknown = texts[tokenizer.unk_id] if tokenizer.has_unknown else None
         first: dict[str, int] = {}
+        # Special tokens that are no pieces stand in added_tokens only, if their ids come last.
+        apart = set(tokenizer.specials.ids()) - tokenizer.specials.pieces
+        apart -= {tokenizer.unk_id} if tokenizer.has_unknown else set()
+        n_pieces = len(texts) - len(apart)
+        if apart == set(range(n_pieces, len(texts))) and "" not in texts:
+            vocabulary = {text: token for text, token in vocabulary.items() if token < n_pieces}
     else:
         kind, merges = Characters(), to_merges(tokenizer, texts)
         unknown = texts[UNK]
@@ -349,7 +381,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
                 "unk_token": unknown,
                 "continuing_subword_prefix": None,
                 "end_of_word_suffix": None,
-                "fuse_unk": isinstance(kind, Characters),
+                "fuse_unk": kind.fuses_unknown,
                 "byte_fallback": isinstance(kind, Characters),
                 "ignore_merges": kind.whole_first,
                 "vocab": vocabulary,
@@ -428,14 +460,16 @@ def _template(tokenizer: Tokenizer, texts: list[str]) -> Json | None:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = None) -> bytes:
+def tokenizer_config(
+    tokenizer: Tokenizer, seq_len: int | None = None, template: str | None = None
+) -> bytes:
     """Return the bytes of the tokenizer_config.json that belongs to `tokenizer_json`.
 
     Parameters
     ----------
     tokenizer : Tokenizer
         The vocabulary.
-    seq_len : int
+    seq_len : int, optional
         The context of the model, in tokens.
     template : str, optional
         The chat template of the model.
@@ -449,8 +483,9 @@ def tokenizer_config(tokenizer: Tokenizer, seq_len: int, template: str | None = 
         "bos_token": texts[tokenizer.bos_id],
         "eos_token": texts[tokenizer.eos_id],
         "clean_up_tokenization_spaces": False,
-        "model_max_length": seq_len,
     }
+    if seq_len is not None:
+        about["model_max_length"] = seq_len
     if getattr(tokenizer, "has_unknown", True):
         about["unk_token"] = texts[tokenizer.unk_id]
     if template is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..engine.parameters import as_path
 from ..errors import TokenizerError
 from ..formats import sniff
 from ..formats.input_file import InputFile, read_whole
@@ -42,7 +43,7 @@ def load_tokenizer(
     TokenizerError
         If the file is missing or malformed, or its vocabulary size does not match the model's.
     """
-    path = Path(path)
+    path = as_path("path", path)
     tokenizer = _read(path) if gguf_pairs is None else _from_pairs(path, gguf_pairs)
     if vocab_size is None or len(tokenizer) == vocab_size:
         return tokenizer

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Literal
 from unicodedata import normalize
 
+from .._util import counted
 from ..errors import TokenizerError
 from .bpe import MergeEncoder
 from .pretokenize import words
@@ -36,6 +37,7 @@ LETTERS = _byte_letters()
 # A text decoded as Latin-1 has one character for each byte.
 _TO_LETTERS = dict(enumerate(LETTERS))
 _TO_BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
+_NEVER = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])  # bytes that UTF-8 never has
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,19 @@ class ByteLevel:
         one.
     whole_first : bool
         Whether a word that is a piece becomes that piece, whatever the merges make of it.
+    fuses_unknown : bool
+        Whether adjacent bytes without a piece become one unknown token.
+    closes_gaps : bool
+        Whether a byte that is left out makes its neighbours adjacent, so that they can merge: so in
+        ``tokenizers``, not in llama.cpp.
     """
 
     patterns: tuple[str, ...]
     form: Literal["", "NFC", "NFKC"] = ""
     prefix: bool = False
     whole_first: bool = False
+    fuses_unknown: bool = False
+    closes_gaps: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,11 +85,14 @@ class Characters:
         one. False if a normalizer puts it, always.
     whole_first : bool
         Whether a text that is a piece becomes that piece, whatever the merges make of it.
+    fuses_unknown : bool
+        Whether adjacent characters that have neither a piece nor bytes become one unknown token.
     """
 
     prefix: str = "each"
     prefix_once: bool = False
     whole_first: bool = False
+    fuses_unknown: bool = True
 
 
 class MergeTokenizer(Tokenizer):
@@ -141,7 +153,7 @@ class MergeTokenizer(Tokenizer):
         # The lowest id of equal pieces stays.
         ids: dict[str, int] = {}
         for token, piece in enumerate(pieces):
-            if token not in special:
+            if token not in special or token in specials.pieces:
                 ids.setdefault(piece, token)
         self._byte_ids = {
             byte: ids[f"<0x{byte:02X}>"] for byte in range(256) if f"<0x{byte:02X}>" in ids
@@ -162,14 +174,30 @@ class MergeTokenizer(Tokenizer):
                     for left, right in merges
                 )
         try:
-            encoder = MergeEncoder(ids, merges, self._fallback(unk_id), kind.whole_first)
+            fallback = self._fallback(unk_id)
+            encoder = MergeEncoder(ids, merges, fallback, kind.whole_first, specials.control)
             raw = [piece.encode() for piece in pieces]
         except ValueError as error:  # or UnicodeEncodeError: half of a surrogate pair
             raise TokenizerError(str(error)) from None
         self.bos_id, self.eos_id = bos_id, eos_id
         self.unk_id = bos_id if unk_id is None else unk_id
         self._set_up(raw, array("f", bytes(4 * len(raw))), outputs, specials)
+        for piece in encoder.reached:  # a text may have it
+            outputs[ids[piece]] = self._output(piece, special=False)
         self._merges = encoder
+        missing = self._missing_bytes(ids)
+        self._letters: Mapping[int, str | None] = _TO_LETTERS
+        if unk_id is None and isinstance(kind, ByteLevel) and kind.closes_gaps:
+            self._letters = {**_TO_LETTERS, **dict.fromkeys(missing)}
+        self._leaves_out = unk_id is None and isinstance(kind, Characters) and bool(missing)
+        needed = [f"0x{byte:02X}" for byte in missing if byte not in _NEVER]
+        if needed:
+            self.notes = (
+                f"the vocabulary lacks {counted(len(needed), 'byte')} ({', '.join(needed[:3])}"
+                f"{', ...' if len(needed) > 3 else ''}): characters that need one are"
+                f" {'left out' if unk_id is None else 'unknown'}, so that decoding a text may not"
+                " give it back",
+            )
         self._splitters: dict[bool, Splitter] = {}  # by whether control tokens count
 
     @property
@@ -181,6 +209,12 @@ class MergeTokenizer(Tokenizer):
             (left.replace(" ", SPACE_MARK), right.replace(" ", SPACE_MARK))
             for left, right in self._merges.merges
         ]
+
+    def _missing_bytes(self, ids: Mapping[str, int]) -> list[int]:
+        """Return the bytes that have no piece."""
+        if isinstance(self.kind, ByteLevel):
+            return [byte for byte, letter in enumerate(LETTERS) if letter not in ids]
+        return [byte for byte in range(256) if byte not in self._byte_ids]
 
     def _output(self, piece: str, special: bool) -> bytes:
         """Return the bytes that a token decodes to."""
@@ -194,10 +228,9 @@ class MergeTokenizer(Tokenizer):
             return piece.encode(errors="replace")
 
     def _fallback(self, unk_id: int | None) -> Callable[[str], list[int]]:
+        byte_ids = self._byte_ids if isinstance(self.kind, Characters) else {}
         unknown = [] if unk_id is None else [unk_id]
-        return partial(
-            _bytes_of, self._byte_ids if isinstance(self.kind, Characters) else {}, unknown
-        )
+        return partial(_spell, byte_ids, unknown, self.kind.fuses_unknown)
 
     def _encode_text(self, text: str, special: bool, first: bool) -> list[int]:
         # As in tokenizers: special tokens of the text as it is come before those of the normalized.
@@ -242,14 +275,17 @@ class MergeTokenizer(Tokenizer):
             if kind.prefix and not text.startswith(" "):
                 text = " " + text
             for word in words(text, kind.patterns):
-                letters = word.encode().decode("latin-1").translate(_TO_LETTERS)
-                tokens += self._merges.encode(letters)
+                letters = word.encode().decode("latin-1").translate(self._letters)
+                if letters:
+                    tokens += self._merges.encode(letters)
             return tokens
         wanted = kind.prefix == "first" and first
         wanted = wanted or (kind.prefix == "each" and kind.prefix_once)
         if wanted and not (kind.prefix_once and text.startswith(" ")):
             text = " " + text
-        return list(self._merges.encode(text))
+        if self._leaves_out:
+            text = "".join(c for c in text if c in self._merges or _bytes_of(self._byte_ids, c))
+        return list(self._merges.encode(text)) if text else []
 
     def _strips(self, token: int) -> bool:
         kind = self.kind
@@ -258,8 +294,26 @@ class MergeTokenizer(Tokenizer):
         return kind.prefix != "none" and token not in self._byte_ids.values()
 
 
-def _bytes_of(byte_ids: Mapping[int, int], unknown: list[int], character: str) -> list[int]:
-    """Return the ids of the bytes of a character, or ``unknown`` if one of them has no id."""
+def _spell(
+    byte_ids: Mapping[int, int], unknown: list[int], fuses: bool, characters: str
+) -> list[int]:
+    """Return the ids of the bytes of adjacent characters, or ``unknown`` where one has no id.
+
+    As in ``tokenizers``, an unknown token comes after the bytes that follow it.
+    """
+    tokens: list[int] = []
+    pending: list[int] = []
+    for character in characters:
+        found = _bytes_of(byte_ids, character)
+        tokens += found
+        if not found and not (fuses and pending):
+            tokens += pending
+            pending = unknown
+    return tokens + pending
+
+
+def _bytes_of(byte_ids: Mapping[int, int], character: str) -> list[int]:
+    """Return the ids of the bytes of a character, or nothing if one of them has no id."""
     found = [byte_ids.get(byte) for byte in character.encode()]
     known = [token for token in found if token is not None]
-    return known if len(known) == len(found) else unknown
+    return known if len(known) == len(found) else []

@@ -115,7 +115,8 @@ def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
     kind = tokenizer.kind
     if not isinstance(kind, Characters):
         raise TokenizerError(f"a byte-level vocabulary has no scores: {_USE_MERGES}")
-    known = kind == Characters("each") or (any_prefix and kind.prefix != "none")
+    is_usual = kind.prefix == "each" and not kind.prefix_once
+    known = is_usual or (any_prefix and kind.prefix != "none")
     if not known or kind.whole_first:
         raise TokenizerError(
             "the vocabulary does not put a space before every text:"

@@ -17,8 +17,10 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
 from unicodedata import category
 
+from ..engine.parameters import instance, shown, token_ids, whole_number
 from ..errors import PromptError, TokenizerError
 from .bpe import FIRST_BYTE, N_BYTES, PairEncoder
 
@@ -90,11 +92,15 @@ class Specials:
         the text that they are in. They decode to nothing.
     matching : mapping of str to Matching
         How a text is matched, if not by `PLAIN`. Only vocabularies with merges have other rules.
+    pieces : frozenset of int
+        The special tokens that merges may produce from ordinary text, too: those that are pieces of
+        a vocabulary with merges.
     """
 
     added: Mapping[str, int] = field(default_factory=dict)
     control: Mapping[str, int] = field(default_factory=dict)
     matching: Mapping[str, Matching] = field(default_factory=dict)
+    pieces: frozenset[int] = frozenset()
 
     def ids(self) -> list[int]:
         """Return the ids of all special tokens."""
@@ -288,8 +294,17 @@ class Tokenizer:
         prefix_each: bool = True,
     ) -> None:
         self.adds_bos, self.first_byte, self.prefix_each = adds_bos, first_byte, prefix_each
-        first_piece = first_byte + N_BYTES
-        specials = specials or Specials()
+        first_piece = whole_number("first_byte", first_byte) + N_BYTES
+        eos_id = whole_number("eos_id", eos_id)
+        specials = instance("specials", specials or Specials(), Specials, "Specials or None")
+        if not hasattr(pieces, "__len__") or not set(map(type, pieces)) <= {bytes}:
+            raise TokenizerError(f"pieces is {shown(pieces)}, expected a sequence of bytes")
+        try:
+            scores = array("f", scores)
+        except (TypeError, ValueError):
+            raise TokenizerError(
+                f"scores is {shown(scores)}, expected a sequence of numbers"
+            ) from None
         if len(pieces) != len(scores):
             raise TokenizerError(f"{len(pieces)} tokens have {len(scores)} scores")
         if first_byte <= EOS:
@@ -318,7 +333,7 @@ class Tokenizer:
         outputs = list(pieces)
         outputs[BOS] = b""
         outputs[first_byte:first_piece] = [bytes([byte]) for byte in range(256)]
-        self._set_up(pieces, array("f", scores), outputs, specials)
+        self._set_up(pieces, scores, outputs, specials)
         # A sum of finite float32 numbers is always finite in double precision.
         if not math.isfinite(sum(self._scores)):
             token = next(i for i, score in enumerate(self._scores) if not math.isfinite(score))
@@ -359,7 +374,7 @@ class Tokenizer:
         round number. Encoding never yields a padding id, padding decodes to nothing, and generation
         never draws it: see `n_tokens`.
         """
-        more = vocab_size - len(self)
+        more = whole_number("vocab_size", vocab_size, len(self)) - len(self)
         result = copy.copy(self)
         result._pieces = self._pieces + (b"",) * more
         result._scores = self._scores + array("f", bytes(4 * more))
@@ -400,6 +415,11 @@ class Tokenizer:
         return self._scores[token]
 
     def _check(self, token: int) -> None:
+        if type(token) is not int:
+            try:
+                token = index(token)  # of NumPy
+            except TypeError:
+                raise PromptError(f"token is {shown(token)}, expected a whole number") from None
         if not 0 <= token < len(self._pieces):
             raise PromptError(
                 f"token {token} is not in the vocabulary, expected 0 to {len(self._pieces) - 1}"
@@ -445,7 +465,7 @@ class Tokenizer:
         Raises
         ------
         PromptError
-            If the text contains half of a surrogate pair.
+            If the text is not a str, or contains half of a surrogate pair.
         """
         tokens = [self.bos_id] if bos and (self.adds_bos or not text) else []
         tokens += self._encode_text(text, special, first=True)
@@ -472,8 +492,10 @@ class Tokenizer:
         Raises
         ------
         PromptError
-            If a text contains half of a surrogate pair.
+            If a part is neither a str nor a token id, or a text contains half of a surrogate pair.
         """
+        if not isinstance(parts, Iterable):
+            raise PromptError(f"parts is {shown(parts)}, expected a sequence of str and token ids")
         tokens: list[int] = []
         for part in parts:
             if isinstance(part, int):
@@ -484,6 +506,8 @@ class Tokenizer:
         return tokens
 
     def _check_text(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise PromptError(f"text is {shown(text)}, expected a str")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -538,8 +562,9 @@ class Tokenizer:
         Raises
         ------
         PromptError
-            If an id is not in the vocabulary.
+            If the tokens are no token ids, or one is not in the vocabulary.
         """
+        tokens = token_ids("tokens", tokens, PromptError)
         decoder = self.decoder()
         return "".join([decoder.feed(token) for token in tokens]) + decoder.flush()
 

@@ -26,7 +26,8 @@ from tests.fuzz.readers import READERS, Made
 BATCH = 100  # inputs of one worker
 MAX_INPUT = 1 << 20  # bytes: a larger vocabulary may take more (docs/formats.md)
 MAX_ADDRESS_SPACE = 4 << 30
-MAX_SECONDS = 60  # of a worker that is stuck: each input has a bound of its own
+MAX_CPU_SECONDS = 60  # of a worker that is stuck: each input has a bound of its own
+MAX_SECONDS = 600  # of a worker that waits for ever; a busy machine is slow
 
 EXTREMES = (0, 1, 2, 7, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1)
 JSON_EXTREMES: tuple[Any, ...] = (
@@ -82,6 +83,7 @@ def _work(name: str, seed: int, folder: Path) -> None:
     status = 1
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         (folder / "read").mkdir()
         made: Made = READERS[name](folder / "read")

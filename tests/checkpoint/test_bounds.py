@@ -244,6 +244,16 @@ def test_the_headers_of_many_files_share_one_allowance(
     assert complaint in bounded(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["m" + "-o" * 20_000 + ".safetensors", "../m.safetensors", "", 5])
+def test_an_index_names_files_beside_it_only(name: Any, tmp_path: Path) -> None:
+    index = {"weight_map": {"x.0": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    complaint = bounded(tmp_path)
+    assert "expected the name of a file beside it" in complaint
+    assert len(complaint) < 1000
+
+
 # ---- files that never end ----
 
 SIDE_FILES = [

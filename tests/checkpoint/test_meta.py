@@ -88,7 +88,7 @@ def test_rope_turns_as_params_json_says(
     params: dict[str, Any], expected: NDArray[np.float64], tmp_path: Path
 ) -> None:
     with open_checkpoint(directory(tmp_path, **params)) as checkpoint:
-        np.testing.assert_allclose(Reference(checkpoint).freqs, expected, rtol=1e-6)
+        np.testing.assert_allclose(Reference(checkpoint).ropes[0][0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

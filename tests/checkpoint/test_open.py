@@ -214,20 +214,37 @@ def copy_of(formats: Path, folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "qwen2"}, 'model_type is "qwen2", expected llama or mistral'),
-        ({"attention_bias": True}, "attention_bias is true, expected false"),
-        ({"mlp_bias": True}, "mlp_bias is true, expected false"),
+        ({"model_type": "gpt2"}, 'model_type is "gpt2", expected llama, mistral, qwen2'),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts .* not supported"),
+        ({"model_type": "qwen3", "num_experts": 8}, "num_experts is 8, expected 0: a mixture"),
+        ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, "soft cap of the logits"),
+        ({"model_type": "deepseek_v2", "kv_lora_rank": 8}, "latent attention .* not supported"),
+        ({"model_type": "olmo2"}, "post_feedforward_layernorm.weight' .* are missing"),
+        ({"attention_bias": True}, "q_proj.bias'.* are missing from a model of 5 layers"),
+        ({"mlp_bias": True}, "gate_proj.bias'.* are missing"),
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu", expected silu'),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected 1"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.1}, "rotary_dim is 0, expected an even"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["chunked"] * 5},
+            "layer_types is an array, expected full_attention and sliding_attention only",
+        ),
+        (
+            {"model_type": "smollm3", "no_rope_layers": [1]},
+            "no_rope_layers is an array, expected a",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config is an object, expected null"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "expected default, linear or llama3"),
+        ({"rope_scaling": {"type": "ntk"}}, "expected default, linear, llama3, dynamic, yarn or"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1}, "with YaRN scaling"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor is missing, expected a list"),
         ({"rope_scaling": {"type": "linear"}}, "factor is missing, expected a number"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0.0, expected"),
         ({"rope_scaling": [1]}, "rope_scaling is an array, expected an object"),
         ({"hidden_size": 64.0}, "hidden_size is 64.0, expected a whole number"),
         ({"hidden_size": True}, "hidden_size is true, expected a whole number"),
         ({"hidden_size": None}, "hidden_size is null, expected a whole number"),
-        ({"num_hidden_layers": 4}, "model.layers.4.*are not part of a LLaMA of 4 layers"),
-        ({"num_hidden_layers": 6}, "model.layers.5.*missing from a LLaMA of 6 layers"),
+        ({"num_hidden_layers": 4}, "model.layers.4.*are not part of a model of 4 layers"),
+        ({"num_hidden_layers": 6}, "model.layers.5.*missing from a model of 6 layers"),
         ({"num_key_value_heads": 3}, "n_kv_heads 3 does not divide"),
         ({"head_dim": 16}, "q_proj.weight has shape .64, 64., expected .128, 64."),
         ({"tie_word_embeddings": False}, "'lm_head.weight' is missing"),
@@ -256,11 +273,17 @@ def test_rope_scaling_is_read_in_all_spellings(formats: Path, tmp_path: Path) ->
             assert checkpoint.config.rope_scaling == RopeScaling("linear", 4.0)
 
 
-def test_mistrals_window_cuts_the_context(formats: Path, tmp_path: Path) -> None:
-    path = copy_of(formats, tmp_path, model_type="mistral", sliding_window=100)
-    with open_checkpoint(path) as checkpoint:
-        assert checkpoint.config.seq_len == 100
-        assert "sliding window of 100" in checkpoint.notes[0]
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [({"sliding_window": 100}, 100), ({"sliding_window": None}, 0), ({}, 4096)],
+)
+def test_mistral_has_a_window_of_4096_unless_the_config_says_otherwise(
+    changes: dict[str, Any], window: int, formats: Path, tmp_path: Path
+) -> None:
+    changes |= {"model_type": "mistral", "max_position_embeddings": 8192}
+    with open_checkpoint(copy_of(formats, tmp_path, **changes)) as checkpoint:
+        assert checkpoint.config.seq_len == 8192
+        assert checkpoint.config.windows == ((window,) * 5 if window else ())
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,25 @@ def test_a_story_is_wrapped_at_the_width_of_the_terminal(columns: int) -> None:
     assert process.wait(timeout=60) == 0
     lines = b"".join(chunks).decode().splitlines()
     assert columns - 15 < max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        (["--candidates", "1"], {"candidates": 1}),
+        (
+            ["--candidates", "3", "-t", "0.9", "-p", "0.8"],
+            {"candidates": 3, "temperature": 0.9, "top_p": 0.8},
+        ),
+    ],
+)
+def test_flags_equal_the_parameters_of_the_library(
+    flags: list[str], how: dict[str, Any], tell: StoryTeller, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["story", "-s", "4", "--max-words", "40", *flags]) == 0
+    story = StoryTeller(tell.model, **how)(seed=4, max_words=40)
+    assert capsys.readouterr().out == f"{story.text}\n"
+    assert story != tell(seed=4, max_words=40)
 
 
 # ---- JSON ----

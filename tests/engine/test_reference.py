@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from llama2py.checkpoint import Checkpoint, QuantizedTensor, Tensor, quantize
 from llama2py.config import ModelConfig
-from llama2py.engine.reference import Reference, linear, quantize_activations
+from llama2py.engine.products import linear, quantize_activations
+from llama2py.engine.reference import Reference
 from llama2py.errors import ClosedError
 from tests.conftest import random_checkpoint
 

@@ -218,6 +218,8 @@ def test_a_call_that_fails_frees_the_session(
 class Meddler:
     """A guide that uses a session."""
 
+    adjusts = True
+
     def __init__(self, session: Session) -> None:
         self.session = session
         self.errors: list[str] = []

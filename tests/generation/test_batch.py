@@ -324,6 +324,8 @@ def test_a_batch_without_a_place_is_an_error(model: Model, max_batch: int) -> No
 class Recorder:
     """A guide that forces some tokens and ends the text after one."""
 
+    adjusts = True
+
     def __init__(self, forced: list[int], last: int | None = None) -> None:
         self.heard: list[tuple[int, str]] = []
         self._forced, self._last = iter(forced), last
@@ -376,6 +378,52 @@ def test_a_guide_that_changes_nothing_changes_no_text(model: Model) -> None:
     for job in jobs:
         job.guide = Recorder([])
     assert [result(job) for job in run_jobs(model, jobs, 2)] == [w.alone(model) for w in asked]
+
+
+class Switching:
+    """Changes the sampling after four tokens; without ``adjusts`` the engine draws the tokens."""
+
+    def __init__(self, sampler: Sampler, adjusts: bool) -> None:
+        self.adjusts = adjusts
+        self.adjusted = 0
+        self.heard: list[int] = []
+        self._sampler = sampler
+
+    def adjust(self, logits: NDArray[np.float32]) -> None:
+        self.adjusted += 1
+
+    def accept(self, token: int, piece: str) -> bool:
+        self.heard.append(token)
+        if len(self.heard) == 4:
+            self._sampler.params = SamplingParams(0.3, 0.5)
+        return len(self.heard) < 20
+
+
+@pytest.mark.parametrize("max_batch", [1, 3])
+def test_a_guide_that_adjusts_nothing_hears_the_tokens_that_the_engine_draws(
+    model: Model, max_batch: int
+) -> None:
+    """They are those drawn from the logits in Python."""
+
+    def texts(adjusts: bool) -> list[Switching]:
+        guides = []
+
+        def jobs() -> Iterator[Job]:
+            for seed in range(5):
+                job = Wish("ab", seed).job(model)
+                job.guide = Switching(job.sampler, adjusts)
+                guides.append(job.guide)
+                yield job
+
+        for job in run_jobs(model, jobs(), max_batch):
+            assert job.guide is not None
+            assert job.tokens == guides[job.sampler.seed].heard
+        return guides
+
+    drawn, adjusted = texts(False), texts(True)
+    assert [guide.heard for guide in drawn] == [guide.heard for guide in adjusted]
+    assert not any(guide.adjusted for guide in drawn)
+    assert all(guide.adjusted for guide in adjusted)
 
 
 def test_a_guide_that_fails_closes_the_sessions(model: Model, watched: Watched) -> None:

@@ -267,6 +267,8 @@ def test_a_batch_broken_off_closes_its_sessions(made: list[Session]) -> None:
 class Failing:
     """A guide that does not get far."""
 
+    adjusts = True
+
     def adjust(self, logits: Logits) -> None:
         raise ValueError("no")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama2py import Model, Story, StoryTeller
 from llama2py.stories.guide import LoopDetector
-from llama2py.stories.teller import CANDIDATES
+from llama2py.stories.teller import TRIES
 from llama2py.tokenizers.tokenizer import BOS
 from tests.support.scripted import ScriptedBackend
 from tests.support.scripted_stories import TOKENIZER, is_whole, raw
@@ -90,14 +90,14 @@ SECOND = " it sat."
 
 def test_a_story_that_loops_is_written_again_with_another_seed() -> None:
     backend = ScriptedBackend([*raw(LOOP), *raw(SECOND), BOS], 300)
-    teller = StoryTeller(Model(backend, TOKENIZER))
+    teller = StoryTeller(Model(backend, TOKENIZER), candidates=1)
     assert teller(opening="A cat.", seed=5) == Story("A cat. it sat.", "A story", 5, True)
     assert len(set(backend.coins)) == len(backend.coins)  # the second try has its own coins
 
 
 def test_a_story_ends_before_the_loop_if_every_try_loops() -> None:
-    backend = ScriptedBackend(raw(LOOP) * CANDIDATES, 300)
-    story = StoryTeller(Model(backend, TOKENIZER))(opening="A cat.", seed=5)
+    backend = ScriptedBackend(raw(LOOP) * TRIES, 300)
+    story = StoryTeller(Model(backend, TOKENIZER), candidates=1)(opening="A cat.", seed=5)
     assert story == Story("A cat. so it ran.", "A story", 5, False)
 
 
@@ -111,9 +111,11 @@ def test_a_greedy_story_that_loops_is_not_tried_again() -> None:
 def test_a_try_that_loops_does_not_count_though_it_has_all_words() -> None:
     """All tries loop, and so the opening names the word."""
     text = " owl owl owl owl owl owl owl"
-    tries = [token for token in raw(text)[:24] for _ in range(CANDIDATES)]
-    backend = ScriptedBackend([*tries, *raw(" it ran."), BOS], 300)
-    story = StoryTeller(Model(backend, TOKENIZER))(opening="A cat.", words=["owl"], seed=5)
+    first, others = raw(text)[:24], [token for token in raw(text)[:24] for _ in range(TRIES - 1)]
+    backend = ScriptedBackend([*first, *others, *raw(" it ran."), BOS], 300)
+    story = StoryTeller(Model(backend, TOKENIZER), candidates=1)(
+        opening="A cat.", words=["owl"], seed=5
+    )
     assert story.text == "A cat. It is a story about owl. it ran."
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llama2py.stories.english import has_word
-from llama2py.stories.opening import opening_about, opening_with
+from llama2py.stories.opening import is_wish, opening_about, opening_with, subject_of
 
 # ---- opening_about ----
 
@@ -64,6 +64,18 @@ ONCE = "Once upon a time, there "
         ("a dragon who cannot fly", "was a dragon who could not fly."),
         ("a girl who lost her doll", "was a girl who lost her doll."),
         ("a\tbear\n\nwho  is  big", "was a bear who was big."),
+        ("a dragon that barks", "was a dragon that barked."),
+        ("a fish who isles", "was a fish who isled."),
+        ("kittens who feed birds", "were kittens who fed birds."),
+        ("a boy who never eats", "was a boy who never ate."),
+        ("a boy whose dog is lost", "was a boy whose dog was lost."),
+        ("a boy who is sad because he has no dog", "was a boy who was sad because he had no dog."),
+        ("a boy who lives in a tree and barks", "was a boy who lived in a tree and barked."),
+        ("a girl who's lost", "was a girl who was lost."),
+        ('a dog called "What is this"', 'was a dog called "What is this".'),
+        ("a girl who has that dream", "was a girl who had that dream."),
+        ("dragons that fly", "were dragons that flew."),
+        ("a dog that the boys like", "was a dog that the boys like."),
         ("a dog\u00a0that is small", "was a dog that was small."),
     ],
 )
@@ -78,12 +90,17 @@ def test_any_text_gives_an_opening(about: str) -> None:
     assert opening == " ".join(opening.split())
 
 
-@pytest.mark.parametrize("about", ["Lily", "Lily and her cat", "Tom's dog", "Dr. Fox", "Élodie"])
+@pytest.mark.parametrize("about", ["Lily and her cat", "Tom's dog", "Dr. Fox", "Élodie"])
 def test_a_name_begins_a_sentence(about: str) -> None:
     assert opening_about(about) == f"One day, {about}"
 
 
-@pytest.mark.parametrize("about", ["A story!", "Tom ran.", "Who is there?", 'He said, "Hi."'])
+@pytest.mark.parametrize(("name", "child"), [("Lily", "girl"), ("Tim", "boy")])
+def test_a_known_name_is_a_child(name: str, child: str) -> None:
+    assert opening_about(name) == f"{ONCE}was a little {child} named {name}."
+
+
+@pytest.mark.parametrize("about", ["A dog!", "Tom ran.", "Who is there?", 'He said, "Hi."'])
 def test_a_sentence_is_the_opening_itself(about: str) -> None:
     assert opening_about(f" {about}\n") == about
 
@@ -149,36 +166,88 @@ def test_a_singular_may_have_some_or_a_final_s(about: str, rest: str) -> None:
     assert opening_about(about) == ONCE + rest
 
 
-@pytest.mark.parametrize("word", ["this", "every", "each", "our", "your", "its", "My", "no"])
-def test_a_noun_with_a_determiner_gets_no_article(word: str) -> None:
-    assert opening_about(f"{word} dog") == f"This is a story about {word.lower()} dog."
+@pytest.mark.parametrize(
+    ("about", "opening"),
+    [
+        ("this dog", "Once upon a time, there was a dog."),
+        ("these mice", "Once upon a time, there were mice."),
+        ("My dog", "One day, a little girl and her dog"),
+        ("our dog", "One day, a little girl and her dog"),
+        ("his dog", "One day, a little boy and his dog"),
+        ("its tail", "One day, a little dog and its tail"),
+        ("my dog is sad", "One day, a little girl's dog was sad."),
+        ("every dog", "One day, every dog"),
+        ("Each dog", "One day, each dog"),
+        ("no dog", "One day, no dog"),
+    ],
+)
+def test_a_noun_with_a_determiner_has_somebody_to_belong_to(about: str, opening: str) -> None:
+    assert opening_about(about) == opening
 
 
 @pytest.mark.parametrize(
-    "about",
+    ("about", "opening"),
     [
-        "a dragon that barks",  # an unknown verb, which would stay in the present
-        "a fish who isles",  # begins with "is"
-        "kittens who feed birds",
-        "a boy who never eats",
-        "a boy whose dog is lost",
-        "a boy who is sad because he has no dog",
-        "a boy who lives in a tree and barks",
-        "a girl who's lost",
-        'a dog called "What is this"',
-        "the sun",
-        "the sun and the moon",
-        "the biggest dog",
-        "friendship",
-        "learning to swim",
-        "sharing",
-        "how the cat got lost",
-        "big talking dogs",
-        "cats lost in space",
+        ("the sun", "One day, the sun"),
+        ("the sun and the moon", "One day, the sun and the moon"),
+        ("the biggest dog", "One day, the biggest dog"),
+        ("big talking dogs", "One day, big talking dogs"),
+        ("cats lost in space", "One day, cats lost in space"),
+        ("friendship", "One day, a little girl learned about friendship."),
+        ("snow", "Once upon a time, there was a little girl who loved snow."),
+        ("learning to swim", "One day, a little girl was learning to swim."),
+        ("sharing", "One day, a little girl was sharing."),
+        ("how the cat got lost", "One day, a little girl wanted to know how the cat got lost."),
+        ("why the sky is blue", "One day, a little girl wanted to know why the sky was blue."),
+        ("How to bake a cake", "One day, a little girl wanted to know how to bake a cake."),
     ],
 )
-def test_an_uncertain_subject_is_repeated_as_it_is(about: str) -> None:
-    assert opening_about(about) == f"This is a story about {about}."
+def test_every_subject_has_an_opening_that_stories_know(about: str, opening: str) -> None:
+    assert opening_about(about) == opening
+
+
+@pytest.mark.parametrize(
+    ("wish", "subject"),
+    [
+        ("Tell me about a sad frog", "a sad frog"),
+        ("tell me a story about two owls, please.", "two owls"),
+        ("Please tell a short bedtime story about Lily and her cat!", "Lily and her cat"),
+        ("I'd like a story about a king", "a king"),
+        ("I’d like a story about a king", "a king"),
+        ("Can you write me a funny story where a cow flies?", "a cow flies"),
+        ("Tell me why the sky is blue", "why the sky is blue"),
+        ("a story about two cats", "two cats"),
+        ("story of a bear", "a bear"),
+        ("tell me a story", ""),
+        ("A story!", ""),
+    ],
+)
+def test_a_wish_is_not_an_opening(wish: str, subject: str) -> None:
+    assert is_wish(wish)
+    assert subject_of(wish) == subject
+    assert opening_about(wish) == opening_about(subject)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a girl who loves stories about cats",
+        "a dog tells stories about cats",
+        "Once upon a time, a story about a cat",
+        "Tell a joke",
+        "a storyteller",
+        "about",
+        "",
+    ],
+)
+def test_other_texts_are_no_wishes(text: str) -> None:
+    assert not is_wish(text)
+    assert subject_of(text) == text
+
+
+@given(st.text(max_size=60))
+def test_no_opening_says_that_it_is_a_story(about: str) -> None:
+    assert not opening_about(f"my {about}").startswith("This is a story")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +255,8 @@ def test_an_uncertain_subject_is_repeated_as_it_is(about: str) -> None:
     [
         ("the dog is sad", "One day, the dog was sad."),
         ("a dragon learns to fly", "One day, a dragon learned to fly."),
+        ("a sad dog sings", "One day, a sad dog sang."),
+        ("an apple falls", "One day, an apple fell."),
         ("Lily loves her cat", "One day, Lily loved her cat"),
         ("He has a dog", "One day, he had a dog"),
         ("I have a dog", "One day, I had a dog"),

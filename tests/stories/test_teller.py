@@ -145,7 +145,14 @@ def test_an_opening_of_exactly_max_words_is_a_story() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 1.5}, {"temperature": float("nan")}]
+    "wrong",
+    [
+        {"temperature": -1},
+        {"top_p": 1.5},
+        {"temperature": float("nan")},
+        {"candidates": 0},
+        {"candidates": 2.5},
+    ],
 )
 def test_bad_sampling_is_an_error_before_anything_is_loaded(wrong: dict[str, Any]) -> None:
     with pytest.raises(ParameterError):
@@ -212,7 +219,7 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoryTeller], Callab
 
 
 @pytest.mark.parametrize(
-    ("way", "most"), [({}, 2), ({"words": ["owl"]}, 2)], ids=["plain", "words"]
+    ("way", "most"), [({}, 3), ({"words": ["owl"]}, 3)], ids=["plain", "words"]
 )
 def test_max_batch_bounds_the_open_sessions(
     tell: StoryTeller,
@@ -220,10 +227,10 @@ def test_max_batch_bounds_the_open_sessions(
     way: dict[str, Any],
     most: int,
 ) -> None:
-    """With words, it bounds the tries of one story. No session stays open."""
+    """One more session scores the candidates. No session stays open."""
     at_once = most_open(tell)
     assert len(list(tell.many(5, seed=1, max_batch=2, **way))) == 5
-    assert at_once() == most
+    assert 2 <= at_once() <= most
 
 
 @pytest.mark.parametrize(("way", "most"), [({}, 1), ({"words": ["owl"]}, 2)])
@@ -243,12 +250,17 @@ def test_an_opening_is_encoded_only_once(
     assert len(encoded) == most
 
 
-def test_one_call_uses_one_session(
-    tell: StoryTeller, most_open: Callable[[StoryTeller], Callable[[], int]]
+@pytest.mark.parametrize(("candidates", "most"), [(1, 1), (4, 5)])
+def test_one_call_uses_a_session_per_candidate(
+    tell: StoryTeller,
+    most_open: Callable[[StoryTeller], Callable[[], int]],
+    candidates: int,
+    most: int,
 ) -> None:
+    """Several candidates need one more, which scores them."""
     at_once = most_open(tell)
-    tell(seed=1)
-    assert at_once() == 1
+    StoryTeller(tell.model, candidates=candidates)(seed=1)
+    assert candidates <= at_once() <= most
 
 
 # ---- titles and pages ----
@@ -266,6 +278,12 @@ def test_one_call_uses_one_session(
         ("There was a cat.", "A story"),
         ("He was sad.", "A story"),
         ("One day, she met Mr. Fox.", "The story of Mr. Fox"),
+        ("Once upon a time, Deep in the forest, it was dark.", "A story"),
+        ("She saw Deep water, and Deep snow. It was deep.", "A story"),
+        (
+            "There was a Big dog. One day, Zak ran. His mom saw Zak, and Zak ran.",
+            "The story of Zak",
+        ),
     ],
 )
 def test_a_title_names_the_hero(opening: str, title: str) -> None:
@@ -297,8 +315,9 @@ def test_a_page_is_escaped_and_has_a_paragraph_per_line() -> None:
 def test_a_story_teller_has_a_useful_repr() -> None:
     with tiny_model() as model:
         teller = StoryTeller(model, temperature=0.5)
-        assert repr(teller) == f"<StoryTeller temperature=0.5, top_p=0.9, {model!r}>"
-    assert repr(teller) == "<StoryTeller temperature=0.5, top_p=0.9, <Model (closed)>>"
+        assert repr(teller) == f"<StoryTeller temperature=0.5, top_p=0.9, candidates=8, {model!r}>"
+        assert repr(StoryTeller(model, candidates=3)) == f"<StoryTeller candidates=3, {model!r}>"
+    assert repr(teller).endswith("candidates=8, <Model (closed)>>")
 
 
 # ---- models ----

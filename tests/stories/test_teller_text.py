@@ -12,7 +12,7 @@ import pytest
 from llama2py import Model, Story, StoryTeller
 from llama2py.engine.native import Engine
 from llama2py.stories.english import has_word
-from llama2py.stories.teller import CANDIDATES, SEED_STRIDE
+from llama2py.stories.teller import CANDIDATES, SEED_STRIDE, TRIES
 from llama2py.tokenizers.tokenizer import BOS
 from tests.conftest import TINY, random_checkpoint, tiny_model
 from tests.support.scripted import ScriptedBackend
@@ -97,9 +97,9 @@ def test_no_try_shares_its_random_numbers_with_another_story() -> None:
     coins: Counter[float] = Counter()
     for seed in range(1, 6):
         backend = ScriptedBackend([BOS] * 100, 300)
-        StoryTeller(Model(backend, TOKENIZER))(words=["owl"], seed=seed)
-        assert len(backend.coins) == CANDIDATES + 1  # the last try's opening names the owl
-        coins.update(backend.coins[:CANDIDATES])
+        StoryTeller(Model(backend, TOKENIZER), candidates=1)(words=["owl"], seed=seed)
+        assert len(backend.coins) == TRIES + 1  # the last try's opening names the owl
+        coins.update(backend.coins[:TRIES])
     assert max(coins.values()) == 1
 
 
@@ -194,13 +194,24 @@ def test_words_appear_whatever_the_model_says(tell: StoryTeller, words: Any) -> 
         assert all(has_word(story.text, " ".join(word.split())) for word in required)
 
 
+def script_of_tries(texts: list[str], last: str = "") -> list[int]:
+    """Return the tokens of one text alone, of the others in one batch, then of one more alone."""
+    first, *others = ([*raw(text), BOS] for text in texts)
+    length = max(map(len, others))
+    batch = [tokens[i] for i in range(length) for tokens in others if i < len(tokens)]
+    return [*first, *batch, *raw(last), BOS]
+
+
+def story_with_owl(script: list[int], opening: str) -> Story:
+    """Return the story that must have an owl, by a teller without other candidates."""
+    backend = ScriptedBackend(script, 300)
+    tell = StoryTeller(Model(backend, TOKENIZER), candidates=1)
+    return tell(opening=opening, words=["owl"], seed=1)
+
+
 @pytest.mark.parametrize("more", ['"', '" he said. ', "x", ")x "])
 def test_the_sentence_that_names_the_words_is_never_cut(more: str) -> None:
-    script = [token for token in [*raw(" x."), BOS] for _ in range(CANDIDATES)]
-    backend = ScriptedBackend([*script, *raw(more), BOS], 300)
-    story = StoryTeller(Model(backend, TOKENIZER), temperature=0)(
-        opening="A cat.", words=["owl"], seed=1
-    )
+    story = story_with_owl(script_of_tries([" x."] * TRIES, more), "A cat.")
     assert story.text.startswith("A cat. It is a story about owl.")
 
 
@@ -215,17 +226,10 @@ def test_words_appear_after_an_open_quotation(opening: str, words: list[str]) ->
 
 
 def test_the_first_try_with_all_words_is_the_story() -> None:
-    """Eight tries run together; the third and the fifth have the word, the third is returned."""
-    tries = [" cat." if number not in (2, 4) else " owl." for number in range(CANDIDATES)]
-    tries[4] = " owls"
-    letters = [
-        raw(text)[i] if i < len(text) else BOS for i in range(6) for text in tries if i <= len(text)
-    ]
-    backend = ScriptedBackend(letters, 300)
-    story = StoryTeller(Model(backend, TOKENIZER), temperature=0)(
-        opening="An", words=["owl"], seed=1
-    )
-    assert story.text == "An owl."
+    """The third and the fifth try have the word, the third is returned."""
+    tries = [" cat."] * TRIES
+    tries[2], tries[4] = " owl.", " owls"
+    assert story_with_owl(script_of_tries(tries), "An").text == "An owl."
 
 
 def test_a_word_in_the_opening_needs_no_second_try() -> None:
@@ -236,9 +240,70 @@ def test_a_word_in_the_opening_needs_no_second_try() -> None:
 
 
 def test_a_word_in_the_sentence_that_is_cut_does_not_count() -> None:
-    script = [token for token in [*raw(" owl x"), BOS] for _ in range(CANDIDATES)]
-    backend = ScriptedBackend([*script, BOS], 300)
-    story = StoryTeller(Model(backend, TOKENIZER), temperature=0)(
-        opening="A cat.", words=["owl"], seed=1
-    )
+    story = story_with_owl(script_of_tries([" owl x"] * TRIES), "A cat.")
     assert story.text == "A cat. It is a story about owl."
+
+
+# ---- candidates ----
+
+
+def candidates_of(texts: list[str], scores: list[int], **how: Any) -> str:
+    """Return the story of a model that writes these candidates and gives each a score.
+
+    A score is the number of tokens of the text that the model finds probable when it reads it.
+    """
+    written = [[*raw(text), BOS] for text in texts]
+    length = max(map(len, written))
+    script = [tokens[i] for i in range(length) for tokens in written if i < len(tokens)]
+    for tokens, score in zip(written, scores, strict=True):
+        script.append(0)  # the last token of the opening but one
+        script += [*tokens[:score], *[0] * (len(tokens) - score)]
+    backend = ScriptedBackend(script, 300, 512)
+    teller = StoryTeller(Model(backend, TOKENIZER), candidates=len(texts))
+    return teller(seed=1, **how).text
+
+
+LONG = " One fine day a cat met an owl and they both ran to the sea and had a lot of fun together"
+
+
+def test_the_most_probable_of_several_good_candidates_is_the_story() -> None:
+    texts = [f"{LONG} {number}." for number in ("one", "two", "six")]
+    for best in range(3):
+        scores = [40 if number == best else 20 for number in range(3)]
+        assert candidates_of(texts, scores, opening="So.") == f"So.{texts[best]}"
+
+
+def test_the_first_of_equally_probable_candidates_is_the_story() -> None:
+    texts = [f"{LONG} {number}." for number in ("one", "two")]
+    assert candidates_of(texts, [30, 30], opening="So.") == f"So.{texts[0]}"
+
+
+@pytest.mark.parametrize(
+    "flawed",
+    [
+        " It ran.",  # short
+        f"{LONG}. It sat. It sat.",
+        f"{LONG}. And then they ran to the sea and had a lot of fun together again.",
+        f"{LONG} x" + " x" * 30,
+    ],
+)
+def test_a_candidate_without_a_flaw_comes_first(flawed: str) -> None:
+    """It is not scored at all: there is no other as good."""
+    good = f"{LONG} one."
+    assert candidates_of([flawed, good], [0, 0], opening="So.") == f"So.{good}"
+    assert candidates_of([good, flawed], [0, 0], opening="So.") == f"So.{good}"
+
+
+def test_a_candidate_with_all_words_comes_first() -> None:
+    """Both are short, and the one without the word is more probable."""
+    texts = [" A cat ran.", " A pig ran."]
+    assert candidates_of(texts, [9, 1], opening="So.", words=["pig"]) == f"So.{texts[1]}"
+
+
+def test_a_candidate_whose_subject_comes_back_is_preferred() -> None:
+    """Both are equally probable."""
+    more = [" The pig ran far away.", " The dog ran far away."]
+    texts = [f"{LONG}.{each}" for each in more]
+    for about, best in (("a pig", 0), ("a dog", 1)):
+        story = candidates_of(texts, [30, 30], about=about)
+        assert story.endswith(more[best])

@@ -50,6 +50,11 @@ class Place(NamedTuple):
             return Q4Tensor(blocks, shape)
         return BlockTensor(blocks, format, shape)
 
+    def rows(self, first: int, n: int) -> Place:
+        """The place of n rows of a matrix, or numbers of a vector, from ``first`` on."""
+        row = self.nbytes // self.dims[-1]  # a row is whole blocks
+        return self._replace(offset=self.offset + first * row, dims=(*self.dims[:-1], n))
+
     @property
     def nbytes(self) -> int:
         """Size in the file."""

@@ -1,27 +1,31 @@
-"""The reader of GGUF files, version 2 and 3, of the architecture llama.
+"""The reader of GGUF files, version 2 and 3, of the architecture llama and others like it.
 
-Such a file has Meta's tensors under its own names. llama.cpp's converter undoes Hugging Face's
-rotary permutation of wq and wk, so RoPE rotates neighbouring rows, as in llama2.c, and this reader
-permutes nothing.
+Such a file has Meta's tensors under its own names. For llama and some others, llama.cpp's converter
+undoes Hugging Face's rotary permutation of wq and wk, so RoPE rotates neighbouring rows, as in
+llama2.c. Files of the other architectures have Hugging Face's order, which this reader undoes.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ...config import ModelConfig
 from ...errors import CheckpointError, ConfigError
 from ...formats.input_file import InputFile, named
 from ..checkpoint import Checkpoint, Details
 from ..conventions import gguf_conventions
-from ..state_dict import check_shape, collect
-from ..tensors import DTYPES, Tensor
-from .config import check_architecture, read_config
+from ..state_dict import check_shape, collect, heads_of_pairs
+from ..tensors import DTYPES, Tensor, in_rows, pair_rows
+from .config import ARCHITECTURES, architecture_of, read_config
 from .files import GGUFModel, Place, open_model
 
 _EMBEDDING, _CLASSIFIER = "token_embd.weight", "output.weight"
 ROPE_FACTORS = "rope_freqs.weight"
+# Divisors for contexts up to the one before a model was stretched, and for longer ones.
+_SHORT_FACTORS, _LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 # llama2.c's name -> GGUF's; {} stands for the layer.
 NAMES = {
     "token_embedding_table": _EMBEDDING,
@@ -36,7 +40,21 @@ NAMES = {
     "w3": "blk.{}.ffn_up.weight",
     "rms_final_weight": "output_norm.weight",
     "wcls": _CLASSIFIER,
+    # Of the optional steps.
+    "rms_att_post_weight": "blk.{}.post_attention_norm.weight",
+    "rms_ffn_post_weight": "blk.{}.post_ffw_norm.weight",
+    "rms_q_weight": "blk.{}.attn_q_norm.weight",
+    "rms_k_weight": "blk.{}.attn_k_norm.weight",
+    "bq": "blk.{}.attn_q.bias",
+    "bk": "blk.{}.attn_k.bias",
+    "bv": "blk.{}.attn_v.bias",
+    "bo": "blk.{}.attn_output.bias",
+    "b1": "blk.{}.ffn_gate.bias",
+    "b2": "blk.{}.ffn_down.bias",
+    "b3": "blk.{}.ffn_up.bias",
 }
+_FUSED_QKV = re.compile(r"blk\.\d+\.attn_qkv\.(weight|bias)")
+_FUSED_GATE_UP = re.compile(r"blk\.\d+\.ffn_up\.(weight|bias)")
 # Formats whose numbers and scales the engine keeps, and the dtypes that keep them.
 _KEPT = {"Q4_0": "int4 or int8", "Q8_0": "int8"}
 _GROUP = 32  # values per scale of both
@@ -84,23 +102,27 @@ def _read(model: GGUFModel) -> Checkpoint:
     places = model.places
     embedding = places.get(_EMBEDDING)
     if embedding is None:
-        check_architecture(model.pairs)  # a better error, if it is not a llama
+        architecture_of(model.pairs)  # a better error, if it is one of another kind
         raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}")
-    factors = _rope_factors(places.get(ROPE_FACTORS), first.path)
-    config, notes = read_config(model.pairs, embedding.dims[-1], _CLASSIFIER not in places, factors)
+    factors = _rope_factors(places.get(ROPE_FACTORS, places.get(_SHORT_FACTORS)), first.path)
+    config, notes = read_config(model.pairs, places.keys(), embedding.dims[-1], factors)
+    name = architecture_of(model.pairs)
+    heads = {} if ARCHITECTURES[name].in_pairs else heads_of_pairs(config)
 
-    def make(_: str, name: str, place: Place, shape: tuple[int, ...]) -> Tensor:
+    def make(kind: str, name: str, place: Place, shape: tuple[int, ...]) -> Tensor:
         check_shape(first.path, name, place.dims[::-1], shape)
-        return place.tensor()
+        if kind not in heads:
+            return place.tensor()
+        return in_rows(place.tensor(), pair_rows(heads[kind], config.head_dim, config.rotated_dim))
 
     matrices = [place for place in places.values() if len(place.dims) == 2]
     tensors = collect(
         first.path,
-        places,
+        _separated(places, config, name == "phi3"),
         config,
         NAMES,
         make,
-        ROPE_FACTORS.__eq__,
+        {ROPE_FACTORS, _SHORT_FACTORS, _LONG_FACTORS}.__contains__,
     )
     counts = Counter(place.format.name for place in matrices)
     dtype = _dtype(matrices)
@@ -123,6 +145,29 @@ def _read(model: GGUFModel) -> Checkpoint:
             model.pairs,
         ),
     )
+
+
+def _separated(
+    places: Mapping[str, Place], config: ModelConfig, gate_up: bool
+) -> Mapping[str, Place]:
+    """The places of the tensors, each on its own where a file has some of them as one."""
+    q, kv, hidden = config.q_dim, config.kv_dim, config.hidden_dim
+    found: dict[str, Place] = {}
+    for name, place in places.items():
+        parts: dict[str, int] = {}
+        if _FUSED_QKV.fullmatch(name):
+            parts = {
+                name.replace("qkv", kind): n for kind, n in zip("qkv", (q, kv, kv), strict=True)
+            }
+        elif gate_up and _FUSED_GATE_UP.fullmatch(name):
+            parts = {name.replace("ffn_up", "ffn_gate"): hidden, name: hidden}
+        if sum(parts.values()) != place.dims[-1]:
+            parts = {name: place.dims[-1]}  # it has the shape of no joined tensor
+        first = 0
+        for part, n in parts.items():
+            found[part] = place.rows(first, n)
+            first += n
+    return found
 
 
 def _dtype(matrices: Sequence[Place]) -> str:

@@ -1,12 +1,13 @@
-"""The writer of GGUF files, version 3, of the architecture llama.
+"""The writer of GGUF files, version 3, of the architecture llama or another that fits.
 
-The layout is that of `gguf_metadata`. Rows of wq and wk stay as llama2.c has them: see `reader`.
+The layout is that of `gguf_metadata`. Which order the rows of wq and wk have: see `reader`.
 
 Source: the GGUF specification, github.com/ggml-org/ggml, ``docs/gguf.md``.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from ...config import ModelConfig
-from ...errors import CheckpointError
+from ...errors import CheckpointError, ConfigError
 from ...formats.atomic_write import replacing
 from ...formats.gguf_metadata import ARRAY, MAX_NAME, NUMBERS, STRING
 from ..checkpoint import Checkpoint
-from ..export import Item, items, write_item
+from ..export import Item, in_halves, items, same_steps, steps_of, write_item
 from .blocks import FORMATS
-from .config import ARCHITECTURE
+from .config import ARCHITECTURES, read_config
 from .reader import NAMES, ROPE_FACTORS
 
 ALIGNMENT = 32
@@ -54,6 +55,7 @@ def write_gguf(
     dtype: str,
     vocabulary: Pairs,
     progress: Callable[[int], object] = lambda weights: None,
+    check: Callable[[Path], object] = lambda path: None,
 ) -> None:
     """Write a model as one GGUF file, whole or not at all.
 
@@ -70,15 +72,20 @@ def write_gguf(
         The pairs ``tokenizer.*``.
     progress : callable
         Called after each tensor with its number of weights.
+    check : callable
+        Called with the path of the complete file, before it replaces the output.
 
     Raises
     ------
     CheckpointError
-        If the dtype cannot hold a weight, the source cannot be read, or the file cannot be written.
+        If the dtype cannot hold a weight, no architecture has the model's steps, the source cannot
+        be read, or the file cannot be written.
     """
     config = checkpoint.config
     tensors = gguf_items(config, dtype)
-    pairs = {**_model_pairs(path, config, dtype), **vocabulary}
+    name = architecture_for(checkpoint)
+    adapt = (lambda kind, tensor: tensor) if ARCHITECTURES[name].in_pairs else in_halves(config)
+    pairs = {**_model_pairs(path, config, dtype, name), **vocabulary}
     factors = _factors(config)
     places = [(item.name, item.shape, _KINDS[item.dtype], item.nbytes) for item in tensors]
     if factors is not None:
@@ -88,18 +95,53 @@ def write_gguf(
         out.write(head)
         for item in tensors:
             _pad(out)
-            write_item(out, item, checkpoint, progress)
+            write_item(out, item, checkpoint, progress, adapt)
         if factors is not None:
             _pad(out)
             out.write(factors.tobytes())
         _pad(out)
+        out.flush()
+        check(Path(out.name))
 
 
 def _pad(out: Any) -> None:
     out.write(bytes(-out.tell() % ALIGNMENT))
 
 
-def _model_pairs(path: Path, config: ModelConfig, dtype: str) -> dict[str, Any]:
+def architecture_for(checkpoint: Checkpoint) -> str:
+    """Return the architecture whose metadata says all about a model.
+
+    Raises
+    ------
+    CheckpointError
+        No architecture has this model's steps.
+    """
+    config = checkpoint.config
+    tensors = [item.name for item in gguf_items(config, "float32")]
+    factors = _factors(config)
+    for name in _ORDER if config.qkv_bias else _ORDER[1:]:
+        pairs = {"general.architecture": name.encode(), **_numbers(config, name)}
+        try:
+            found, _ = read_config(
+                pairs, tensors, config.vocab_size, () if factors is None else factors.tolist()
+            )
+        except ConfigError:
+            continue
+        if same_steps(found, config):
+            return name
+    raise CheckpointError(
+        f"{checkpoint.path}: GGUF has no architecture with these steps together:"
+        f" {steps_of(config)}; use the format hf for this model"
+    )
+
+
+# The architectures that are written; the first that fits is taken. llama may have biases, too, but
+# llama.cpp's converter gives models with biases of queries, keys and values another name.
+_ORDER = ("qwen2", "llama", "qwen3", "smollm3", "olmo2", "granite", "gemma", "gemma3")
+
+
+def _numbers(config: ModelConfig, name: str) -> dict[str, Any]:
+    """The pairs of the model's numbers in an architecture."""
     numbers: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "context_length": config.seq_len,
@@ -111,29 +153,57 @@ def _model_pairs(path: Path, config: ModelConfig, dtype: str) -> dict[str, Any]:
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.norm_eps,
-        "rope.dimension_count": config.head_dim,
+        "rope.dimension_count": config.rotated_dim,
         "rope.freq_base": config.rope_theta,
     }
+    if config.windows:
+        numbers["attention.sliding_window"] = max(config.windows)
+    if config.window_rope_theta is not None:
+        numbers["rope.freq_base_swa"] = config.window_rope_theta
+    if name == "granite":
+        numbers |= {
+            "embedding_scale": config.embedding_scale,
+            "residual_scale": config.residual_scale,
+            "logit_scale": 1 / config.logit_scale,
+        }
+        if config.attention_scale is not None:
+            numbers["attention.scale"] = config.attention_scale
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "linear":
         numbers |= {"rope.scaling.type": b"linear", "rope.scaling.factor": scaling.factor}
+    elif scaling is not None and scaling.kind == "yarn":
+        growth = 0.1 * math.log(scaling.factor) + 1 if scaling.factor > 1 else 1.0
+        numbers |= {
+            "rope.scaling.type": b"yarn",
+            "rope.scaling.factor": scaling.factor,
+            "rope.scaling.original_context_length": scaling.original_seq_len,
+            "rope.scaling.attn_factor": scaling.attention_factor / growth,
+            "rope.scaling.yarn_beta_fast": scaling.beta_fast,
+            "rope.scaling.yarn_beta_slow": scaling.beta_slow,
+        }
+    elif scaling is not None and scaling.attention_factor != 1:
+        numbers["rope.scaling.attn_factor"] = scaling.attention_factor
+    return {f"{name}.{key}": value for key, value in numbers.items()}
+
+
+def _model_pairs(path: Path, config: ModelConfig, dtype: str, name: str) -> dict[str, Any]:
     return {
-        "general.architecture": ARCHITECTURE.encode(),
+        "general.architecture": name.encode(),
         "general.type": b"model",
         "general.name": path.stem.encode(errors="replace"),
         "general.file_type": _FILE_TYPES[dtype],
         "general.alignment": ALIGNMENT,
         "general.quantization_version": 2,
-        **{f"{ARCHITECTURE}.{name}": value for name, value in numbers.items()},
+        **_numbers(config, name),
     }
 
 
 def _factors(config: ModelConfig) -> Any:
-    """The divisor of each rotary frequency, unless all share one: (head_dim / 2,)."""
+    """The divisor of each rotary frequency, unless numbers say it: (rotary_dim / 2,)."""
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind == "linear":
+    if scaling is None or scaling.kind in ("linear", "yarn"):
         return None
-    return np.array(scaling.divisors(config.head_dim, config.rope_theta), "<f4")
+    return np.array(scaling.divisors(config.rotated_dim, config.rope_theta), "<f4")
 
 
 def _head(pairs: Pairs, places: Sequence[tuple[str, tuple[int, ...], int, int]]) -> bytes:

@@ -1,19 +1,23 @@
 """The reader of Hugging Face directories: ``config.json``, and safetensors or PyTorch's files.
 
-Source: ``configuration_llama.py``, ``modeling_llama.py``, ``modeling_rope_utils.py`` and
-``convert_llama_weights_to_hf.py`` of huggingface/transformers.
+Source: the ``modeling_*.py`` of each family of models, and ``convert_llama_weights_to_hf.py``, of
+huggingface/transformers; InternLM2's own code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config import ModelConfig, RopeScaling
-from ...errors import CheckpointError, ConfigError
-from ...formats.bounded_json import JsonObject, read_object
+import numpy as np
+from numpy.typing import NDArray
+
+from ...config import ModelConfig
+from ...errors import CheckpointError
+from ...formats.bounded_json import read_object
 from ...formats.input_file import InputFile
 from ..checkpoint import Checkpoint, Details
 from ..conventions import huggingface_conventions
@@ -24,17 +28,17 @@ from ..state_dict import (
     check_sharing,
     check_state_dict,
     collect,
-    cut_to_window,
+    heads_of_pairs,
     largest_dtype,
-    to_tensor,
 )
-from ..tensors import StoredTensor, Tensor
+from ..tensors import RowsTensor, StoredTensor, Tensor, pair_rows
 from ..torch.file import Allowance as TorchAllowance
-from ..torch.file import Opened, read_torch_file
+from ..torch.file import Opened, open_each, read_torch_file
+from .config import Family, read_config
 from .safetensors import Allowance as SafetensorsAllowance
 from .safetensors import read_safetensors
 
-NAMES = {
+_NAMES = {
     "token_embedding_table": "model.embed_tokens.weight",
     "rms_att_weight": "model.layers.{}.input_layernorm.weight",
     "wq": "model.layers.{}.self_attn.q_proj.weight",
@@ -47,10 +51,39 @@ NAMES = {
     "w3": "model.layers.{}.mlp.up_proj.weight",
     "rms_final_weight": "model.norm.weight",
     "wcls": "lm_head.weight",
+    # Of the optional steps.
+    "rms_att_post_weight": "model.layers.{}.post_attention_layernorm.weight",
+    "rms_ffn_post_weight": "model.layers.{}.post_feedforward_layernorm.weight",
+    "rms_q_weight": "model.layers.{}.self_attn.q_norm.weight",
+    "rms_k_weight": "model.layers.{}.self_attn.k_norm.weight",
+    "bq": "model.layers.{}.self_attn.q_proj.bias",
+    "bk": "model.layers.{}.self_attn.k_proj.bias",
+    "bv": "model.layers.{}.self_attn.v_proj.bias",
+    "bo": "model.layers.{}.self_attn.o_proj.bias",
+    "b1": "model.layers.{}.mlp.gate_proj.bias",
+    "b2": "model.layers.{}.mlp.down_proj.bias",
+    "b3": "model.layers.{}.mlp.up_proj.bias",
 }
-MODEL_TYPES = ("llama", "mistral")
+# InternLM2's names, and LLaMA's.
+_INTERNLM2 = (
+    ("model.tok_embeddings.", "model.embed_tokens."),
+    ("output.", "lm_head."),
+    (".attention.wo.", ".self_attn.o_proj."),
+    (".attention_norm.", ".input_layernorm."),
+    (".ffn_norm.", ".post_attention_layernorm."),
+    (".feed_forward.w1.", ".mlp.gate_proj."),
+    (".feed_forward.w2.", ".mlp.down_proj."),
+    (".feed_forward.w3.", ".mlp.up_proj."),
+)
 MAX_FILES = 512
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def names(config: ModelConfig) -> dict[str, str]:
+    """Return the directory's name of each tensor by llama2.c's name; ``{}`` is the layer."""
+    if config.pre_norm and config.post_norm:  # then the former is not named as in a LLaMA
+        return {**_NAMES, "rms_ffn_weight": "model.layers.{}.pre_feedforward_layernorm.weight"}
+    return _NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,34 +122,29 @@ def read_huggingface_directory(
     ------
     CheckpointError
         If a file is missing or malformed, or llama2py does not compute the model: other model
-        types, biases, RoPE scaling other than linear and llama3, quantized weights.
+        types and activations, other kinds of RoPE scaling, quantized weights.
     """
     about = read_object(folder / "config.json")
-    config, notes = _model_config(about)
+    config, family, notes = read_config(about)
     conventions = huggingface_conventions(folder, about, config.vocab_size)
     kind, paths, mapping = _find_weights(folder, None if opened is None else opened.file.path)
     with contextlib.ExitStack() as stack:
         allowances = (SafetensorsAllowance(), TorchAllowance())
         files: list[InputFile] = []
         weights: dict[str, Weight] = {}
-        for path in paths:
-            if opened is not None and opened.file.path == path:
-                file, saved = opened
-            else:
-                file, saved = InputFile(path), None
-                stack.callback(file.close)
+        for file, saved in open_each(paths, opened, stack):
             files.append(file)
             if kind is _SAFETENSORS:
                 found = read_safetensors(file, allowances[0])
             else:
                 saved = read_torch_file(file, allowances[1]) if saved is None else saved
-                found = check_state_dict(path, saved)
+                found = check_state_dict(file.path, saved)
             for name, weight in found.items():
-                if mapping is None or mapping.get(name) == path.name:  # the index decides
+                if mapping is None or mapping.get(name) == file.path.name:  # the index decides
                     weights[name] = weight
         if config.shared_classifier:
-            weights.pop(NAMES["wcls"], None)  # transformers ignores its contents
-        tensors = _tensors(folder, config, weights)
+            weights.pop(_NAMES["wcls"], None)  # transformers ignores its contents
+        tensors = _tensors(folder, config, family, weights)
         check_sharing(folder, tensors, sum(file.size for file in files))
         many = f", {len(paths)} files" if len(paths) > 1 else ""
         checkpoint = Checkpoint(
@@ -134,20 +162,123 @@ def read_huggingface_directory(
 
 
 def _tensors(
-    folder: Path, config: ModelConfig, weights: dict[str, Weight]
+    folder: Path, config: ModelConfig, family: Family, weights: dict[str, Weight]
 ) -> dict[str, tuple[Tensor, ...]]:
-    heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
+    heads = heads_of_pairs(config)
 
     def make(kind: str, name: str, weight: Weight, shape: tuple[int, ...]) -> Tensor:
         check_dtype(folder, name, weight)
-        check_shape(folder, name, weight.array.shape, shape)
-        if kind in heads:
-            return StoredTensor(weight.array, heads[kind])
-        return to_tensor(weight.array)
+        check_shape(folder, name, weight.shape, shape)
+        tensor = weight.tensor()
+        if kind in heads and config.rotary_dim is None and weight.rows is None:
+            tensor = StoredTensor(weight.array, heads[kind])
+        elif kind in heads:
+            rows = pair_rows(heads[kind], config.head_dim, config.rotated_dim)
+            tensor = RowsTensor(tensor, rows)
+        return PlusOne(tensor) if family.norms_less_one and kind.startswith("rms_") else tensor
 
     return collect(
-        folder, weights, config, NAMES, make, lambda name: bool(_ROTARY_TABLE.fullmatch(name))
+        folder,
+        separated(weights, config, family),
+        config,
+        names(config),
+        make,
+        lambda name: bool(_ROTARY_TABLE.fullmatch(name)),
     )
+
+
+class PlusOne:
+    """A norm whose file has its weights minus 1.
+
+    Parameters
+    ----------
+    base : Tensor, a vector
+        What the file has.
+    """
+
+    __slots__ = ("base",)
+
+    def __init__(self, base: Tensor) -> None:
+        self.base = base
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n,)``."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        """``'float32'``: the sum need not fit the file's dtype."""
+        return "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, as stored."""
+        return self.base.nbytes
+
+    @property
+    def rows_in_file(self) -> None:
+        """None: the file has other numbers."""
+
+    def count_non_finite(self) -> int:
+        """Return how many weights are NaN or infinite."""
+        return self.base.count_non_finite()
+
+    def has_values(self) -> bool:
+        """True: the file's zeros are ones."""
+        return True
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the weights, float32, of this tensor's shape: a new array."""
+        return self.base.dequantize() + np.float32(1)
+
+
+def separated(
+    weights: Mapping[str, Weight], config: ModelConfig, family: Family
+) -> Mapping[str, Weight]:
+    """Return the weights under LLaMA's names, each tensor on its own."""
+    if family.tensors == "separate":
+        return weights
+    found: dict[str, Weight] = {}
+    for name, weight in weights.items():
+        for theirs, ours in _INTERNLM2 if family.tensors == "internlm2" else ():
+            if theirs in name:
+                name = name.replace(theirs, ours)
+                break
+        for fused in ("attention.wqkv.", "self_attn.qkv_proj.", "mlp.gate_up_proj."):
+            if fused in name:
+                for part, rows in _parts(weight, config, fused).items():
+                    found[name.replace(fused, part)] = rows
+                break
+        else:
+            found[name] = weight
+    return found
+
+
+def _parts(weight: Weight, config: ModelConfig, fused: str) -> dict[str, Weight]:
+    """The parts of a tensor that joins several, by the middle of their names."""
+    q, kv, hidden = config.q_dim, config.kv_dim, config.hidden_dim
+    in_order = {"self_attn.q_proj.": q, "self_attn.k_proj.": kv, "self_attn.v_proj.": kv}
+    if fused == "mlp.gate_up_proj.":
+        in_order = {"mlp.gate_proj.": hidden, "mlp.up_proj.": hidden}
+    total = sum(in_order.values())
+    if weight.array.ndim == 0 or weight.array.shape[0] != total:
+        return {fused: weight}  # it is reported as a tensor that the model does not have
+    if fused != "attention.wqkv.":
+        parts, first = {}, 0
+        for name, n in in_order.items():
+            array = weight.array.rows(first, first + n)
+            parts[name] = Weight(weight.dtype, array, weight.window)
+            first += n
+        return parts
+    # InternLM2's: for each key head, its queries, then the key, then the value.
+    group, head = config.n_heads // config.n_kv_heads, config.head_dim
+    rows = np.arange(total).reshape(config.n_kv_heads, group + 2, head)
+    kinds = zip(in_order, (rows[:, :group], rows[:, group], rows[:, group + 1]), strict=True)
+    return {
+        name: Weight(weight.dtype, weight.array, weight.window, which.reshape(-1))
+        for name, which in kinds
+    }
 
 
 def _find_weights(
@@ -174,8 +305,8 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: it has no weight_map")
     names = set()
     for name in mapping.values():
-        # Nothing outside of the directory.
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        # Nothing outside of the directory, and no longer than a file system's names.
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,254}", name, re.ASCII):
             found = repr(name[:80]) if isinstance(name, str) else "not a string"
             raise CheckpointError(
                 f"{path}: the file of a tensor is {found}, expected the name of a file beside it"
@@ -184,62 +315,3 @@ def _read_index(path: Path) -> dict[str, str]:
     if len(names) > MAX_FILES:
         raise CheckpointError(f"{path}: {len(names)} files, expected at most {MAX_FILES}")
     return mapping
-
-
-def _model_config(about: JsonObject) -> tuple[ModelConfig, list[str]]:
-    """The numbers, and what a user should know about them."""
-    model_type = about.text("model_type", "llama")
-    if model_type not in MODEL_TYPES:
-        raise about.error("model_type", " or ".join(MODEL_TYPES))
-    if about.text("hidden_act", "silu") not in ("silu", "swish"):
-        raise about.error("hidden_act", "silu")
-    for name in ("attention_bias", "mlp_bias"):
-        if about.flag(name):
-            raise about.error(name, "false: biases are not supported")
-    if about.values.get("quantization_config") is not None:
-        raise about.error("quantization_config", "null: weights of other quantizers are not read")
-    if about.number("partial_rotary_factor", 1.0) != 1:
-        raise about.error("partial_rotary_factor", "1")
-    window = about.integer("sliding_window", 0) if model_type == "mistral" else 0
-    seq_len, notes = cut_to_window(about.integer("max_position_embeddings", 2048), window)
-    # transformers 5 has both in rope_parameters; older versions have rope_theta and rope_scaling.
-    rope = about.object("rope_parameters") or about.object("rope_scaling")
-    has_theta = rope is not None and "rope_theta" in rope.values
-    theta = (rope if rope and has_theta else about).number("rope_theta", 10000.0)
-    heads, head_dim = about.integer("num_attention_heads"), about.values.get("head_dim")
-    try:
-        config = ModelConfig(
-            dim=about.integer("hidden_size"),
-            hidden_dim=about.integer("intermediate_size"),
-            n_layers=about.integer("num_hidden_layers"),
-            n_heads=heads,
-            n_kv_heads=about.integer("num_key_value_heads", heads),
-            vocab_size=about.integer("vocab_size"),
-            seq_len=seq_len,
-            shared_classifier=about.flag("tie_word_embeddings"),
-            norm_eps=about.number("rms_norm_eps", 1e-6),
-            rope_theta=theta,
-            head_size=None if head_dim is None else about.integer("head_dim"),
-            rope_scaling=None if rope is None else _rope_scaling(rope, about),
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{about.path}: {error}") from None
-    return config, notes
-
-
-def _rope_scaling(rope: JsonObject, about: JsonObject) -> RopeScaling | None:
-    name = "rope_type" if "rope_type" in rope.values else "type"
-    match rope.text(name, "default"):
-        case "default":
-            return None
-        case "linear":
-            return RopeScaling("linear", rope.number("factor"))
-        case "llama3":
-            return RopeScaling(
-                "llama3",
-                rope.number("factor"),
-                rope.number("low_freq_factor"),
-                rope.number("high_freq_factor"),
-                rope.integer("original_max_position_embeddings"),
-            )
-    raise about.error("rope_scaling", "default, linear or llama3")

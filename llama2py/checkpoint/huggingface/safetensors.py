@@ -20,7 +20,7 @@ from ...formats.bounded_json import MODEL_LIMITS, parse_object
 from ...formats.input_file import InputFile, named
 from ...formats.sniff import HEAD, SAFETENSORS, kind_of
 from ..checkpoint import Checkpoint
-from ..export import Item, Reorder, write_item
+from ..export import Adapt, Item, write_item
 from ..state_dict import Weight
 
 # The format's name of a dtype: our name and NumPy's. bfloat16 is its bits; a dtype that no weight
@@ -144,7 +144,7 @@ def write_safetensors(
     tensors: Sequence[Item],
     checkpoint: Checkpoint,
     progress: Callable[[int], object],
-    reorder: Reorder,
+    adapt: Adapt,
 ) -> None:
     """Write tensors of a checkpoint as one file, whole or not at all.
 
@@ -156,7 +156,7 @@ def write_safetensors(
         What to write, in order.
     checkpoint : Checkpoint
         The model.
-    progress, reorder : callable
+    progress, adapt : callable
         As in `write_item`.
 
     Raises
@@ -179,4 +179,4 @@ def write_safetensors(
     with replacing(path, CheckpointError) as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for item in tensors:
-            write_item(out, item, checkpoint, progress, reorder)
+            write_item(out, item, checkpoint, progress, adapt)

@@ -6,9 +6,10 @@ Source: what ``huggingface_hub`` splits by and ``transformers`` reads; safetenso
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 from ...config import ModelConfig
 from ...errors import CheckpointError
 from ...formats.atomic_write import replacing
+from ...formats.bounded_json import JsonObject
 from ..checkpoint import Checkpoint
-from ..export import Item, Reorder, items
-from .reader import NAMES
+from ..export import Adapt, Item, in_halves, items, same_steps, steps_of
+from ..tensors import Tensor
+from .config import FAMILIES, read_config
+from .reader import names
 from .rope_factors import as_llama3
 from .safetensors import write_safetensors
 
@@ -30,7 +34,7 @@ SHARD_SIZE = 5 * 10**9  # bytes of tensors in one file
 
 def huggingface_items(config: ModelConfig, dtype: str, norms: str) -> list[Item]:
     """List the tensors of a directory, with a dtype of the matrices and one of the norms."""
-    return list(items(config, NAMES, lambda shape: dtype if len(shape) == 2 else norms))
+    return list(items(config, names(config), lambda shape: dtype if len(shape) == 2 else norms))
 
 
 def write_huggingface(
@@ -68,13 +72,14 @@ def write_huggingface(
     about = config_json(checkpoint, dtype, ids)
     _write_json(folder / "config.json", about)
     _write_json(folder / "generation_config.json", _generation(ids))
+    adapt = _adapt(checkpoint.config, about["model_type"])
     shards = _shards(huggingface_items(checkpoint.config, dtype, norms), shard_size)
     mapping: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         name = "model.safetensors" if len(shards) == 1 else name
         mapping |= {item.name: name for item in shard}
-        write_safetensors(folder / name, shard, checkpoint, progress, _reorder(checkpoint.config))
+        write_safetensors(folder / name, shard, checkpoint, progress, adapt)
     if len(shards) > 1:
         total = sum(item.nbytes for shard in shards for item in shard)
         index = {"metadata": {"total_size": total}, "weight_map": mapping}
@@ -87,13 +92,11 @@ def config_json(checkpoint: Checkpoint, dtype: str, ids: SpecialIds) -> dict[str
     Raises
     ------
     CheckpointError
-        If config.json has no setting that scales the rotary frequencies as this model does.
+        If no family of transformers has this model's steps.
     """
     config = checkpoint.config
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
+    about = {
+        "hidden_act": "gelu_pytorch_tanh" if config.activation == "gelu" else "silu",
         "hidden_size": config.dim,
         "intermediate_size": config.hidden_dim,
         "num_hidden_layers": config.n_layers,
@@ -104,13 +107,90 @@ def config_json(checkpoint: Checkpoint, dtype: str, ids: SpecialIds) -> dict[str
         "max_position_embeddings": config.seq_len,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_scaling": _rope_scaling(checkpoint),
+        "rope_scaling": _rope_scaling(config),
         "tie_word_embeddings": config.shared_classifier,
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": config.output_bias,
+        "mlp_bias": config.mlp_bias,
         "torch_dtype": dtype,
         **_generation(ids),
     }
+    for model_type, (architecture, own) in _FAMILIES.items():
+        family = {"architectures": [architecture], "model_type": model_type}
+        written = {**family, **about, **own(config)}
+        if _means(written, config):
+            return written
+    raise CheckpointError(
+        f"{checkpoint.path}: transformers has no family of models with these steps together:"
+        f" {steps_of(config)}; use the format gguf for this model"
+    )
+
+
+def _means(about: dict[str, Any], config: ModelConfig) -> bool:
+    """Whether a config.json says all about a model."""
+    try:
+        found, _, _ = read_config(JsonObject("config.json", about))
+    except CheckpointError:
+        return False
+    return same_steps(found, config)
+
+
+def _windows(config: ModelConfig) -> dict[str, Any]:
+    """The windows of each layer, as Qwen's and later families have them."""
+    types = ["sliding_attention" if window else "full_attention" for window in config.windows]
+    if not types:
+        return {"use_sliding_window": False, "sliding_window": None}
+    window = max(config.windows)
+    return {"use_sliding_window": True, "sliding_window": window, "layer_types": types}
+
+
+def _smollm3(config: ModelConfig) -> dict[str, Any]:
+    rotated = [int(layer not in config.unrotated_layers) for layer in range(config.n_layers)]
+    # The padding token that transformers supposes is in the vocabulary of SmolLM3 only.
+    return {"no_rope_layers": rotated, "pad_token_id": None, **_windows(config)}
+
+
+def _granite(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "embedding_multiplier": config.embedding_scale,
+        "residual_multiplier": config.residual_scale,
+        "attention_multiplier": config.attention_scale or config.head_dim**-0.5,
+        "logits_scaling": 1 / config.logit_scale,
+    }
+
+
+def _two_ropes(config: ModelConfig) -> dict[str, Any]:
+    """The windows, and the rotary frequencies of both kinds of layers."""
+    scaling = _rope_scaling(config) or {"rope_type": "default"}
+    local = {"rope_type": "default", "rope_theta": config.window_rope_theta or config.rope_theta}
+    full = {**scaling, "rope_theta": config.rope_theta}
+    parameters = {"full_attention": full, "sliding_attention": local}
+    return {**_windows(config), "rope_scaling": None, "rope_parameters": parameters}
+
+
+def _gemma3(config: ModelConfig) -> dict[str, Any]:
+    scalar = (config.attention_scale or config.head_dim**-0.5) ** -2
+    whole = round(scalar)
+    scalar = whole if math.isclose(scalar, whole, rel_tol=1e-6) else scalar
+    act = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": scalar}
+    return {**_two_ropes(config), **act}
+
+
+# The families that are written, with what only their config.json has; the first that fits is taken.
+_FAMILIES: dict[str, tuple[str, Callable[[ModelConfig], dict[str, Any]]]] = {
+    "llama": ("LlamaForCausalLM", lambda config: {}),
+    "mistral": (
+        "MistralForCausalLM",
+        lambda config: {"sliding_window": max(config.windows, default=None)},
+    ),
+    "qwen2": ("Qwen2ForCausalLM", _windows),
+    "qwen3": ("Qwen3ForCausalLM", _windows),
+    "smollm3": ("SmolLM3ForCausalLM", _smollm3),
+    "olmo2": ("Olmo2ForCausalLM", lambda config: {}),
+    "olmo3": ("Olmo3ForCausalLM", _two_ropes),
+    "gemma": ("GemmaForCausalLM", lambda config: {}),
+    "gemma3_text": ("Gemma3ForCausalLM", _gemma3),
+    "granite": ("GraniteForCausalLM", _granite),
+}
 
 
 def _generation(ids: SpecialIds) -> dict[str, Any]:
@@ -121,20 +201,32 @@ def _generation(ids: SpecialIds) -> dict[str, Any]:
     return found
 
 
-def _rope_scaling(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    config = checkpoint.config
+def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
     scaling = config.rope_scaling
-    if scaling is not None and scaling.kind == "factors":
-        scaling = as_llama3(config)  # GGUF stores factors instead of Llama 3.1's formula
-        if scaling is None:
-            raise CheckpointError(
-                f"{checkpoint.path}: a config.json cannot give each rotary frequency its own"
-                " factor: use the format gguf for this model"
-            )
+    if scaling is not None and scaling.kind == "factors" and scaling.attention_factor == 1:
+        scaling = as_llama3(config) or scaling  # GGUF stores factors for Llama 3.1's formula
     if scaling is None:
         return None
     if scaling.kind == "linear":
         return {"rope_type": "linear", "factor": scaling.factor}
+    if scaling.kind == "factors":
+        return {
+            "rope_type": "longrope",
+            "short_factor": list(scaling.factors),
+            "long_factor": list(scaling.factors),
+            "original_max_position_embeddings": config.seq_len,
+            "attention_factor": scaling.attention_factor,
+        }
+    if scaling.kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_seq_len,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "truncate": scaling.truncate,
+            "attention_factor": scaling.attention_factor,
+        }
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,
@@ -157,34 +249,30 @@ def _shards(tensors: Sequence[Item], shard_size: int) -> list[list[Item]]:
     return shards
 
 
-def _reorder(config: ModelConfig) -> Reorder:
-    """What puts the rows of wq and wk into Hugging Face's order."""
-    heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
+class _LessOne:
+    """A norm's weights minus 1, as Gemma's files have them."""
 
-    def reorder(kind: str, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        return permuted(weights, heads[kind]) if kind in heads else weights
+    def __init__(self, base: Tensor) -> None:
+        self._base = base
 
-    return reorder
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._base, name)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the weights minus 1, float32, a new array."""
+        return self._base.dequantize() - np.float32(1)
 
 
-def permuted(weights: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
-    """Put the rows of wq or wk into Hugging Face's order; `StoredTensor` undoes it.
+def _adapt(config: ModelConfig, model_type: str) -> Adapt:
+    """What makes a directory's tensors from a checkpoint's."""
+    halves = in_halves(config)
 
-    Parameters
-    ----------
-    weights : ndarray, float32, shape (n_heads * head_dim, dim)
-        The two channels of a rotary pair are side by side.
-    n_heads : int
-        Number of heads of the queries, or of the keys.
+    def adapt(kind: str, tensor: Tensor) -> Tensor:
+        if FAMILIES[model_type].norms_less_one and kind.startswith("rms_"):
+            tensor = cast("Tensor", _LessOne(tensor))
+        return halves(kind, tensor)
 
-    Returns
-    -------
-    ndarray, float32, of the same shape
-        In each head, the first channel of every pair, then the second of every pair.
-    """
-    rows, cols = weights.shape
-    heads = weights.reshape(n_heads, rows // n_heads // 2, 2, cols)  # (heads, pairs, 2, cols)
-    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(weights.shape)
+    return adapt
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -9,8 +9,10 @@ Source: PyTorch's ``torch/serialization.py`` and ``torch/_utils.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -76,7 +78,33 @@ class Opened(NamedTuple):
 
     file: InputFile
     saved: object
-    """From `read_torch_file`; None for a file of another format."""
+    """From `read_torch_file`; None if it has not been read or the file has another format."""
+
+
+def open_each(paths: Iterable[Path], opened: Opened | None, stack: ExitStack) -> Iterator[Opened]:
+    """Open the files of a directory, one at a time.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        The files.
+    opened : Opened, optional
+        One of them that is open already, and is not opened again.
+    stack : ExitStack
+        Closes the others.
+
+    Raises
+    ------
+    CheckpointError
+        If a file cannot be opened.
+    """
+    for path in paths:
+        if opened is not None and opened.file.path == path:
+            yield opened
+        else:
+            file = InputFile(path)
+            stack.callback(file.close)
+            yield Opened(file, None)
 
 
 def read_torch_file(file: InputFile, allowance: Allowance | None = None) -> object:

@@ -70,12 +70,9 @@ def test_linear_scaling_is_read(tmp_path: Path) -> None:
         assert config_of(path, made.float_file(**changes)).rope_scaling is None
 
 
-def test_a_window_cuts_the_context(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(made.float_file(attention__sliding_window=8))
-    with open_checkpoint(path) as checkpoint:
-        assert checkpoint.config.seq_len == 8
-        assert checkpoint.notes == ("its context of 16 is cut to its sliding window of 8",)
+def test_a_window_is_read(tmp_path: Path) -> None:
+    found = config_of(tmp_path / "model.gguf", made.float_file(attention__sliding_window=8))
+    assert (found.seq_len, found.windows) == (16, (8, 8))
 
 
 #: GGUF's name of each of llama2.c's.
@@ -144,8 +141,8 @@ def test_the_modern_model_as_gguf_gives_the_recorded_ids(test_data: Path, tmp_pa
 
 ODD_CONFIGS = {
     "another architecture": (
-        {**made.metadata(), "general.architecture": b"gemma"},
-        "general.architecture is b'gemma', expected b'llama'",
+        {**made.metadata(), "general.architecture": b"gemma2"},
+        "general.architecture is b'gemma2', expected llama, qwen2, qwen3",
     ),
     "no head count": (
         made.metadata(attention__head_count=None),
@@ -189,9 +186,9 @@ ODD_CONFIGS = {
         made.metadata(rope__scaling__factor=-2.0),
         "RoPE scaling's factor is -2.0, expected 1e-30 to 1e30",
     ),
-    "yarn": (
-        made.metadata(rope__scaling__type=b"yarn"),
-        "llama.rope.scaling.type is b'yarn', expected b'none' or b'linear'",
+    "another scaling": (
+        made.metadata(rope__scaling__type=b"ntk"),
+        "llama.rope.scaling.type is b'ntk', expected b'none', b'linear', b'yarn' or b'longrope'",
     ),
     "another vocabulary": (
         made.metadata(vocab_size=7),
