@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # comes with type checkers
 
 ChatOverflow = Literal["trim", "shift", "error"]
-# Old exchanges are dropped when less than 1 / 8 of the context is free for the answer, until at
-# least 1 / 4 is.
-_LEAST_FREE, _FREED = 8, 4
+# Old exchanges are left out when less than 1 / 8 of the context is free for the answer, until 1 / 2
+# is: what remains is run again, and that should be rare.
+_LEAST_FREE, _FREED = 8, 2
 _FORMAT = "llama2py chat 1"
 # The parameters of `Chat` that are not options of an answer.
 _OWN = ("system", "messages", "template", "variables", "overflow", "session")
@@ -71,8 +71,10 @@ class _Answer:
         Generates it.
     text, mark : str
         The prompt's text and the mark in it: see `DialogueEncoder.render`.
-    user : dict or None
-        The user's message, if `say` added it.
+    last : dict
+        The last message of the prompt.
+    was_said : bool
+        Whether `say` added that message.
     message : dict or None
         The assistant's message, once there is one.
     prefill : str
@@ -84,7 +86,8 @@ class _Answer:
     job: Job
     text: str
     mark: str
-    user: Message | None
+    last: Message
+    was_said: bool
     message: Message | None = None
     prefill: str = ""
     content: str = ""
@@ -105,13 +108,14 @@ class _Known:
         The text that they spell, as a template renders it.
     tokens : list of int
         The tokens.
-    answers : dict of int to (str, str)
-        By the ``id`` of a message: its content, and the answer as the model wrote it.
+    answers : dict of int to (dict, str, str)
+        By the ``id`` of a message: the message, which must live as long as its id, its content, and
+        the answer as the model wrote it.
     """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    answers: dict[int, tuple[str, str]] = field(default_factory=dict)
+    answers: dict[int, tuple[Message, str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,7 @@ class Chat(Closing):
         self._settings = {"template": template, "variables": variables, "overflow": overflow}
         self._encoder = DialogueEncoder(found, model.tokenizer, model.conventions, variables)
         self._messages = _checked(messages)
+        self._answer: _Answer | None = None
         if system is not None:
             self.system = system
         self._sampler = Sampler(model.backend, maker.params, options.get("seed"))
@@ -224,7 +229,6 @@ class Chat(Closing):
             raise ParameterError("the session belongs to another model")
         self.session = model.session() if session is None else session
         self._is_closed = False
-        self._answer: _Answer | None = None
         self._known = _Known()
         self._left_out: list[Message] = []  # copies of the messages that no longer fit
 
@@ -242,6 +246,7 @@ class Chat(Closing):
 
     @messages.setter
     def messages(self, messages: Iterable[Message]) -> None:
+        self._write_answer()
         self._messages = _checked(messages)
 
     @property
@@ -276,14 +281,16 @@ class Chat(Closing):
         if not answer.prefill:
             content = content.lstrip()
         if answer.message is None:
-            places = [i for i, m in enumerate(self._messages) if m is answer.user]
-            place = places[0] + 1 if places else len(self._messages)
             answer.message = {"role": "assistant", "content": content}
-            if places or answer.user is None:
-                self._messages.insert(place, answer.message)
+            for place, message in enumerate(self._messages):
+                if message is answer.last:
+                    self._messages.insert(place + 1, answer.message)
+                    break
         elif answer.message["content"] == answer.content:
             answer.message["content"] = content
-        answer.content = answer.message["content"] if answer.message else content
+        else:
+            return
+        answer.content = content
 
     # ---- turns ----
 
@@ -321,13 +328,11 @@ class Chat(Closing):
         maker = self._maker(options)
         self._write_answer()
         before, messages = self._answer, list(self._messages)
-        if before is not None and not before.has_begun:
-            messages = [message for message in messages if message is not before.user]
-        said: Message | None = None
+        if before is not None and before.was_said and not before.has_begun:
+            messages = [message for message in messages if message is not before.last]
         if user is not None:
             self._encoder.check(user)
-            said = {"role": "user", "content": user}
-            messages.append(said)
+            messages.append({"role": "user", "content": user})
         if not messages or messages[-1]["role"] == "system":
             raise PromptError("the dialogue has no message to answer")
         texts_of(messages)
@@ -350,7 +355,8 @@ class Chat(Closing):
             self._known.answers.clear()
         self._messages[:] = messages
         self._left_out = [dict(message) for message in left_out]  # type: ignore[misc]
-        self._answer = _Answer(job, prompt.text, prompt.mark, said)
+        was_said = user is not None
+        self._answer = _Answer(job, prompt.text, prompt.mark, messages[-1], was_said)
         if messages[-1]["role"] == "assistant":
             self._answer.message = messages[-1]
             self._answer.prefill = self._answer.content = messages[-1]["content"]
@@ -396,13 +402,12 @@ class Chat(Closing):
         job = answer.job
         decoder = self._model.tokenizer.decoder(previous=job.prompt_tokens[-1])
         spelled = "".join(map(decoder.feed, job.tokens)) + decoder.flush()
-        if spelled != job.text:  # a stop string was cut off, or the text is not read to its end
-            self._known.text = ""
-            return
-        written = self._encoder.marked(job.text, answer.mark)
-        self._known.text = answer.text + written
-        self._known.tokens = [*job.prompt_tokens, *job.tokens]
-        self._known.answers[id(answer.message)] = (answer.content, answer.prefill + job.text)
+        self._known.text, self._known.tokens = "", []
+        if spelled == job.text:  # no stop string was cut off, and the text is read to its end
+            self._known.text = answer.text + self._encoder.marked(job.text, answer.mark)
+            self._known.tokens = [*job.prompt_tokens, *job.tokens]
+        written = answer.prefill + job.text
+        self._known.answers[id(answer.message)] = (answer.message, answer.content, written)
 
     def _fitting(self, messages: list[Message], max_tokens: int) -> tuple[list[Message], _Prompt]:
         """Return the oldest messages to leave out, and the prompt of the others."""
@@ -436,19 +441,23 @@ class Chat(Closing):
         """Return the tokens of a dialogue: those that are known, and new ones after them."""
         encoder, known = self._encoder, self._known
         continued = messages[-1]["role"] == "assistant"
-        if known.text:
-            exact = []
-            for message in messages:
-                content, written = known.answers.get(id(message), ("", ""))
-                same = bool(written) and content == message["content"]
-                exact.append({**message, "content": Exact(written)} if same else message)
-            text, mark = encoder.render(exact, continued)
+        if known.answers:
+            text, mark = encoder.render([self._exact(message) for message in messages], continued)
             rest = text.removeprefix(known.text)
             if rest != text and encoder.begins_with_token(rest):
                 tokens = known.tokens + encoder.tokens(rest, mark, first=False)
                 return _Prompt(text, mark, tokens, True)
+            if encoder.is_one_text:
+                return _Prompt(text, mark, encoder.tokens(text, mark), True)
         text, mark = encoder.render(messages, continued)
         return _Prompt(text, mark, encoder.tokens(text, mark), False)
+
+    def _exact(self, message: Message) -> Message:
+        """Return a message with the answer as the model wrote it, if nobody has changed it."""
+        _, content, written = self._known.answers.get(id(message), (None, "", ""))
+        if not written or content != message["content"]:
+            return message
+        return {"role": message["role"], "content": Exact(written)}
 
     def _kept(self, messages: Sequence[Message], prompt: _Prompt) -> int:
         """Return how many of the first tokens a shift must keep: BOS and the system prompt."""
@@ -477,7 +486,7 @@ class Chat(Closing):
         self._learn()
         known = self._known
         answers = [
-            [i, *known.answers[id(message)]]
+            [i, *known.answers[id(message)][1:]]
             for i, message in enumerate(messages)
             if id(message) in known.answers
         ]
@@ -530,7 +539,10 @@ class Chat(Closing):
         tokens = saved["tokens"]
         if all(0 <= token < model.config.vocab_size for token in tokens):
             messages = chat._messages
-            answers = {id(messages[i]): (content, text) for i, content, text in saved["answers"]}
+            answers = {
+                id(messages[i]): (messages[i], content, written)
+                for i, content, written in saved["answers"]
+            }
             chat._known = _Known(saved["text"], tokens, answers)
         n_system = sum(1 for _ in _leading(chat._messages, "system"))
         left_out = chat._messages[n_system : n_system + saved["left_out"]]

@@ -52,6 +52,8 @@ class DialogueEncoder:
         The tokens that end an answer.
     stop : tuple of str
         The texts that end an answer, where no token does.
+    is_one_text : bool
+        Whether the dialogue is one text without special tokens between its turns.
 
     Raises
     ------
@@ -86,6 +88,7 @@ class DialogueEncoder:
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.stop_tokens = frozenset([tokenizer.eos_id]) | conventions.end_tokens
         self.stop = template.stop
+        self.is_one_text = template.is_form and template.end is None
         self._markers = [text for text in template.markers if text not in control]
         self._markers += [text for text in control if len(text) == 1]  # nothing can split these
         if template.is_form:
@@ -191,8 +194,8 @@ class DialogueEncoder:
         """
         contents = [message["content"] for message in dialogue]
         unused = (mark for mark in _MARKS if not any(mark in content for content in contents))
-        mark = next(unused, None)
-        if mark is None:
+        mark = next(unused, "")
+        if not mark:
             raise PromptError("the messages contain every noncharacter of Unicode")
         text = render_dialogue(
             self.template,

@@ -190,7 +190,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             optimized=False,  # nothing is computed before the budget counts
         )
         self.budget = budget
-        known = {name: self.filters[name] for name in _FILTERS}
+        known: dict[str, Any] = {name: self.filters[name] for name in _FILTERS}
         known |= {
             "format": self._format,
             "indent": self._indent,
@@ -200,7 +200,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             "tojson": self._tojson,
         }
         self.filters = {name: self._bounded(function) for name, function in known.items()}
-        self.tests = {name: self._bounded(function) for name, function in self.tests.items()}
+        tests: dict[str, Any] = dict(self.tests)
+        self.tests = {name: self._bounded(function) for name, function in tests.items()}
         del self.globals["lipsum"]
         self.globals.update(
             dict=lambda *args, **kwargs: dict(*args, **kwargs),
