@@ -138,13 +138,12 @@ class DialogueEncoder:
         first = next(iter(self._split(answer_end.lstrip())), "")
         if isinstance(first, int):
             self.stop_tokens |= {first}
-        for part in found.groups():
+        for part in (question_end, answer_end):
             is_text = all(isinstance(piece, str) for piece in self._split(part))
             marker = ("\n" if part.startswith("\n") else "") + part.strip()
             if is_text and marker.strip():
                 self._markers.append(marker)
-                if part is answer_end:
-                    self.stop += (marker,)
+                self.stop += (marker,) if part == answer_end else ()
         return [question_end, answer_end]
 
     def _split(self, text: str) -> list[str | int]:

@@ -38,7 +38,7 @@ from jinja2.visitor import NodeTransformer
 from ..errors import PromptError
 
 MAX_SOURCE = 1 << 17  # characters of a template; the longest real ones have 20,000
-_STEPS = 1_000_000
+_STEPS = 200_000  # for a small dialogue
 _SECONDS = 5.0
 _CHARACTERS = 1 << 20  # of one text, beyond four times the dialogue
 _NODES = 200_000  # of one container, everything inside counted

@@ -514,7 +514,7 @@ def render_dialogue(
     last = dialogue[-1].get("content")
     if not isinstance(last, str):
         raise PromptError("the last message has no text to continue")
-    dialogue[-1] = {**dialogue[-1], "content": Exact(last + _TAG)}
+    dialogue[-1] = {**dialogue[-1], "content": type(last)(last + _TAG)}
     if template.is_form:
         texts_of(dialogue)
     text = template.render(dialogue, False, texts, given)

@@ -415,7 +415,7 @@ def test_a_changed_turn_runs_again_only_what_follows_it() -> None:
 
 
 def test_a_prefilled_answer_is_continued() -> None:
-    backend, chat = chatml([*b" blue.", END] + FINE)
+    backend, chat = chatml([*b" blue.", END, *FINE])
     chat.messages += [
         {"role": "user", "content": "Which colour?"},
         {"role": "assistant", "content": "The sky is"},
