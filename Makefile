@@ -1,5 +1,5 @@
 # make story                              from a fresh clone: an environment, a build, a story
-# make story CHECKPOINT=stories15M.bin    told by another model
+# make story CHECKPOINT=stories15M.bin    the same with another model
 # make test                               from a fresh clone: an environment, a build, the quick tests
 
 PYTHON ?= python3
@@ -21,12 +21,14 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
-# Style and types of the Python code, and C without a warning (`make test` builds it so, too, with optimization).
+# Style and types of the Python code; style of the C code, which compiles without a warning (and in `make test`, which
+# optimizes, too).
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy docs/cookbook/*.py
+	$(BIN)/clang-format --dry-run --Werror csrc/*.[ch] csrc/*.inc tests/c/*.[ch] tests/adversary/*.c
 	ls csrc/*.c | xargs -P 2 -I SOURCE \
 	  $(CC) -std=c11 -fsyntax-only -Wall -Wextra -Werror SOURCE
 

@@ -104,7 +104,8 @@ static void attend(const Forward *f, const Queries *all, int thread) {
     const int head_dim = f->model->config.head_dim, padded_dim = (int)round_up(head_dim, LANES);
     const int n = all->n, last = all->last, step = all->step;
     const int first = first_seen(layer, last), base = first / LANES * LANES; /* of the scores: whole blocks */
-    const float scale = f->model->config.attention_scale, divisor = scale != 0.0f ? 1.0f / scale : sqrtf((float)head_dim);
+    const float scale = f->model->config.attention_scale,
+                divisor = scale != 0.0f ? 1.0f / scale : sqrtf((float)head_dim);
     const size_t head = (size_t)all->layer * (size_t)f->model->config.n_kv_heads + (size_t)all->kv_head;
     const size_t column = LANES * bytes_of(f->model->config.cache_type), ld = (size_t)f->max_scores;
     float *scores = f->scores + (size_t)thread * f->scores_stride;       /* (heads * n, max_scores) */

@@ -57,12 +57,12 @@ typedef struct {
     Matrix w2;                  /* (dim, hidden_dim) */
 
     /* Of the optional steps; NULL: without this step */
-    float *qkv_bias, *w13_bias;      /* in the order of the matrices' rows */
-    float *wo_bias, *w2_bias;        /* (dim,) */
-    float *q_norm, *k_norm;          /* of one head or of all */
+    float *qkv_bias, *w13_bias;           /* in the order of the matrices' rows */
+    float *wo_bias, *w2_bias;             /* (dim,) */
+    float *q_norm, *k_norm;               /* of one head or of all */
     float *att_post_norm, *ffn_post_norm; /* (dim,) */
-    int window;                      /* positions that a token sees, its own included; INT32_MAX: all */
-    const float *rope_freqs;         /* l2p_model.rope_freqs, window_rope_freqs, or NULL: not rotated */
+    int window;                           /* positions that a token sees, its own included; INT32_MAX: all */
+    const float *rope_freqs;              /* l2p_model.rope_freqs, window_rope_freqs, or NULL: not rotated */
 } Layer;
 
 struct Kernels; /* kernels.h */
@@ -78,7 +78,7 @@ struct l2p_model {
     float *final_norm;        /* (dim,), times logit_scale */
     float *rope_freqs;        /* (rotary_dim / 2,) radians per position */
     float *window_rope_freqs; /* the same, of layers with a window; NULL: as in the other layers */
-    Layer *layers;     /* (n_layers,) */
+    Layer *layers;            /* (n_layers,) */
 };
 
 /* A session's keys and values. Both are packed as the matrices that attention multiplies with:

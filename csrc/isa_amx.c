@@ -1,5 +1,6 @@
-/* AMX: int8 weights times many vectors, in tiles of 16 vectors and 16 output rows. A packed group's quads are the rows
- * of a tile. Integer sums are exact, so the bits are those of all other sets. avx512vnni does everything else. */
+/* AMX: int8 weights times many vectors, in tiles of 16 vectors and 16 output rows. Each quad of a packed group is a row
+ * of a tile. Integer sums are exact, so the results have the bits of every other set. All other kernels are those of
+ * avx512vnni. */
 #define _GNU_SOURCE
 #include "target.h"
 #if defined(AVXVNNI_AND_AMX)
@@ -14,11 +15,13 @@
 
 #include "kernels.h"
 
-/* The vectors of a tile, those of a smaller tile for the rest, and the most quads: a tile has 16 rows of 64 bytes. */
+/* MANY vectors fill a tile. SOME fill a smaller tile, for the remaining vectors. MAX_QUADS: a tile has 16 rows of 64
+ * bytes. */
 enum { MANY = 16, SOME = 8, MAX_QUADS = 16 };
 
-/* The tile registers by number, as the compilers' macros take them: sums (vectors, LANES) and a group of the vectors,
- * for MANY and for SOME; the weights, a quad a row; minus the offset of the stored weights. */
+/* The tile registers, as literal numbers, which the compilers' macros need. SUMS (vectors, LANES) and VECTORS, a group
+ * of each vector, exist twice: for MANY and for SOME vectors. WEIGHTS: one quad per row. OFFSETS: minus the offset of
+ * the stored weights. */
 #define SUMS 0
 #define VECTORS 1
 #define SOME_SUMS 2
@@ -46,7 +49,7 @@ static void configure(int quads, int offset) {
     memset(minus_offset, -offset, sizeof minus_offset);
     __asm__ volatile("" ::: "memory"); /* compilers may not know that the intrinsics read both arrays */
     _tile_loadconfig(&config);
-    _tile_loadd(OFFSETS, minus_offset, 0); /* each row the same */
+    _tile_loadd(OFFSETS, minus_offset, 0); /* all rows are equal */
 }
 
 /* NT vectors (MANY or SOME, a compile-time constant) from number i0 on, times a block of rows. This is pass number
@@ -96,7 +99,7 @@ static inline __attribute__((always_inline)) void tile(const int NT, const Matri
     }
 }
 
-/* Multiply as many vectors as fill tiles; returns how many. */
+/* Multiply as many vectors as fill whole tiles, and return their number. */
 static int multiply_tiles(const Matrix *w, int begin, int end, const Vectors *x, int n, float *out, size_t ld_out,
                           int mode) {
     const int many = n / MANY * MANY, some = n - many >= SOME, n_passes = many / MANY + some;
@@ -155,13 +158,13 @@ static void matmul(const Matrix *w, int begin, int end, const Vectors *x, int n,
     if (n > 0) kernels_avx512vnni.matmul(w, begin, end, &left, n, out, ld_out, mode);
 }
 
-/* ---- may this process use it? ---- */
+/* ---- does the CPU have it, and may this process use it? ---- */
 
 Kernels kernels_amx = {.name = "amx"};
 
 static int may_be_used;
 
-static void look(void) {
+static void detect(void) {
 #if defined(__linux__)
     enum { TILE_STATE = 18, REQUEST_PERMISSION = 0x1023 }; /* ARCH_REQ_XCOMP_PERM: the state is large to save */
     const unsigned needed = 1u << 24 | 1u << 25;           /* AMX-TILE, AMX-INT8 */
@@ -178,7 +181,7 @@ static void look(void) {
 
 int amx_may_be_used(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, look);
+    pthread_once(&once, detect);
     return may_be_used;
 }
 #else

@@ -64,11 +64,11 @@ enum {
     L2P_QKV_BIAS = 1,
     L2P_OUTPUT_BIAS = 2,
     L2P_MLP_BIAS = 4,
-    L2P_HEAD_NORM = 8,   /* RMSNorm of each head's queries and keys, before they are rotated */
-    L2P_ALL_NORM = 16,   /* RMSNorm of all heads' queries together, and of all keys; not with L2P_HEAD_NORM */
+    L2P_HEAD_NORM = 8,    /* RMSNorm of each head's queries and keys, before they are rotated */
+    L2P_ALL_NORM = 16,    /* RMSNorm of all heads' queries together, and of all keys; not with L2P_HEAD_NORM */
     L2P_NO_PRE_NORM = 32, /* no norm before attention and before the feed-forward layer; only with L2P_POST_NORM */
-    L2P_POST_NORM = 64,  /* RMSNorm of what attention and the feed-forward layer return */
-    L2P_GELU = 128,      /* the gate's function is GELU, approximated with tanh, and not SiLU */
+    L2P_POST_NORM = 64,   /* RMSNorm of what attention and the feed-forward layer return */
+    L2P_GELU = 128,       /* the gate's function is GELU, approximated with tanh, and not SiLU */
     L2P_ALL_STEPS = 255
 };
 
@@ -82,17 +82,17 @@ typedef struct {
     const float *rope_divisors; /* (rotary_dim / 2,) divide the rotary frequencies. NULL: all 1 */
 
     /* Optional steps. Where everything is 0 and NULL, the model is a LLaMA. */
-    int32_t steps;              /* L2P_QKV_BIAS | ... */
-    int32_t rotary_dim;         /* channels of a head that are rotated, the first ones. 0: all */
-    const int32_t *windows;     /* (n_layers,) positions that a token sees, its own included. 0: all. NULL: all 0 */
-    const int32_t *unrotated;   /* (n_layers,) 1: queries and keys are not rotated in this layer. NULL: all 0 */
-    float window_rope_theta;    /* of layers with a window, where nothing divides the frequencies. 0: as elsewhere */
-    float rope_scale;           /* multiplies the rotated channels of queries and keys. 0: 1; as all of these: */
-    float embedding_scale;      /* multiplies the token embedding */
-    float residual_scale;       /* multiplies what is added to the residual stream */
-    float logit_scale;          /* multiplies the logits */
-    float attention_scale;      /* multiplies the products of queries and keys. 0: 1 / sqrt(head_dim) */
-} l2p_config;                   /* l2p_model_new reads the arrays, and keeps none of their addresses */
+    int32_t steps;            /* L2P_QKV_BIAS | ... */
+    int32_t rotary_dim;       /* channels of a head that are rotated, the first ones. 0: all */
+    const int32_t *windows;   /* (n_layers,) positions that a token sees, its own included. 0: all. NULL: all 0 */
+    const int32_t *unrotated; /* (n_layers,) 1: queries and keys are not rotated in this layer. NULL: all 0 */
+    float window_rope_theta;  /* of layers with a window, where nothing divides the frequencies. 0: as elsewhere */
+    float rope_scale;         /* multiplies the rotated channels of queries and keys. 0: 1; as all of these: */
+    float embedding_scale;    /* multiplies the token embedding */
+    float residual_scale;     /* multiplies what is added to the residual stream */
+    float logit_scale;        /* multiplies the logits */
+    float attention_scale;    /* multiplies the products of queries and keys. 0: 1 / sqrt(head_dim) */
+} l2p_config;                 /* l2p_model_new reads the arrays, and keeps none of their addresses */
 
 typedef struct l2p_model l2p_model;     /* packed weights; read-only once filled, shared by threads */
 typedef struct l2p_session l2p_session; /* one conversation's keys and values */

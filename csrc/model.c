@@ -185,8 +185,8 @@ static void compute_rope_freqs(const l2p_model *model, float theta, const float 
     for (int i = 0; i < n; i += 2) {
         const float exponent = (float)i / (float)n;
         /* libm's float functions give llama2.c's bits; its double ones, rounded, give the same bits everywhere. */
-        const float power = model->floats->numerics == EXACT ? powf(theta, exponent)
-                                                             : (float)pow((double)theta, (double)exponent);
+        const float power =
+            model->floats->numerics == EXACT ? powf(theta, exponent) : (float)pow((double)theta, (double)exponent);
         freqs[i / 2] = 1.0f / power;
         if (divisors) freqs[i / 2] /= divisors[i / 2];
     }

@@ -1,4 +1,4 @@
-/* Packing: from a tensor as a file has it, row by row, to the model's layout and type. */
+/* Packing: convert a tensor from the layout and type of a file to those of the model. */
 #define _GNU_SOURCE /* pread */
 #include <errno.h>
 #include <math.h>
@@ -14,8 +14,8 @@ typedef struct {
     int first, step;             /* source block b becomes block first + b * step of `to` */
     int rows, cols;              /* of the source */
     int type;                    /* of the source */
-    const unsigned char *values; /* (rows, cols), of any alignment; of a file, the rows that a thread has read */
-    int64_t first_value;         /* index of *values in the flattened tensor */
+    const unsigned char *values; /* (rows, cols), unaligned; with fd >= 0, the rows that this thread has read */
+    int64_t first_value;         /* the index of *values in the flattened tensor */
     int fd;                      /* the file with the values, or -1 */
     int64_t fd_offset;           /* where they begin in it */
     const unsigned char *scales; /* of an int8 source: float32, one per file_group values of the flattened tensor;
@@ -60,8 +60,8 @@ static int is_non_finite(float value) {
     return (bits & 0x7f800000u) == 0x7f800000u;
 }
 
-/* ---- one block: LANES rows, or the last `height` ones. Each function returns how many values (or scales) are not
- * finite */
+/* ---- one block: LANES rows, or the last `height` rows. Each function returns the number of values (or scales) that
+ * are not finite ---- */
 
 /* rows (height, cols) to block[cols][LANES] of float32 or bfloat16 */
 static int64_t pack_dense(const Packing *p, unsigned char *block, int row, int height) {
@@ -121,7 +121,8 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
             if (p->type == L2P_INT8) {
                 scales[lane] = read_float(p->scales, source / p->file_group);
                 for (int k = 0; k < m->group; k++)
-                    to[(k / 4) * LANES * 4 + k % 4] = (unsigned char)(p->values[source - p->first_value + k] + p->offset);
+                    to[(k / 4) * LANES * 4 + k % 4] =
+                        (unsigned char)(p->values[source - p->first_value + k] + p->offset);
             } else {
                 scales[lane] = int8_scale(p, source / p->file_group);
                 for (int k = 0; scales[lane] > 0.0f && k < m->group; k++) { /* not NaN, and not 0 */
@@ -138,9 +139,9 @@ static int64_t pack_int8(const Packing *p, unsigned char *block, int row, int he
     return non_finite;
 }
 
-/* Quantize n values of a group to integers from -8 to 7, whole (n,), which are 0 before. Returns the bits of their
- * scale. The value farthest from 0 becomes -8 times the scale, so that all 16 integers are used. The scale is NaN if a
- * value, or the scale itself, is not finite. */
+/* Quantize n values of a group to integers from -8 to 7: whole (n,), zeros on entry. Returns the bits of their scale, a
+ * float16. The value farthest from 0 becomes -8 times the scale, so that all 16 integers are used. The scale is NaN if
+ * a value, or the scale itself, is not finite. */
 static uint16_t quantize_int4(const float *values, int n, int8_t *whole) {
     float farthest = 0.0f;
     for (int k = 0; k < n && farthest == farthest; k++) /* a NaN counts as the farthest */
@@ -205,7 +206,7 @@ static int read_file(int fd, int64_t offset, unsigned char *out, size_t n) {
 static void pack_share(void *context, int thread, int n_threads) {
     Job *job = context;
     Packing p = job->packing;
-    unsigned char *rows = NULL; /* (LANES, cols) of a file: they stay in the second-level cache */
+    unsigned char *rows = NULL; /* (LANES, cols) of a file: few enough for the second-level cache */
     const size_t row_bytes = (size_t)p.cols * value_bytes(p.type);
     int begin, end;
     int64_t non_finite = 0;
@@ -275,7 +276,7 @@ static int64_t copy_vector(Vector v, const unsigned char *values) {
     return non_finite;
 }
 
-/* p: everything about the source but its shape */
+/* p: the source; this function fills in its shape and where it goes */
 static int pack_tensor(l2p_model *model, int tensor, int layer, Packing p, int n_threads, int64_t *non_finite) {
     const int values_type = p.type;
     const l2p_config *c = &model->config;

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
 from ._data import bundled_tokenizer
-from .checkpoint import Checkpoint, default_group_size, open_checkpoint
+from .checkpoint import Checkpoint, Conventions, default_group_size, open_checkpoint
+from .checkpoint.conventions import GGUF_ENDS
 from .checkpoint.export import FileDtype
 from .checkpoint.gguf.writer import gguf_items, write_gguf
 from .checkpoint.huggingface.writer import (
@@ -23,13 +24,7 @@ from .checkpoint.huggingface.writer import (
     write_huggingface,
 )
 from .checkpoint.llama2c import check_config, lay_out, write_llama2c
-from .engine.parameters import (
-    as_path,
-    function,
-    one_of,
-    unknown_option,
-    whole_number,
-)
+from .engine.parameters import as_path, function, one_of, unknown_option, whole_number
 from .errors import CheckpointError, ParameterError, TokenizerError
 from .formats.atomic_write import check_name, check_space, replacing, replacing_folder
 from .formats.bounded_json import parse_object
@@ -223,12 +218,14 @@ def format_of(output: Path, dtype: str = "float32") -> FileFormat:
         return "gguf"
     if output.suffix == ".bin":
         return "v2" if dtype == "int8" else "v0"
-    is_folder = os.path.isdir(output)
-    if (_FILE_SUFFIX.fullmatch(output.suffix) and not is_folder) or os.path.isfile(output):
+    choice = f"or set the format to one of {', '.join(_HOLDS)}"
+    if _FILE_SUFFIX.fullmatch(output.suffix) and not os.path.isdir(output):
         raise ParameterError(
-            f"{output}: no format has such a name; name it *.bin (llama2.c) or *.gguf, or a"
-            f" directory (Hugging Face), or set the format to one of {', '.join(_HOLDS)}"
+            f"{output}: {output.suffix} is not a format that can be written; name the output *.bin"
+            f" (llama2.c), *.gguf, or without an extension (Hugging Face directory), {choice}"
         )
+    if os.path.isfile(output):
+        raise ParameterError(f"{output} is a file and not a directory; choose a name, {choice}")
     return "hf"
 
 
@@ -381,6 +378,9 @@ def _to_gguf(task: _Task, dtype: str) -> None:
         warn_of_space_changes(target, vocabulary, "gguf")
     places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     ends = _end_tokens(task)
+    if vocabulary is not None:  # the reader finds the others by their texts
+        by_text = end_tokens(Conventions(end_texts=GGUF_ENDS), vocabulary)
+        ends = ends[:1] + [token for token in ends[1:] if token not in by_text]
     if len(ends) > len(places):
         _log.warning("%s: GGUF holds only 3 of the %d tokens that end a text", target, len(ends))
     pairs |= zip(places, ends, strict=False)
@@ -468,7 +468,7 @@ def _read_own_file(path: Path, max_size: int) -> bytes:
         raise TokenizerError(f"{path} cannot be read ({error.strerror or error})") from error
     if path.suffix == ".json" and path.name != "tokenizer.json":
         try:
-            parse_object(data)
+            parse_object(data, as_python=True)
         except CheckpointError as error:
             raise TokenizerError(f"{path}: {error}") from None
     return data

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from ._data import builtin_model
 from .errors import CheckpointError, DownloadError
 from .formats.atomic_write import check_space
+from .formats.descriptor import Descriptor
 from .formats.file_lock import is_at, lock
 
 BUILTIN = "builtin"  # the name of the model that llama2py contains
@@ -410,7 +411,10 @@ def _open_partial(path: Path) -> Iterator[BinaryIO]:
     """Open a partial file for this process alone; wait while another process downloads it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
-        with open(os.open(path, flags, 0o666), "r+b") as file:
+        with (
+            Descriptor(path, flags, 0o666) as descriptor,
+            open(descriptor.fileno(), "r+b", closefd=False) as file,
+        ):
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise DownloadError(f"{path}: not a regular file; remove it and download again")
             lock(file.fileno(), wait=True)

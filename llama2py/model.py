@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, overload
@@ -145,9 +146,7 @@ def load(
         checked_path("path", path)
     path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
-        if tokenizer is None:
-            tokenizer = own_tokenizer(checkpoint) or bundled_tokenizer()
-        vocabulary = vocabulary_for(checkpoint, Path(tokenizer))
+        vocabulary = tokenizer_for(checkpoint, tokenizer)
         weights: Backend
         if backend == "c":
             from .engine.native import Engine  # the C extension; the reference runs without it
@@ -159,11 +158,26 @@ def load(
             weights = Reference(checkpoint, dtype, cache_dtype)
         if weights.non_finite:
             _log.warning("%s: %d weights are NaN or infinite", path, weights.non_finite)
+        for warning in vocabulary.warnings:
+            _log.warning("%s: %s", path, warning)
         return Model(weights, vocabulary, checkpoint.conventions)
 
 
 def _no_progress(done: int, total: int) -> None:
     """Show nothing."""
+
+
+def tokenizer_for(checkpoint: Checkpoint, path: StrPath | None = None) -> Tokenizer:
+    """Read the tokenizer at a path; by default the checkpoint's own, or Llama 2's.
+
+    Raises
+    ------
+    TokenizerError
+        As `vocabulary_for` does.
+    """
+    if path is None:
+        path = own_tokenizer(checkpoint) or bundled_tokenizer()
+    return vocabulary_for(checkpoint, Path(path))
 
 
 def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
@@ -181,10 +195,10 @@ def vocabulary_for(checkpoint: Checkpoint, path: Path) -> Tokenizer:
 
 def end_tokens(conventions: Conventions, tokenizer: Tokenizer) -> frozenset[int]:
     """Return the tokens that end a text by the conventions of the checkpoint's origin."""
-    if not conventions.eos_ends:
-        return conventions.end_tokens
-    turn_end = tokenizer.specials.control.get("<|eot_id|>", tokenizer.eos_id)
-    return conventions.end_tokens | {tokenizer.eos_id, turn_end}
+    specials = tokenizer.specials
+    controls = {**specials.fixed, **specials.control}
+    found = {controls[text] for text in conventions.end_texts & controls.keys()}
+    return conventions.end_tokens | found | ({tokenizer.eos_id} if conventions.eos_ends else set())
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
@@ -231,8 +245,9 @@ class Model(Closing):
         The tokens that end a text by default: BOS, which separates the stories of llama2.c's
         models, and the end tokens of the checkpoint's metadata. llama2.c's checkpoints name none,
         so their models keep llama2.c's rule. Hugging Face directories and GGUF files do
-        (``<|eot_id|>``, ``</s>``). For Meta's checkpoints they are EOS and Llama 3's
-        ``<|eot_id|>``, as in Meta's code.
+        (``<|eot_id|>``, ``</s>``). Those that a GGUF file does not name are found by their texts,
+        as in llama.cpp. For Meta's checkpoints they are EOS and Llama 3's ``<|eot_id|>``, as in
+        Meta's code.
     conventions : Conventions
         What else the metadata says about texts: the chat template, whether a text begins with BOS.
     prefix_cache : PrefixCache
@@ -247,8 +262,9 @@ class Model(Closing):
         self.tokenizer = instance("tokenizer", tokenizer, Tokenizer, "a Tokenizer")
         if conventions is None:
             conventions = Conventions()
-        self.conventions = instance("conventions", conventions, Conventions, "Conventions or None")
-        self.stop_tokens = end_tokens(self.conventions, tokenizer) | {tokenizer.bos_id}
+        instance("conventions", conventions, Conventions, "Conventions or None")
+        self.conventions = replace(conventions, end_tokens=end_tokens(conventions, tokenizer))
+        self.stop_tokens = self.conventions.end_tokens | {tokenizer.bos_id}
         self._backend: Backend | None = backend
         self._config = backend.config
         self.prefix_cache = PrefixCache(backend, 0)

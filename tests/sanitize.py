@@ -2,10 +2,11 @@
 
     python tests/sanitize.py [pytest arguments]
 
-Builds in a temporary copy of the tree and runs pytest there, by default on the tests that ask most
-of the engine; ``test_c_kernels.py`` has sanitizers of its own. Exits with pytest's code. The
-engine's big blocks come from mmap, which ASan does not fence: what it sees here is a wrong access
-to Python's and NumPy's arrays, or to the stack; ``c/`` puts guard pages around the kernels'.
+Builds in a temporary copy of the tree and runs pytest there, by default on the tests that use the
+engine most. ``test_c_kernels.py`` has sanitizers of its own. Exits with pytest's code. ASan puts no
+red zones around the engine's large blocks, which come from mmap. So it finds wrong accesses to the
+arrays of Python and NumPy and to the stack; the programs of ``c/`` put guard pages around the
+buffers of the kernels.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ ENGINE_TESTS = (
     "generation/test_sampling.py",
     "test_api.py",
 )
-# These build engines of their own.
+# These tests build their own engines.
 LEFT_OUT = ("engine/test_c_kernels.py", "engine/test_extension.py")
 WITHOUT_ENGINE = "[numpy or -numpy"  # ids of tests that only use the NumPy reference
 CC = os.environ.get("CC", "cc")
-# Not pointer-overflow and object-size, which double the time of a build: gcc's find next to nothing
-# that ASan, or a guard page of the checks in `c/`, does not.
+# Without pointer-overflow and object-size, which double the time of a build and find next to
+# nothing that ASan, or a guard page of the checks in `c/`, does not find.
 FLAGS = (
     "-fsanitize=address,undefined -fno-sanitize=pointer-overflow,object-size "
     "-fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
@@ -41,16 +42,16 @@ FLAGS = (
 
 
 def runtime(name: str) -> str:
-    """The full path of a library of the compiler's."""
+    """Return the full path of a library of the compiler."""
     command = [CC, f"-print-file-name={name}"]
     path = subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
-    if not os.path.isabs(path):  # a name that it cannot find comes back as it is
-        raise SystemExit(f"{CC} has no {name}, expected a gcc with the sanitizers' runtimes")
+    if not os.path.isabs(path):  # the compiler returns a name that it cannot find unchanged
+        raise SystemExit(f"{CC} has no {name}: install gcc with the runtimes of its sanitizers")
     return os.path.realpath(path)
 
 
 def copy_tree(to: Path) -> None:
-    """What git would hold: nothing hidden, nothing built."""
+    """Copy the tree without hidden files and build outputs."""
     built = shutil.ignore_patterns(
         ".*", "build", "dist", "__pycache__", "*.egg-info", "*.so", "*.o", "_engine.c"
     )
@@ -58,21 +59,22 @@ def copy_tree(to: Path) -> None:
 
 
 def sanitized_environment(tree: Path) -> dict[str, str]:
+    """Return the environment of a process that loads the sanitized extension of a tree."""
     environment = os.environ | {
-        # Python itself is not sanitized, so the runtimes must be there before it; libstdc++, too,
-        # or ASan cannot follow the exceptions of other extensions.
+        # Python itself is not sanitized, so the runtimes must be loaded first. So must libstdc++:
+        # without it, ASan cannot follow the exceptions of other extensions.
         "LD_PRELOAD": " ".join(runtime(f"lib{name}.so") for name in ("asan", "ubsan", "stdc++")),
-        # Python leaks at exit by design. Tests ask for more memory than there is: that is an
-        # error code, not a crash.
+        # Python leaks at exit by design. Some tests request more memory than there is, which must
+        # be an error code and not a crash.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1",
-        # Python's own allocator hands out parts of big blocks, whose ends ASan does not know.
+        # Python's own allocator divides large blocks, and ASan does not know the ends of the parts.
         "PYTHONMALLOC": "malloc",
-        # Before an editable install of the original, for child processes as well.
+        # Comes before an editable install of the original, in child processes too.
         "PYTHONPATH": str(tree),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    data = ROOT.parent / "shared"  # which conftest.py would not find beside the copy
+    data = ROOT.parent / "shared"  # conftest.py would not find it beside the copy
     if data.is_dir():
         environment.setdefault("LLAMA2PY_TEST_DATA", str(data))
     return environment
@@ -94,12 +96,12 @@ def main(arguments: list[str]) -> int:
             where, cwd=tree, env=environment, capture_output=True, check=True, text=True
         ).stdout.strip()
         if not Path(loaded).is_relative_to(tree):
-            raise SystemExit(f"the tests would load {loaded}, expected the extension in {tree}")
+            raise SystemExit(f"the tests would load {loaded}, not the one in {tree}")
 
         engine_tests = [f"tests/{name}" for name in ENGINE_TESTS]
         left_out = [f"--ignore=tests/{name}" for name in LEFT_OUT]
         tests = arguments or ["-k", f"not ({WITHOUT_ENGINE})", *left_out, *engine_tests]
-        # Reports go to the bare stderr; caught by pytest, they would be gone when it dies.
+        # Reports go to the real stderr: if pytest captured them, they would be lost when it dies.
         pytest = [
             sys.executable,
             "-m",

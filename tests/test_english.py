@@ -1,7 +1,7 @@
 """The prose of the code and the docs avoids phrases that stop a native reader.
 
-Read are comments, docstrings, names of tests, texts of the package (error messages, help), and the
-pages of docs. Stories are not: ``llama2py/stories``, and texts in quotes inside tests.
+The test reads comments, docstrings, names of tests, strings (error messages, help), the pages of
+docs, and files of settings. It does not read stories: ``llama2py/stories`` and the tests of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PHRASES = {
     "after": r"\bbehind\b",
     "will, must": r"\bshall\b",
     "available": r"\bto be had\b",
-    "there is no": r"\bis none\b|\bnone is\b",
+    "there is no": r"\bis (?-i:none)\b|\bnone is\b",
     "the first n, at most n": r"\bso many\b",
     "requested": r"\bwhat is asked for\b|\bis asked for\b",
     "separated": r"\bparted\b",
@@ -31,26 +31,18 @@ PHRASES = {
 SPARED = {"llama2py/stories", "tests/stories", "tests/test_english.py", "tests/support/scripted"}
 
 
-def python_prose(text: str, strings: bool) -> Iterator[tuple[int, str]]:
-    """Comments, docstrings and names of tests, by line; and other strings, where wanted."""
+def python_prose(text: str) -> Iterator[tuple[int, str]]:
+    """Comments, strings and names of tests, by line."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
-    docstrings = set()
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node):
-                assert isinstance(node.body[0], ast.Expr)
-                docstrings.add(node.body[0].value)
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                yield node.lineno, node.name.replace("_", " ")
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-            continue
-        if node in docstrings or strings:
-            for offset, line in enumerate(node.value.splitlines()):
-                yield node.lineno + offset, line
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.FunctionDef(name=name) if name.startswith("test_"):
+                yield node.lineno, name.replace("_", " ")
+            case ast.Constant(value=str(value)):
+                for offset, line in enumerate(value.splitlines()):
+                    yield node.lineno + offset, line
 
 
 def c_prose(text: str) -> Iterator[tuple[int, str]]:
@@ -71,15 +63,23 @@ def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
     text = path.read_text("utf-8")
-    if path.suffix == ".py":
-        return python_prose(text, strings="tests" not in path.relative_to(ROOT).parts)
-    return markdown_prose(text) if path.suffix == ".md" else c_prose(text)
+    match path.suffix:
+        case ".py" | ".pyi":
+            return python_prose(text)
+        case ".md":
+            return markdown_prose(text)
+        case ".c" | ".h" | ".inc":
+            return c_prose(text)
+    return enumerate(text.splitlines(), 1)
 
 
 def pages() -> list[str]:
-    patterns = ["*.md", "docs/**/*.md", "docs/**/*.py", "llama2py/**/*.py", "tests/**/*.py"]
-    patterns += ["benchmarks/*.py", "csrc/*.[chp]*", "csrc/*.inc", "tests/c/*.[ch]", "setup.py"]
-    found = {path.relative_to(ROOT).as_posix() for p in patterns for path in ROOT.glob(p)}
+    patterns = ["*.md", "*.py", "*.toml", "*.yml", "*.in", "Makefile", ".ci/run", ".clang-format"]
+    patterns += [".gitignore", "csrc/*", "benchmarks/*.py", "tests/c/*.[ch]", "tests/adversary/*.c"]
+    patterns += [f"{folder}/**/*.{end}" for folder in ("docs", "tests") for end in ("py", "md")]
+    patterns += ["docs/*.toml", "docs/*.css", "llama2py/**/*.py", "llama2py/**/*.pyi"]
+    files = {path for p in patterns for path in ROOT.glob(p) if path.is_file()}
+    found = {path.relative_to(ROOT).as_posix() for path in files}
     return sorted(name for name in found if not name.startswith(tuple(SPARED)))
 
 
@@ -106,6 +106,7 @@ def test_prose_reads_as_english(page: str) -> None:
         ("a.py", 'raise E(f"{x} is not to be had")\n'),
         ("a.c", "int x; /* so many\n * values */"),
         ("a.md", "It shall work.\n```\nso\n```\n"),
+        ("Makefile", "all: # what is behind it\n"),
     ],
 )
 def test_an_odd_phrase_is_found(

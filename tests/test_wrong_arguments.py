@@ -104,7 +104,7 @@ def cases() -> dict[str, Case]:
         "session": Case(model.session, {"overflow": "error"}),
         "load_session": Case(model.load_session, {"path": "missing"}),
         "reuse_prefixes": Case(model.reuse_prefixes, {"max_bytes": 0}),
-        "Session": Case(lambda **given: Session(model.backend, **given), {"overflow": "error"}),
+        "Session": Case(Session, {"backend": model.backend}, ("overflow",)),
         "forward": Case(
             lambda **given: model.session().forward(**given),
             {"tokens": [1], "all_logits": False, "interrupted": None},
@@ -137,7 +137,7 @@ def cases() -> dict[str, Case]:
             lambda **given: Chat(model, template="plain", max_tokens=40).say(**given).finish(),
             {"user": "a"},
         ),
-        "SamplingParams": Case(SamplingParams, {}, sampling),
+        "SamplingParams": Case(SamplingParams, {}, sampling, True),
         "Tokenizer": Case(
             Tokenizer,
             {"pieces": [tokenizer.piece(i) for i in range(300)], "scores": [0.0] * 300},
@@ -243,6 +243,7 @@ def test_an_unknown_keyword_is_an_error_with_a_suggestion(function: str) -> None
         ("tell", "max_length", "max_words"),
         ("Chat", "max_new_tokens", "max_tokens"),
         ("Chat", "system_prompt", "system"),
+        ("SamplingParams", "repeat_penalty", "repetition_penalty"),
         ("convert", "target", "output"),
         ("Llama.generate", "max_new_tokens", "max_gen_len"),
     ],

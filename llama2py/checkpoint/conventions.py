@@ -16,6 +16,19 @@ MAX_TEMPLATE = 1 << 20  # bytes: Llama 3.2's has 4,000
 MAX_TEMPLATES = 64  # of one model
 MAX_END_TOKENS = 1 << 10
 
+GGUF_ENDS = frozenset(
+    [
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+        "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+        "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+        # Between the files of a code base, and padding.
+        "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+        "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+    ]
+)  # fmt: skip
+"""Texts of tokens that end a text: so llama.cpp finds those that a GGUF file does not name."""
+
 
 @dataclass(frozen=True)
 class Conventions:
@@ -32,24 +45,29 @@ class Conventions:
     end_tokens : frozenset of int
         The tokens that end a text or an answer.
     eos_ends : bool
-        Whether the vocabulary's EOS, and its ``<|eot_id|>`` if it has one, end a text although no
-        file says so: true for Meta's checkpoints, whose rules are in Meta's code.
+        Whether the vocabulary's EOS ends a text although no file says so: true for Meta's
+        checkpoints, whose rules are in Meta's code.
+    end_texts : frozenset of str
+        The control tokens of the vocabulary with these texts end a text, too.
     """
 
     chat_template: str | None = None
     add_bos: bool | None = None
     end_tokens: frozenset[int] = frozenset()
     eos_ends: bool = False
+    end_texts: frozenset[str] = frozenset()
     named_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 def gguf_conventions(pairs: Mapping[str, Any], vocab_size: int, path: Path) -> Conventions:
     """Read the conventions in a GGUF file's metadata.
 
+    As in llama.cpp, an end token that is outside the vocabulary is ignored.
+
     Raises
     ------
     CheckpointError
-        A value has another type, or a token is outside the vocabulary.
+        A value has another type.
     """
     fields = GGUFFields(pairs, CheckpointError, "tokenizer.")
     try:
@@ -58,7 +76,8 @@ def gguf_conventions(pairs: Mapping[str, Any], vocab_size: int, path: Path) -> C
         return Conventions(
             None if template is None else template.decode(errors="replace"),
             fields.flag("ggml.add_bos_token", None),
-            _checked([end for end in ends if end is not None], vocab_size, path),
+            frozenset(end for end in ends if end is not None and 0 <= end < vocab_size),
+            end_texts=GGUF_ENDS if "ggml.tokens" in fields else frozenset(),
             named_templates=_gguf_named(pairs, fields),
         )
     except CheckpointError as error:

@@ -176,7 +176,9 @@ def read_meta_directory(
             tensors,
             files,
             details=Details(
-                largest_dtype(tensors), tokenizer, conventions=Conventions(eos_ends=True)
+                largest_dtype(tensors),
+                tokenizer,
+                conventions=Conventions(eos_ends=True, end_texts=frozenset(["<|eot_id|>"])),
             ),
         )
         stack.pop_all()

@@ -155,6 +155,9 @@ def _tokenizer_facts(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """Return the notes and the problems of a checkpoint's tokenizer."""
     own = own_tokenizer(checkpoint)
     try:
-        return list(vocabulary_for(checkpoint, own or bundled_tokenizer()).notes), []
+        notes = list(vocabulary_for(checkpoint, own or bundled_tokenizer()).notes)
+        if own is None:
+            notes.append("no tokenizer of its own: Llama 2's is used, which has as many tokens")
+        return notes, []
     except TokenizerError as error:
         return [], [str(error) if own else f"no tokenizer of its own, and {error}"]

@@ -47,6 +47,7 @@ _CANDIDATES = (
     " generated (default 1; built-in model: 8 unless a flag for sampling, -n or --stop is given)"
 )
 _PROMPT = "the beginning of the story, or the first message in chat; -: read it from standard input"
+_SPECIAL = "special tokens that the prompt spells out, such as <|im_start|>, are these tokens"
 _MODE = "chat needs a model that was trained on dialogues (default generate)"
 _TEMPLATE = "the format of turns in chat (default: the model's own template, or llama2)"
 # The options of `SamplingParams` that have a flag of the same name.
@@ -70,6 +71,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("-n", "--steps", type=options.natural_number, metavar="N", help=_STEPS)
     add("-i", "--prompt", metavar="TEXT", help=_PROMPT)
     add("--candidates", type=options.count, metavar="N", help=_CANDIDATES)
+    add("--special", action="store_true", help=_SPECIAL)
     add("-m", "--mode", choices=("generate", "chat"), default="generate", help=_MODE)
     add("-y", "--system-prompt", metavar="TEXT", help="the system prompt in chat")
     add("--template", choices=sorted(TEMPLATES), help=_TEMPLATE)
@@ -93,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
     if name is not None and not looks_like_model(name) and not os.path.lexists(name):
         text = shlex.quote(name)
         say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
+        return USAGE
+    if args.special and args.mode == "chat":
+        say("llama2py run: --special is for -m generate; a chat template has its own tokens")
         return USAGE
     prompt = _prompt(args.prompt)
     n_candidates = _candidates(args)
@@ -129,6 +134,7 @@ def _candidates(args: argparse.Namespace) -> int:
         for flag, value, default in (
             ("-n", args.steps, None),
             ("-m chat", args.mode == "chat", False),
+            ("--special", args.special, False),
             ("--stop", args.stop, []),
             ("--top-k", args.top_k, 0),
             ("--min-p", args.min_p, 0),
@@ -171,13 +177,15 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _generate(model: Model, args: argparse.Namespace, prompt: str) -> int:
     """Print the prompt and the text as it comes, then its speed."""
     # llama2.c's steps count the tokens after BOS: the prompt's, cut if necessary, then the text's.
-    prompt_tokens = model.tokenizer.encode(prompt)
+    prompt_tokens = _prompt_tokens(model, prompt, args.special)
     max_tokens = max(0, args.steps - len(prompt_tokens) + 1)
     how = args.temperature, args.top_p, args.seed
     stream = model.stream(prompt_tokens, max_tokens, *how, **_sampling(args))
     code = 0
     try:
-        write(model.tokenizer.decode(prompt_tokens[: args.steps + 1]))
+        is_whole = args.special and len(prompt_tokens) <= args.steps + 1
+        shown = prompt if is_whole else model.tokenizer.decode(prompt_tokens[: args.steps + 1])
+        write(shown)
         if max_tokens:
             for piece in stream:
                 write(piece)
@@ -188,6 +196,21 @@ def _generate(model: Model, args: argparse.Namespace, prompt: str) -> int:
     write("\n")
     report(stream.timings, args.seed)
     return code
+
+
+def _prompt_tokens(model: Model, prompt: str, special: bool) -> list[int]:
+    """Encode a prompt; say so if it spells out special tokens that are not to be such."""
+    tokenizer = model.tokenizer
+    tokens = tokenizer.encode(prompt, special=special)
+    if special and tokens[:2] == [tokenizer.bos_id] * 2:
+        return tokens[1:]  # the prompt has its own BOS
+    found = [] if special else tokenizer.controls_in(prompt)
+    if found:
+        say(
+            f"llama2py: the prompt holds the text of {', '.join(found)}: with --special, it becomes"
+            f" {'that token' if len(found) == 1 else 'those tokens'}"
+        )
+    return tokens
 
 
 def _prompt(text: str | None) -> str | None:

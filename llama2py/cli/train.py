@@ -56,7 +56,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="with --int8: how many weights share a scale",
     )
-    add("--fresh", action="store_true", help="start again even if FILE has an earlier run")
+    add("--fresh", action="store_true", help="start again: delete an earlier run, FILE included")
     group = parser.add_argument_group(
         "hyperparameters", "Named as in llama2.c. Dashes work in place of underscores."
     )

@@ -92,6 +92,12 @@ def known_keywords(call: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
+def known_fields(cls: type[T]) -> type[T]:
+    """Decorate a class: a keyword that its ``__init__`` lacks raises UnknownOptionError."""
+    setattr(cls, "__init__", known_keywords(cls.__init__))  # noqa: B010 (mypy refuses to assign it)
+    return cls
+
+
 def instance(name: str, value: Any, kind: type[T], expected: str) -> T:
     """Return a value if it is an instance of a class.
 

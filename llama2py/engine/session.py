@@ -21,7 +21,7 @@ from ..errors import (
     SessionError,
 )
 from .backend import Backend, Cache, Draw, Logits
-from .parameters import checked_path, function, one_of, prompt_ids, whole_number
+from .parameters import checked_path, function, one_of, prompt_ids, whole_number, wrong
 from .session_file import read_session, write_session
 
 # Multiply-adds in one pass: about a tenth of a second of work. Ctrl-C takes effect between two
@@ -110,6 +110,8 @@ class Session(Closing):
     def __init__(
         self, backend: Backend, cache: Cache | None = None, overflow: SessionOverflow = "error"
     ) -> None:
+        if not callable(getattr(backend, "new_cache", None)):
+            raise wrong("backend", backend, "an engine: Model.session() makes a session")
         one_of("overflow", overflow, ("error", "shift"))
         self._backend = backend
         self._cache: Cache | None = backend.new_cache() if cache is None else cache

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from .._util import amount
 from ..errors import Llama2pyError
+from .descriptor import Descriptor
 from .file_lock import HAVE_LOCKS, is_at, lock
 
 _log = logging.getLogger(__name__)
@@ -92,17 +93,22 @@ def replacing_folder(
         if exists:
             _remove_leftovers(target, target)
             _check_is_empty(path, target, error_class)
-        temporary, descriptor = _new_folder(target if exists else target.parent, target)
-        try:
-            yield temporary
-            if exists:
-                _move(sorted(temporary.iterdir(), key=lambda file: file.name == last), target)
-            else:
-                os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # after a success it is gone
-            if descriptor is not None:
-                os.close(descriptor)
+        while True:
+            temporary = _new_name(target if exists else target.parent, target)
+            try:
+                temporary.mkdir()
+                with _locked_folder(temporary) as is_ours:
+                    if not is_ours:
+                        continue  # another run removed it before it was locked
+                    yield temporary
+                    if exists:
+                        files = sorted(temporary.iterdir(), key=lambda file: file.name == last)
+                        _move(files, target)
+                    else:
+                        os.replace(temporary, target)
+                return
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)  # after a success it is gone
     except OSError as error:
         raise _unwritable(path, error, error_class) from error
 
@@ -166,21 +172,20 @@ def _new_name(folder: Path, target: Path) -> Path:
     return folder / _temporary_names(target).replace("*", secrets.token_hex(8))
 
 
-def _new_folder(folder: Path, target: Path) -> tuple[Path, int | None]:
-    """Create and lock a temporary folder; return its path and descriptor (None without locks)."""
-    while True:
-        path = _new_name(folder, target)
-        path.mkdir()
-        if not HAVE_LOCKS:
-            return path, None
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        lock(descriptor, wait=True)
-        if is_at(descriptor, path):
-            return path, descriptor
-        os.close(descriptor)  # another run removed it before it was locked
+@contextlib.contextmanager
+def _locked_folder(path: Path) -> Iterator[bool]:
+    """Lock a folder during the block, if locks exist. Yield False if it is gone already."""
+    if not HAVE_LOCKS:
+        yield True
+        return
+    try:
+        folder = Descriptor(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    with folder:
+        lock(folder.fileno(), wait=True)
+        yield is_at(folder.fileno(), path)
 
 
 def _remove_leftovers(folder: Path, target: Path) -> None:
@@ -190,20 +195,18 @@ def _remove_leftovers(folder: Path, target: Path) -> None:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     for path in folder.glob(_temporary_names(target)):
         try:
-            descriptor = os.open(path, flags)
+            opened = Descriptor(path, flags)
         except OSError:
             continue
-        try:
-            about = os.fstat(descriptor)
-            if about.st_uid != os.geteuid() or not lock(descriptor, wait=False):
+        with opened:
+            about = os.fstat(opened.fileno())
+            if about.st_uid != os.geteuid() or not lock(opened.fileno(), wait=False):
                 continue
             if stat.S_ISDIR(about.st_mode):
                 shutil.rmtree(path, ignore_errors=True)
             elif stat.S_ISREG(about.st_mode):
                 path.unlink(missing_ok=True)
             _log.info("%s: removed, a process that was killed had left it", path)
-        finally:
-            os.close(descriptor)
 
 
 def _followed(path: Path, error_class: type[Llama2pyError]) -> Path:

@@ -47,7 +47,10 @@ MODEL_LIMITS = Limits(size=2 << 20, containers=40_000, items=60_000)
 
 
 def parse_object(
-    text: bytes, limits: Limits = MODEL_LIMITS, error: type[Llama2pyError] = CheckpointError
+    text: bytes,
+    limits: Limits = MODEL_LIMITS,
+    error: type[Llama2pyError] = CheckpointError,
+    as_python: bool = False,
 ) -> dict[str, Any]:
     """Parse one JSON object.
 
@@ -59,6 +62,10 @@ def parse_object(
         What it may hold.
     error : type of Llama2pyError
         What to raise.
+    as_python : bool
+        Whether to read what Python's json module reads, which writes and reads the configs of
+        transformers: ``Infinity`` and ``NaN``, and the last value of a name that an object has
+        twice.
 
     Raises
     ------
@@ -77,9 +84,11 @@ def parse_object(
             " many more than a real file of its size"
         )
     try:
-        value = json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        decoded = text.decode("utf-8-sig")
+        if as_python:
+            value = json.loads(decoded)
+        else:
+            value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
         raise error("the JSON is nested too deep") from None
     except ValueError as trouble:  # UnicodeDecodeError and JSONDecodeError are
@@ -144,7 +153,12 @@ class JsonObject:
     def number(self, name: str, default: float | None = None) -> float:
         """A number. The default also replaces null."""
         value = self._get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) >= 1 << 62:
+        # not in this range: NaN, too
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not abs(value) < 1 << 62
+        ):
             raise self.error(name, "a number")
         return float(value)
 
@@ -183,7 +197,7 @@ def read_object(
     limits: Limits = MODEL_LIMITS,
     error: type[Llama2pyError] = CheckpointError,
 ) -> JsonObject:
-    """Read a file that holds one JSON object.
+    """Read a file that holds one JSON object, such as a config: what Python's json module reads.
 
     Raises
     ------
@@ -193,6 +207,6 @@ def read_object(
     """
     text = read_whole(path, limits.size, error, "a JSON file")
     try:
-        return JsonObject(path, parse_object(text, limits, error), error)
+        return JsonObject(path, parse_object(text, limits, error, as_python=True), error)
     except Llama2pyError as trouble:
         raise error(f"{path}: {trouble}") from None

@@ -13,6 +13,21 @@ else:
     HAVE_LOCKS = True
 
 
+def is_locked_by_another(descriptor: int) -> bool:
+    """Lock an open file or folder, and return whether another process already holds the lock.
+
+    False if this file system has no locks.
+    """
+    if HAVE_LOCKS:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def lock(descriptor: int, wait: bool) -> bool:
     """Lock an open file or folder until its descriptor is closed.
 

@@ -349,17 +349,18 @@ class GGUFFields:
         value: bytes | T = self._get(name, default, bytes, "a string")
         return value
 
-    def list(self, name: str, kind: type[T], max_count: int) -> list[T]:
-        """An array of ``int``, ``float``, ``bool`` or ``bytes``, read whole.
+    def list(self, name: str, kind: type[T] | tuple[type[T], ...], max_count: int) -> list[T]:
+        """An array of ``int``, ``float``, ``bool`` or ``bytes``, or of one of several, read whole.
 
         Raises
         ------
         Llama2pyError
             The array is missing, of another type, or longer than ``max_count``.
         """
-        what = f"an array of {_PLURALS[kind]}"
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        what = f"an array of {_PLURALS[kinds[0]]}"
         array: GGUFArray = self._get(name, REQUIRED, GGUFArray, what)
-        if _element_type(array.kind) is not kind:
+        if _element_type(array.kind) not in kinds:
             raise self.wrong(name, what)
         if len(array) > max_count:
             raise self.wrong(name, f"at most {max_count}")

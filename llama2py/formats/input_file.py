@@ -6,7 +6,6 @@ If another program truncates a mapped file, a process that touches the missing p
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import stat
@@ -18,6 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ClosedError, Llama2pyError
+from .descriptor import Descriptor
 
 _MOST = 1 << 30  # bytes in one read: systems take at most 2 GiB
 
@@ -59,7 +59,6 @@ class InputFile:
     ) -> None:
         self.path = Path(path)
         self._error = error
-        self._descriptor: int | None = None
         try:
             # Look before opening: opening a FIFO waits for a writer, opening a device may act.
             mode = os.stat(self.path).st_mode
@@ -68,8 +67,8 @@ class InputFile:
                 raise error(f"{self.path}: this is {kind}, expected {what}")
             # O_NONBLOCK: if a FIFO has just replaced the file, opening it must not wait either.
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            self._descriptor = os.open(self.path, flags)
-            found = os.fstat(self._descriptor)
+            self._descriptor = Descriptor(self.path, flags)
+            found = os.fstat(self._descriptor.fileno())
         except FileNotFoundError:
             raise error(f"{self.path}: no such file, expected {what}") from None
         except PermissionError:
@@ -126,9 +125,12 @@ class InputFile:
         ClosedError
             After `close`.
         """
-        if self._descriptor is None:
-            raise ClosedError(f"{self.path}: the file is closed, so its tensors cannot be read")
-        return self._descriptor
+        try:
+            return self._descriptor.fileno()
+        except ValueError:
+            raise ClosedError(
+                f"{self.path}: the file is closed, so its tensors cannot be read"
+            ) from None
 
     def array(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> FileArray:
         """Describe an array in C order that begins at byte ``offset``, without reading it."""
@@ -136,13 +138,7 @@ class InputFile:
 
     def close(self) -> None:
         """Close the file. Its arrays can no longer be read. Closing twice does no harm."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):  # __init__ failed, or exit has begun
-            self.close()
+        self._descriptor.close()
 
 
 class FileArray:

@@ -98,10 +98,12 @@ def log_probabilities(session: Session, tokens: Sequence[int]) -> NDArray[np.flo
     return scored
 
 
-def continuation_logprob(session: Session, prompt: Sequence[int], tokens: Sequence[int]) -> float:
-    """Return the mean log-probability of tokens after a prompt, in nats, in single precision.
+def continuation_logprobs(
+    session: Session, prompt: Sequence[int], tokens: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return the log-probability of each token after a prompt, computed in single precision.
 
-    It takes a third of the time of `log_probabilities`.
+    It takes two thirds of the time of `log_probabilities`.
 
     Parameters
     ----------
@@ -110,23 +112,24 @@ def continuation_logprob(session: Session, prompt: Sequence[int], tokens: Sequen
     prompt : sequence of int
         At least one token.
     tokens : sequence of int, length n
-        The continuation. All but the last must fit in the context. If it is empty, the result is
-        minus infinity.
+        The continuation. All but the last must fit in the context.
+
+    Returns
+    -------
+    ndarray, float64, shape (n,)
+        In nats.
     """
-    if not tokens:
-        return -np.inf
     session.rewind(0)
-    if len(prompt) > 1:
+    if len(prompt) > 1 and tokens:
         session.forward(prompt[:-1])
     inputs, targets = [prompt[-1], *tokens[:-1]], np.asarray(tokens)
-    total = 0.0
-    for at in range(0, len(inputs), _ROWS):
+    scored = np.empty(len(tokens))
+    for at in range(0, len(tokens), _ROWS):
         logits = session.forward(inputs[at : at + _ROWS], all_logits=True)  # (rows, vocab_size)
-        rows = np.arange(len(logits))
-        chosen = logits[rows, targets[at : at + len(logits)]]
+        end = at + len(logits)
+        chosen = logits[np.arange(len(logits)), targets[at:end]]
         best = logits.max(axis=1)
         logits -= best[:, None]
         np.exp(logits, out=logits)
-        sums = logits.sum(axis=1)
-        total += float((chosen - best - np.log(sums)).sum(dtype=np.float64))
-    return total / len(tokens)
+        scored[at:end] = chosen - best - np.log(logits.sum(axis=1))
+    return scored

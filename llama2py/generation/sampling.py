@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..engine.backend import Backend, Draw, Logits, draw_token
-from ..engine.parameters import real_number, token_ids, whole_number, wrong
+from ..engine.parameters import known_fields, real_number, token_ids, whole_number, wrong
 from ..errors import ParameterError
 from .logits import LogitsProcessor, add_bias, cut, penalize, process, softmax
 
@@ -25,6 +25,7 @@ _SEED_ZERO = 0x9E3779B97F4A7C15
 _LARGEST = 1.7976931348623157e308  # finite float
 
 
+@known_fields
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn from logits, in the order that `llama2py.generation.logits` lists.

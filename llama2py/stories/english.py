@@ -16,6 +16,15 @@ def word_list(text: str) -> tuple[str, ...]:
 _SHORTEST_PLURAL = 3  # letters: "as" is not the plural of "a"
 
 
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation.
+
+    >>> words_of('"No!" said Tim\'s mom.')
+    ['no', 'said', "tim's", 'mom']
+    """
+    return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
+
+
 def word_pattern(word: str) -> re.Pattern[str]:
     """Compile a pattern that finds a word, or several words with spaces between them.
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from ..engine.backend import Logits
 from ..generation.sampling import Sampler, SamplingParams
 from ..tokenizers.tokenizer import Tokenizer
-from .english import ends_sentence, word_pattern
+from .english import ends_sentence, word_pattern, words_of
 
 # Added to the logit of a missing word's first token; grows from 0 over the first half of a story.
-_MAX_BIAS = 8.0
+_MAX_BIAS = 7.0
 # Added to the logit of the word's next token once the word has begun. A larger value would force
 # "dragon" wherever a token " d" begins another word.
 _CONTINUATION_BIAS = 6.0
@@ -21,7 +21,9 @@ _CONTINUATION_BIAS = 6.0
 _WORDS_TO_MAX_BIAS = 80
 # A word only gets a bias where it makes sense: where its first token is at most so many nats less
 # probable than the best one. From 5 at the beginning, one more after each so many words.
-_REACH, _WORDS_PER_NAT = 5.0, 30
+_REACH, _WORDS_PER_NAT = 5.0, 40
+# Tokens. Repeated 4-grams are counted only so often: it takes as long as the other checks.
+_CHECK_EVERY = 16
 # A story loops if it repeats the same tokens this many times in a row, over at least this many
 # tokens. Stories have refrains, and they repeat a word ("ha, ha, ha"), but less often than this.
 _LOOP_REPEATS = 3
@@ -58,6 +60,30 @@ class LoopDetector:
         return self._n_tokens - max(looping) if looping else None
 
 
+class RepeatedGrams:
+    """Count the 4-grams of words in a text that have occurred before in it.
+
+    Attributes
+    ----------
+    n_repeated, n_grams : int
+        How many have occurred before, and how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.n_repeated = self.n_grams = 0
+        self._seen: set[tuple[str, ...]] = set()
+        self._last: list[str] = []
+
+    def read(self, text: str) -> None:
+        """Read more text, which ends with a whole word."""
+        words = [*self._last, *words_of(text)]
+        for gram in zip(words, words[1:], words[2:], words[3:], strict=False):
+            self.n_repeated += gram in self._seen
+            self.n_grams += 1
+            self._seen.add(gram)
+        self._last = words[-3:]
+
+
 class StoryGuide:
     """The `Guide` of one story.
 
@@ -73,11 +99,17 @@ class StoryGuide:
         Words that must appear. Each becomes more probable as the story goes on, until it appears.
     after_first_sentence : tuple of Sampler and SamplingParams, optional
         The sampler of the text, and its parameters from the second sentence on.
+    most_repeated : int, optional
+        The story ends when more 4-grams of its words than this have occurred before.
 
     Attributes
     ----------
     text_before_loop : str or None
         If the story was ended because it loops: its text up to the end of the first round.
+    dropped : bool
+        Whether the story was ended because of ``most_repeated``.
+    n_first : int
+        Number of tokens of the first sentence, if ``after_first_sentence`` was given.
     """
 
     def __init__(
@@ -87,6 +119,7 @@ class StoryGuide:
         max_words: int,
         words: Sequence[str] = (),
         after_first_sentence: tuple[Sampler, SamplingParams] | None = None,
+        most_repeated: int | None = None,
     ) -> None:
         self._max_words = max_words
         self._n_words = 0
@@ -95,6 +128,11 @@ class StoryGuide:
         self._ends: list[int] = []  # the length of the text after each token
         self._after_first_sentence = after_first_sentence
         self.text_before_loop: str | None = None
+        self._most_repeated = most_repeated
+        self._grams = RepeatedGrams()
+        self._n_read = 0  # characters that `_grams` has read
+        self.dropped = False
+        self.n_first = 0
         # The tokens of each missing word, with a space before it.
         self._missing = {word: tokenizer.encode(word, bos=False) for word in words}
         # How many of those tokens the story ends with at the moment.
@@ -133,12 +171,24 @@ class StoryGuide:
             sampler, params = self._after_first_sentence
             sampler.params = params
             self._after_first_sentence = None
+            self.n_first = len(self._ends) + 1
         self._ends.append(len(self._text))
         n_before = self._loops.accept(token)
         if n_before is not None:
             self.text_before_loop = self._text[: self._ends[n_before - 1]]
             return False
+        if self._most_repeated is not None and len(self._ends) % _CHECK_EVERY == 0:
+            self._count_repeated()
+            self.dropped = self._grams.n_repeated > self._most_repeated
+            if self.dropped:
+                return False
         return self._n_words <= self._max_words
+
+    def _count_repeated(self) -> None:
+        """Read the words that are complete."""
+        end = max(self._text.rfind(" "), self._text.rfind("\n"), self._n_read)
+        self._grams.read(self._text[self._n_read : end])
+        self._n_read = end
 
     def _read(self, piece: str) -> None:
         """Append text to the story: count its words, and drop those found from the missing."""

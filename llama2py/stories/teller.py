@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count as count_from
-from itertools import islice, tee
+from itertools import islice, starmap, tee
 
 from .._util import Closing, counted
 from ..engine.parameters import checked_path, known_keywords, whole_number
@@ -15,7 +15,7 @@ from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
 from ..generation.sampling import Sampler, SamplingParams, random_seed
 from ..model import Model, StrPath, load
-from .candidates import Candidate, best_of, subject_words
+from .candidates import DROPPED_ABOVE, Candidate, best_of, subject_words
 from .english import whole_sentences
 from .guide import StoryGuide
 from .names import BOYS, GIRLS, Disguise, disguise, with_another_hero
@@ -386,15 +386,15 @@ class StoryTeller(Closing):
         """
         seeds, again = tee(seeds)
         numbers = range(self._candidates)
-        jobs = (self._job(wish, wish.start, seed, number) for seed in again for number in numbers)
-        texts = self._run(wish, wish.start, jobs, max_batch)
+        tries = ((seed, number) for seed in again for number in numbers)
+        texts = self._write(wish, wish.start, tries, max_batch, drops=len(numbers) > 1)
         for seed in seeds:
             written = list(islice(texts, len(numbers)))
             best = self._best(wish, wish.start, seed, written, max_batch)
             if not best.has_all(wish.words):
-                jobs = (self._job(wish, wish.naming, seed, number) for number in numbers)
-                named = list(self._run(wish, wish.naming, jobs, max_batch))
-                best = self._best(wish, wish.naming, seed, named, max_batch)
+                tries = ((seed, number) for number in numbers)
+                written = list(self._write(wish, wish.naming, tries, max_batch))
+                best = self._best(wish, wish.naming, seed, written, max_batch)
             yield _story(best, wish, seed)
 
     def _best(
@@ -412,34 +412,54 @@ class StoryTeller(Closing):
             return not candidate.looped and candidate.has_all(words)
 
         best = best_of(candidates, self.model, wish.max_words, words, wish.subject)
+        dropped = [number for number, each in enumerate(candidates) if each.dropped]
+        if dropped and (best.flaws(wish.max_words) or not best.has_all(words)):
+            tries = ((seed, number) for number in dropped)
+            finished = self._write(wish, start, tries, max_batch)
+            candidates = [next(finished) if each.dropped else each for each in candidates]
+            best = best_of(candidates, self.model, wish.max_words, words, wish.subject)
         # At temperature 0 every try is the same.
         n_tries = TRIES if wish.rest.temperature > 0 else 0
         if is_good(best) or n_tries <= len(candidates):
             return best
-        numbers = range(len(candidates), n_tries)
-        jobs = (self._job(wish, start, seed, number) for number in numbers)
-        tries = self._run(wish, start, jobs, max_batch if words else 1)  # the first is often good
-        return next(filter(is_good, tries), best)
+        tries = ((seed, number) for number in range(len(candidates), n_tries))
+        texts = self._write(wish, start, tries, max_batch if words else 1)
+        return next(filter(is_good, texts), best)
 
-    def _run(
-        self, wish: _Wish, start: _Start, jobs: Iterator[Job], max_batch: int
+    def _write(
+        self,
+        wish: _Wish,
+        start: _Start,
+        tries: Iterator[tuple[int, int]],
+        max_batch: int,
+        drops: bool = False,
     ) -> Iterator[Candidate]:
-        for job in run_jobs(self.model, jobs, max_batch):
-            assert isinstance(job.guide, StoryGuide)
-            before_loop = job.guide.text_before_loop
-            whole = (start.text + job.text if before_loop is None else before_loop).strip()
+        """Write a candidate for each seed and number; ``drops``: do not finish repetitive ones."""
+        model = self.model
+        words = wish.words if start is wish.start else []
+
+        def job(seed: int, number: int) -> Job:
+            sampler = Sampler(model.backend, wish.first, (seed + number * SEED_STRIDE) % (1 << 64))
+            guide = StoryGuide(
+                model.tokenizer,
+                start.text,
+                wish.max_words,
+                words,
+                None if wish.rest is wish.first else (sampler, wish.rest),
+                DROPPED_ABOVE if drops else None,
+            )
+            return Job(start.tokens, sampler, model.config.seq_len, guide)
+
+        for each in run_jobs(model, starmap(job, tries), max_batch):
+            guide = each.guide
+            assert isinstance(guide, StoryGuide)
+            before_loop = guide.text_before_loop
+            looped = before_loop is not None
+            whole = (start.text + each.text if before_loop is None else before_loop).strip()
             text = whole_sentences(whole, wish.max_words, start.text)
             # If the guide stopped the text because of its length, the cut has made it shorter.
-            ended = job.finish_reason == "stop" and text == whole and before_loop is None
-            yield Candidate(job, start.text, text, ended, before_loop is not None)
-
-    def _job(self, wish: _Wish, start: _Start, seed: int, number: int) -> Job:
-        model = self.model
-        sampler = Sampler(model.backend, wish.first, (seed + number * SEED_STRIDE) % (1 << 64))
-        words = wish.words if start is wish.start else []
-        rest = None if wish.rest is wish.first else (sampler, wish.rest)
-        guide = StoryGuide(model.tokenizer, start.text, wish.max_words, words, rest)
-        return Job(start.tokens, sampler, model.config.seq_len, guide)
+            ended = each.finish_reason == "stop" and text == whole and not looped
+            yield Candidate(each, start.text, text, ended, looped, guide.dropped, guide.n_first)
 
 
 def _story(candidate: Candidate, wish: _Wish, seed: int) -> Story:

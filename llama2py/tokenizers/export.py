@@ -147,8 +147,8 @@ def for_tokenizer_bin(tokenizer: Tokenizer, path: Path | None) -> Tokenizer:
     scored = to_scores(tokenizer)
     if not fits_tokenizer_bin(scored):
         raise TokenizerError(
-            "a tokenizer.bin cannot hold this vocabulary's special tokens, EOS or missing BOS:"
-            " write it as hf, gguf or tokenizer.json"
+            "a tokenizer.bin cannot hold this vocabulary's special tokens, its EOS, or that its"
+            " texts begin without BOS or a space: write it as hf, gguf or tokenizer.json"
         )
     return scored
 
@@ -180,10 +180,14 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
             "this format finds special tokens wherever a text has them, the source only where"
             " normalized, single_word, lstrip or rstrip say so"
         )
-    each, once, after = tokenizer.prefix_each, False, list(tokenizer.specials.added)
+    if tokenizer.prefix == "none":
+        return changes
+    each, once, after = tokenizer.prefix == "each", False, list(tokenizer.specials.added)
     if isinstance(tokenizer, MergeTokenizer):
         if not isinstance(tokenizer.kind, Characters) or format == "json":
             return changes  # the format can say the rest
+        if tokenizer.kind.prefix == "none":
+            return changes
         each, once = tokenizer.kind.prefix == "each", tokenizer.kind.prefix_once
         after += () if each else tokenizer.specials.control
     if after and each != (format != "model"):
@@ -200,10 +204,9 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
 
 def _has_rules(tokenizer: Tokenizer) -> bool:
     """Whether an added token is matched in another way than by its text in the text as it is."""
-    if not isinstance(tokenizer, MergeTokenizer):
-        return False
+    normalizes = isinstance(tokenizer, MergeTokenizer) and tokenizer.normalizes
     rules = [tokenizer.specials.matching.get(text, PLAIN) for text in tokenizer.specials.added]
     return any(
-        rule.single_word or rule.lstrip or rule.rstrip or (rule.normalized and tokenizer.normalizes)
+        rule.single_word or rule.lstrip or rule.rstrip or (rule.normalized and normalizes)
         for rule in rules
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+from ..checkpoint.conventions import GGUF_ENDS
 from ..errors import TokenizerError
 from ..formats.gguf_metadata import GGUFFields
 from .bpe import MAX_MERGES, MAX_TOKENS
@@ -27,14 +28,25 @@ from .pretokenize import (
 )
 from .scores_and_merges import spelled, to_scores
 from .sentencepiece import (
+    CONTROL,
     NORMAL,
+    UNKNOWN,
     UNUSED,
+    USER_DEFINED,
     set_special_types,
     specials_of,
     tokenizer_of_pieces,
     types_of,
 )
-from .tokenizer import BOS, EOS, UNK, Tokenizer
+from .tokenizer import BOS, EOS, UNK, Matching, Tokenizer
+
+T = TypeVar("T")
+
+_ENDS = frozenset(text.encode() for text in GGUF_ENDS)
+# The special tokens of Phi-3 that leave the white space after them.
+_NOT_STRIPPING = frozenset([b"<unk>", b"<s>", b"<|endoftext|>"])
+# Byte-level tokens that can begin a text, where a file names none.
+_USUAL = ("<|begin_of_text|>", "<s>", "<|endoftext|>", "</s>", "<|end_of_text|>")
 
 # tokenizer.ggml.pre: the patterns, and whether a word that is a piece becomes that piece at once.
 # The first name of each entry is the one that is written.
@@ -88,35 +100,62 @@ def tokenizer_of_pairs(pairs: Mapping[str, Any]) -> Tokenizer:
     fields = GGUFFields(pairs, TokenizerError, "tokenizer.ggml.")
     model = fields.text("model", None)
     if model == b"llama":
-        return _sentencepiece(fields)
+        name = GGUFFields(pairs, TokenizerError).text("general.name", b"").lower()
+        return _sentencepiece(fields, strips=b"phi-3" in name or b"phi3" in name)
     if model == b"gpt2":
         return _byte_level(fields)
     raise fields.wrong("model", "b'llama' (sentencepiece) or b'gpt2' (byte level)")
 
 
-def _sentencepiece(fields: GGUFFields) -> Tokenizer:
-    if not fields.flag("add_space_prefix", True):
-        raise TokenizerError(
-            "tokenizer.ggml.add_space_prefix is false: llama2.c always adds that space"
-        )
-    for name, expected in [("unknown_token_id", UNK), ("bos_token_id", BOS)]:
-        if fields.integer(name, expected) != expected:
-            raise fields.wrong(name, str(expected))
+def _sentencepiece(fields: GGUFFields, strips: bool) -> Tokenizer:
+    """Make a tokenizer; ``strips`` if its special tokens take the white space after them."""
     tokens = fields.list("tokens", bytes, MAX_TOKENS)
-    scores = fields.list("scores", float, MAX_TOKENS)
-    types = _types(fields, len(tokens))
-    if len(scores) != len(tokens):
-        raise TokenizerError(f"{len(tokens)} tokens have {len(scores)} scores")
+    types = _types(fields, tokens)
     tokens = [b"" if kind == UNUSED else token for token, kind in zip(tokens, types, strict=True)]
-    eos_id = fields.integer("eos_token_id", EOS)
-    return tokenizer_of_pieces(tokens, scores, types, eos_id, fields.flag("add_bos_token", True))
+    matching = {}
+    if strips:  # llama.cpp's rule for Phi-3, whose files do not say so
+        matching = {
+            token.decode(errors="replace"): Matching(rstrip=True)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in (CONTROL, USER_DEFINED, UNKNOWN) and token not in _NOT_STRIPPING
+        }
+    tokenizer = tokenizer_of_pieces(
+        tokens,
+        _scores(fields, len(tokens)),
+        types,
+        _token(fields, "eos_token_id", len(tokens), EOS),
+        fields.flag("add_bos_token", True),
+        "each" if fields.flag("add_space_prefix", True) else "none",
+        _token(fields, "bos_token_id", len(tokens), BOS),
+        matching,
+    )
+    tokenizer.unk_id = _token(fields, "unknown_token_id", len(tokens), UNK)
+    return tokenizer
 
 
-def _types(fields: GGUFFields, n_tokens: int) -> list[int]:
-    types = fields.list("token_type", int, MAX_TOKENS)
-    if len(types) != n_tokens:
-        raise TokenizerError(f"{n_tokens} tokens have {len(types)} types")
-    return types
+def _token(fields: GGUFFields, name: str, n_tokens: int, default: T) -> int | T:
+    """Return the id of a token. As in llama.cpp, an id that no token has counts as missing."""
+    token = fields.integer(name, None)
+    return default if token is None or not 0 <= token < n_tokens else token
+
+
+def _scores(fields: GGUFFields, n_tokens: int) -> list[float]:
+    if "scores" not in fields:
+        return [0.0] * n_tokens
+    scores = fields.list("scores", (float, int), MAX_TOKENS)
+    if len(scores) < n_tokens:
+        raise TokenizerError(f"{n_tokens} tokens have {len(scores)} scores")
+    return [float(score) for score in scores[:n_tokens]]
+
+
+def _types(fields: GGUFFields, tokens: list[bytes]) -> list[int]:
+    """Return the type of every token. One that ends a turn is a control token, whatever it says."""
+    types = [NORMAL] * len(tokens)
+    if "token_type" in fields:
+        types = fields.list("token_type", int, MAX_TOKENS)
+        if len(types) < len(tokens):
+            raise TokenizerError(f"{len(tokens)} tokens have {len(types)} types")
+    return [CONTROL if token in _ENDS else kind for token, kind in zip(tokens, types, strict=False)]
 
 
 def _byte_level(fields: GGUFFields) -> Tokenizer:
@@ -125,25 +164,35 @@ def _byte_level(fields: GGUFFields) -> Tokenizer:
         raise fields.wrong("pre", b", ".join(PRE).decode())
     patterns, whole_first = PRE[pre]
     tokens = fields.list("tokens", bytes, MAX_TOKENS)
-    types = _types(fields, len(tokens))
+    types = _types(fields, tokens)
     pieces = [
         "" if kind == UNUSED else token.decode(errors="replace")
         for token, kind in zip(tokens, types, strict=True)
     ]
     specials = specials_of(pieces, types)
-    eos_id = fields.integer("eos_token_id", None)
-    bos_id = fields.integer("bos_token_id", eos_id)
+    eos_id = _token(fields, "eos_token_id", len(tokens), None)
+    bos_id = _token(fields, "bos_token_id", len(tokens), eos_id)
+    if bos_id is None:  # llama.cpp would take token 11, which only fits Falcon
+        bos_id = next((pieces.index(text) for text in _USUAL if text in pieces), None)
     if bos_id is None:
         raise fields.wrong("bos_token_id", "the id of a token")
-    return MergeTokenizer(
+    tokenizer = MergeTokenizer(
         pieces,
         _merges(fields.list("merges", bytes, MAX_MERGES)),
         ByteLevel(patterns, whole_first=whole_first, closes_gaps=False),
         bos_id=bos_id,
         eos_id=bos_id if eos_id is None else eos_id,
         specials=replace(specials, pieces=frozenset(specials.ids())),
-        adds_bos=fields.flag("add_bos_token", whole_first),  # the default is llama.cpp's
+        # The default is llama.cpp's.
+        adds_bos=fields.flag("add_bos_token", whole_first and pre not in (b"glm4",)),
     )
+    if "pre" not in fields:
+        tokenizer.warnings = (
+            "tokenizer.ggml.pre is missing, so texts are cut into words by llama.cpp's default"
+            " rules: the tokens may not be those that the model was trained with",
+        )
+        tokenizer.notes += tokenizer.warnings
+    return tokenizer
 
 
 def _merges(merges: list[bytes]) -> Iterator[tuple[str, str]]:
@@ -160,8 +209,8 @@ def _merges(merges: list[bytes]) -> Iterator[tuple[str, str]]:
 def gguf_pairs(tokenizer: Tokenizer, template: str | None = None) -> dict[str, Any]:
     """Return a vocabulary as the ``tokenizer.*`` pairs of a GGUF file.
 
-    GGUF knows only one way to put a space before a text; `export.space_changes` says where another
-    one is lost.
+    GGUF can only say whether a space is put before a text; `export.space_changes` says where that
+    is not enough.
 
     Parameters
     ----------
@@ -186,8 +235,8 @@ def gguf_pairs(tokenizer: Tokenizer, template: str | None = None) -> dict[str, A
             "tokens": _named(texts),
             "scores": [tokenizer.score(token) for token in range(len(texts))],
             "token_type": types_of(tokenizer, texts),
-            "unknown_token_id": UNK,
-            "add_space_prefix": True,
+            "unknown_token_id": tokenizer.unk_id,
+            "add_space_prefix": tokenizer.prefix != "none",
         }
     about |= {
         "bos_token_id": tokenizer.bos_id,

@@ -22,7 +22,7 @@ from .bpe import MAX_MERGES, MAX_TOKENS
 from .merge_tokenizer import SPACE_MARK, ByteLevel, Characters, MergeTokenizer
 from .pretokenize import DIGITS, GPT2, KNOWN_PATTERNS, WHOLE_PATTERNS
 from .scores_and_merges import texts_of, to_merges
-from .tokenizer import EOS, PLAIN, UNK, Matching, Specials, Tokenizer
+from .tokenizer import PLAIN, Matching, Specials, Tokenizer
 from .tokenizer_config import CONFIG, AddedToken, TokenizerConfig, read_tokenizer_config
 
 MAX_FILE_SIZE = 64 << 20  # bytes; Llama 3's has 17 MB
@@ -36,7 +36,7 @@ _BYTES_PER_CONTAINER, _BYTES_PER_ITEM = 16, 7  # at least, in a larger file
 # The texts of BOS and EOS where no tokenizer_config.json names them.
 _USUAL = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|bos|>", "<|endoftext|>"),
-    "eos": ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>"),
+    "eos": ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>", "<|endoftext|>"),
 }
 _KINDS = {dict: "object", list: "array", str: "string", int: "whole number", bool: "boolean"}
 
@@ -95,8 +95,9 @@ def _tokenizer(file: Json, config: TokenizerConfig) -> MergeTokenizer:
         whole_first=bool(model.get("ignore_merges")),
         fuses_unknown=bool(model.get("fuse_unk")),
     )
-    bos, eos = (_find(ids, config, name) for name in ("bos", "eos"))
-    if bos is None and eos is None:
+    bos, eos = _find(ids, config, "bos"), _find(ids, config, "eos")
+    known = eos if bos is None else bos
+    if known is None:
         raise TokenizerError(
             f"no token is known to begin or end a text: put a {CONFIG} beside the file that has"
             " bos_token and eos_token"
@@ -106,16 +107,16 @@ def _tokenizer(file: Json, config: TokenizerConfig) -> MergeTokenizer:
         pieces,
         _merges(model),
         kind,
-        bos_id=eos if bos is None else bos,
-        eos_id=bos if eos is None else eos,
+        bos_id=known if bos is None else bos,
+        eos_id=known if eos is None else eos,
         specials=specials,
         unk_id=ids.get(unknown) if isinstance(unknown, str) else None,
         adds_bos=bos is not None and _adds_bos(file, config, kind, pieces[bos]),
     )
     if bos is None or eos is None:
-        lacking, token = ("BOS", eos) if bos is None else ("EOS", bos)
         tokenizer.notes += (
-            f"no file names the token {lacking}: {pieces[token]!r} is used where one is needed",
+            f"no file names the token {'BOS' if bos is None else 'EOS'}: {pieces[known]!r} is used"
+            " where one is needed",
         )
     return tokenizer
 
@@ -351,9 +352,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
         if apart == set(range(n_pieces, len(texts))) and "" not in texts:
             vocabulary = {text: token for text, token in vocabulary.items() if token < n_pieces}
     else:
-        kind, merges = Characters(), to_merges(tokenizer, texts)
-        unknown = texts[UNK]
-        first = {texts[token]: token for token in range(EOS + 1)}
+        kind = Characters("none" if tokenizer.prefix == "none" else "each")
+        merges, first = to_merges(tokenizer, texts), dict(tokenizer.specials.fixed)
+        unknown = texts[tokenizer.unk_id]
     control = {**first, **tokenizer.specials.control}
     added = [
         {

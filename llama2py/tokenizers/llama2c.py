@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import TokenizerError
 from ..formats.atomic_write import replacing
 from .bpe import FIRST_BYTE, MAX_TOKENS
-from .tokenizer import EOS, Tokenizer
+from .tokenizer import BOS, EOS, Tokenizer
 
 MAX_FILE_SIZE = 16 << 20  # bytes; 32,000 tokens take 0.4 MB, 256,000 about 4 MB
 _NAME = "tokenizer.bin"
@@ -65,12 +65,14 @@ def parse_tokenizer_bin(data: bytes) -> Tokenizer:
 def fits_tokenizer_bin(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer.bin can hold a vocabulary.
 
-    It can if the vocabulary has scores, llama2.c's layout and EOS, and no other special tokens, and
-    if its texts begin with BOS.
+    It can if the vocabulary has scores, llama2.c's layout, BOS and EOS, and no other special
+    tokens, and if its texts begin with BOS and a space.
     """
-    plain = type(tokenizer) is Tokenizer and not tokenizer.specials.ids()
-    plain = plain and tokenizer.first_byte == FIRST_BYTE
-    return plain and tokenizer.eos_id == EOS and tokenizer.adds_bos
+    if type(tokenizer) is not Tokenizer or tokenizer.specials.ids():
+        return False
+    layout = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.first_byte)
+    has_layout = layout == (BOS, EOS, FIRST_BYTE)
+    return has_layout and tokenizer.adds_bos and tokenizer.prefix != "none"
 
 
 def write_tokenizer_bin(tokenizer: Tokenizer, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from ..formats.input_file import InputFile, read_whole
 from . import llama2c
 from .tokenizer import Tokenizer
 
-_MAX_PADDING = 16  # at most one of 16 ids is padding
+_USUAL_PADDING = 16  # at most one of 16 ids is padding
 _ANY = "a tokenizer.bin, .model, .json or GGUF"
 
 
@@ -32,9 +32,9 @@ def load_tokenizer(
     vocab_size : int, optional
         The number of ids that the model has. By default, any number is accepted.
     padded : bool
-        Whether the model may have a few more ids than the tokenizer. Pass True for a tokenizer that
-        belongs to the model, whose embedding may be padded to a round number of rows: see
-        `Tokenizer.padded`.
+        Whether the model may have another number of ids than the tokenizer. Pass True for a
+        tokenizer that belongs to the model, whose embedding may be padded to a round number of rows
+        (see `Tokenizer.padded`), or lack rows for the last tokens.
     gguf_pairs : mapping of str to value, optional
         The metadata of a GGUF file that is already open. The file is then not parsed again.
 
@@ -47,12 +47,38 @@ def load_tokenizer(
     tokenizer = _read(path) if gguf_pairs is None else _from_pairs(path, gguf_pairs)
     if vocab_size is None or len(tokenizer) == vocab_size:
         return tokenizer
-    if padded and 0 < vocab_size - len(tokenizer) <= vocab_size // _MAX_PADDING:
-        return tokenizer.padded(vocab_size)
+    if padded:
+        return _resized(path, tokenizer, vocab_size)
     raise TokenizerError(
         f"{path}: this tokenizer has {len(tokenizer)} tokens, the model has {vocab_size};"
         " pass the model's own with -z FILE or tokenizer=FILE"
     )
+
+
+def _resized(path: Path, tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """Return a tokenizer for a model with another number of ids."""
+    n_tokens, warning = len(tokenizer), ""
+    if vocab_size < n_tokens:
+        if tokenizer.adds_bos and tokenizer.bos_id >= vocab_size:
+            raise TokenizerError(
+                f"{path}: texts begin with token {tokenizer.bos_id}, but the model has only"
+                f" {vocab_size} tokens: the name of BOS is wrong"
+            )
+        warning = (
+            f"the tokenizer has {n_tokens} tokens and the model {vocab_size}: a text that holds one"
+            " of the others is an error"
+        )
+    else:
+        tokenizer = tokenizer.padded(vocab_size)
+        if vocab_size - n_tokens > vocab_size // _USUAL_PADDING:
+            warning = (
+                f"the tokenizer has only {n_tokens} tokens and the model {vocab_size}: this may be"
+                " the tokenizer of another model"
+            )
+    if warning:
+        tokenizer.notes += (warning,)
+        tokenizer.warnings += (warning,)
+    return tokenizer
 
 
 def _read(path: Path) -> Tokenizer:
@@ -72,7 +98,12 @@ def _read(path: Path) -> Tokenizer:
         data = read_whole(
             path, sentencepiece.MAX_FILE_SIZE, TokenizerError, "sentencepiece's tokenizer.model"
         )
-        return _named(path, sentencepiece.parse_sentencepiece, data)
+        config = None
+        if path.name == "tokenizer.model":
+            from .tokenizer_config import read_tokenizer_config
+
+            config = read_tokenizer_config(path.parent)
+        return _named(path, sentencepiece.parse_sentencepiece, data, config)
     if kind == sniff.RANKS:
         from . import tiktoken
 
@@ -98,10 +129,10 @@ def _from_pairs(path: Path, pairs: Mapping[str, Any]) -> Tokenizer:
     return _named(path, tokenizer_of_pairs, pairs)
 
 
-def _named(path: Path, parse: Any, found: Any) -> Tokenizer:
+def _named(path: Path, parse: Any, *found: Any) -> Tokenizer:
     """Parse the contents of a file, and add the name of the file to an error."""
     try:
-        tokenizer: Tokenizer = parse(found)
+        tokenizer: Tokenizer = parse(*found)
     except TokenizerError as error:
         if str(error).startswith(f"{path}: "):  # the file cannot be read
             raise

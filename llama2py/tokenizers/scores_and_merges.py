@@ -47,6 +47,7 @@ def spelled(tokenizer: Tokenizer) -> list[str]:
         Without a file name: if a piece is not UTF-8 or contains a ``▁``, or two pieces are equal.
     """
     special = set(tokenizer.specials.ids())
+    fixed = {token: text for text, token in tokenizer.specials.fixed.items()}
     texts: list[str] = []
     known: dict[str, int] = {}
     for token in range(len(tokenizer)):
@@ -55,8 +56,8 @@ def spelled(tokenizer: Tokenizer) -> list[str]:
             text = raw.decode()
         except UnicodeDecodeError:
             raise TokenizerError(f"token {token} is {raw!r:.60}, which is not UTF-8") from None
-        if token in (BOS, EOS):
-            text = "<s>" if token == BOS else "</s>"
+        if token in fixed:
+            text = fixed[token]
         elif token not in special:
             if SPACE_MARK in text:
                 raise TokenizerError(
@@ -116,8 +117,7 @@ def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
     if not isinstance(kind, Characters):
         raise TokenizerError(f"a byte-level vocabulary has no scores: {_USE_MERGES}")
     is_usual = kind.prefix == "each" and not kind.prefix_once
-    known = is_usual or (any_prefix and kind.prefix != "none")
-    if not known or kind.whole_first:
+    if not (is_usual or any_prefix or kind.prefix == "none") or kind.whole_first:
         raise TokenizerError(
             "the vocabulary does not put a space before every text:"
             " write it as hf or tokenizer.json, which can say so"
@@ -147,7 +147,13 @@ def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
         control=_without_fixed(tokenizer.specials.control, first_byte),
     )
     return Tokenizer(
-        raw, scores, specials, tokenizer.eos_id, tokenizer.adds_bos, first_byte=first_byte
+        raw,
+        scores,
+        specials,
+        tokenizer.eos_id,
+        tokenizer.adds_bos,
+        first_byte,
+        "none" if kind.prefix == "none" else "each",
     )
 
 

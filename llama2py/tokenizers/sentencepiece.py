@@ -15,12 +15,14 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ..errors import TokenizerError
 from .bpe import FIRST_BYTE, MAX_TOKENS, N_BYTES
 from .merge_tokenizer import SPACE_MARK
 from .scores_and_merges import texts_of, to_scores
-from .tokenizer import BOS, BOS_PIECE, EOS, EOS_PIECE, UNK, Specials, Tokenizer
+from .tokenizer import BOS, EOS, FIXED, UNK, Matching, Prefix, Specials, Tokenizer
+from .tokenizer_config import AddedToken, TokenizerConfig
 
 MAX_FILE_SIZE = 8 << 20  # bytes; Llama 2's has 0.5 MB, those with 256,000 tokens about 4 MB
 # Fields of any kind in one file: at most four for each token, and the settings.
@@ -28,7 +30,6 @@ _MAX_FIELDS = 4 * MAX_TOKENS + 100_000
 
 # Types of a piece. GGUF has the same.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-_FIRST_SPECIAL = 3  # unknown, BOS and EOS are never matched in a text
 _BPE = 2  # TrainerSpec.model_type; its default, 1, is the unigram model
 _TRAINER, _NORMALIZER = {3, 24, 40, 41, 42}, {1, 2, 3, 4}  # the settings that are used
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
@@ -44,14 +45,15 @@ def specials_of(texts: Sequence[str], types: Sequence[int], first: int = 0) -> S
     typed = [(texts[token], token) for token in range(first, len(texts)) if texts[token]]
     return Specials(
         added={text: token for text, token in typed if types[token] == USER_DEFINED},
-        control={text: token for text, token in typed if types[token] == CONTROL},
+        control={text: token for text, token in typed if types[token] in (CONTROL, UNKNOWN)},
     )
 
 
 def types_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """Return the type of every token of a vocabulary with scores."""
     types = [NORMAL if text else UNUSED for text in texts]
-    types[: EOS + 1] = [UNKNOWN, CONTROL, CONTROL]
+    for text, token in tokenizer.specials.fixed.items():
+        types[token] = UNKNOWN if text == "<unk>" else CONTROL
     types[tokenizer.first_byte : tokenizer.first_byte + N_BYTES] = [BYTE] * N_BYTES
     set_special_types(types, tokenizer.specials)
     return types
@@ -71,7 +73,9 @@ def tokenizer_of_pieces(
     types: Sequence[int] | None = None,
     eos_id: int = EOS,
     adds_bos: bool = True,
-    prefix_each: bool = True,
+    prefix: Prefix = "each",
+    bos_id: int = BOS,
+    matching: Mapping[str, Matching] | None = None,
 ) -> Tokenizer:
     """Make a tokenizer from sentencepiece's pieces, spelled as llama2.c's exporter spells them.
 
@@ -83,8 +87,10 @@ def tokenizer_of_pieces(
         One for each piece.
     types : sequence of int, optional
         sentencepiece's type of each piece. Without them there are no special tokens.
-    eos_id, adds_bos, prefix_each
+    eos_id, adds_bos, prefix, bos_id
         As in `Tokenizer`.
+    matching : mapping of str to Matching, optional
+        As in `Specials`.
 
     Raises
     ------
@@ -92,23 +98,31 @@ def tokenizer_of_pieces(
         Without a file name: if the pieces are not a vocabulary.
     """
     spelled = [piece.replace(_MARK, b" ") for piece in pieces]
-    specials = None
-    if types is not None:
-        texts = [
-            piece.decode(errors="replace") if kind in (CONTROL, USER_DEFINED) else ""
-            for piece, kind in zip(spelled, types, strict=True)
-        ]
-        specials = specials_of(texts, types, _FIRST_SPECIAL)
-    spelled[BOS : EOS + 1] = [BOS_PIECE, EOS_PIECE]
+    kinds = list(types or [NORMAL] * len(pieces))
+    for token, (text, piece) in enumerate(FIXED.items()):
+        if spelled[token : token + 1] == [text.encode()]:
+            spelled[token], kinds[token] = piece, NORMAL
+    texts = [
+        piece.decode(errors="replace") if kind in (CONTROL, USER_DEFINED, UNKNOWN) else ""
+        for piece, kind in zip(spelled, kinds, strict=True)
+    ]
+    specials = replace(specials_of(texts, kinds), matching=matching or {})
     first_byte = spelled.index(b"<0x00>") if b"<0x00>" in spelled else FIRST_BYTE
-    return Tokenizer(spelled, scores, specials, eos_id, adds_bos, first_byte, prefix_each)
+    return Tokenizer(spelled, scores, specials, eos_id, adds_bos, first_byte, prefix, bos_id)
 
 
 # ---- reading ----
 
 
-def parse_sentencepiece(data: bytes) -> Tokenizer:
+def parse_sentencepiece(data: bytes, config: TokenizerConfig | None = None) -> Tokenizer:
     """Make a tokenizer from the bytes of a tokenizer.model whose algorithm is BPE.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    config : TokenizerConfig, optional
+        What the files beside it say.
 
     Raises
     ------
@@ -151,14 +165,70 @@ def parse_sentencepiece(data: bytes) -> Tokenizer:
         raise TokenizerError(f"the algorithm is {trainer.get(3, 1)!r}, expected {_BPE} (BPE)")
     if trainer.get(24, 0) != 0:
         raise TokenizerError("treat_whitespace_as_suffix is true, expected false")
-    if normalizer.get(3, 1) != 1:
-        raise TokenizerError("add_dummy_prefix is not true: llama2.c always adds that space")
-    ids = tuple(trainer.get(field, default) for field, default in ((40, UNK), (41, BOS), (42, EOS)))
-    if ids != (UNK, BOS, EOS):
-        raise TokenizerError(f"unknown, BOS and EOS are {ids!r:.80}, expected {(UNK, BOS, EOS)}")
-    tokenizer = tokenizer_of_pieces(pieces, scores, types, prefix_each=False)
+    bos, eos, unknown = (
+        _id(trainer, field, default, len(pieces))
+        for field, default in ((41, BOS), (42, EOS), (40, UNK))
+    )
+    config = config or TokenizerConfig()
+    matching = _add(config.added, pieces, scores, types)
+    ids = {piece.decode(errors="replace"): token for token, piece in enumerate(pieces)}
+    bos = ids.get(config.names.get("bos", ""), bos)
+    eos = ids.get(config.names.get("eos", ""), eos)
+    either = eos if bos is None else bos
+    if either is None:
+        raise TokenizerError("neither BOS nor EOS is a token")
+    adds_bos = config.adds_bos is not False and bos is not None
+    # transformers splits a text at the tokens that it has added, sentencepiece at none of its own.
+    prefix: Prefix = "each" if matching else "control"
+    tokenizer = tokenizer_of_pieces(
+        pieces,
+        scores,
+        types,
+        either if eos is None else eos,
+        adds_bos,
+        prefix if normalizer.get(3, 1) else "none",
+        either if bos is None else bos,
+        matching,
+    )
+    tokenizer.unk_id = tokenizer.bos_id if unknown is None else unknown
     tokenizer.notes = tuple(_notes(normalizer))
     return tokenizer
+
+
+def _id(trainer: Mapping[int, int | bytes], field: int, default: int, n_tokens: int) -> int | None:
+    """Return the id of unknown, BOS or EOS; None if it is -1, which means that there is none."""
+    found = trainer.get(field, default)
+    if not isinstance(found, int):
+        raise TokenizerError(f"the id in field {field} is {found!r:.40}, expected a whole number")
+    return found if found < n_tokens else None
+
+
+def _add(
+    added: Sequence[AddedToken], pieces: list[bytes], scores: array[float], types: list[int]
+) -> dict[str, Matching]:
+    """Add tokens to a vocabulary that lacks them; return how each of those is matched."""
+    ids = {piece: token for token, piece in enumerate(pieces)}
+    matching = {}
+    for entry in added:
+        piece, kind = (
+            entry.text.encode(errors="replace"),
+            CONTROL if entry.special else USER_DEFINED,
+        )
+        token = ids.setdefault(piece, len(pieces))
+        if entry.token not in (None, token):
+            raise TokenizerError(
+                f"the added token {entry.text[:40]!r} has the id {entry.token}, expected {token}"
+            )
+        if token == len(pieces):
+            if token == MAX_TOKENS:
+                raise TokenizerError(f"the vocabulary has more than {MAX_TOKENS} tokens")
+            pieces.append(piece)
+            scores.append(0.0)
+            types.append(kind)
+            matching[entry.text] = replace(entry.matching, normalized=False)
+        elif types[token] in (NORMAL, USER_DEFINED):
+            types[token] = kind
+    return matching
 
 
 def _notes(normalizer: Mapping[int, int | bytes]) -> Iterator[str]:
@@ -244,6 +314,8 @@ def sentencepiece_model(tokenizer: Tokenizer) -> bytes:
     """
     tokenizer = to_scores(tokenizer)
     texts = texts_of(tokenizer)
+    if len(tokenizer.specials.fixed) != len(FIXED):
+        raise TokenizerError("a tokenizer.model begins with <unk>, <s> and </s>: write it as gguf")
     if "" in texts:
         raise TokenizerError(f"token {texts.index('')} is empty: a tokenizer.model cannot hold it")
     parts = []
@@ -255,7 +327,8 @@ def sentencepiece_model(tokenizer: Tokenizer) -> bytes:
     trainer = _field(3, 2) + _field(4, len(texts)) + _field(35, 1)  # BPE, size, byte_fallback
     trainer += _field(40, 0) + _field(41, 1) + _field(42, 2) + _field(43, -1)  # no padding token
     # "identity"; a space before the text; repeated spaces stay; spaces become marks.
-    normalizer = _field(1, b"identity") + _field(3, 1) + _field(4, 0) + _field(5, 1)
+    has_space = tokenizer.prefix != "none"
+    normalizer = _field(1, b"identity") + _field(3, int(has_space)) + _field(4, 0) + _field(5, 1)
     return b"".join(parts) + _field(2, trainer) + _field(3, normalizer)
 
 

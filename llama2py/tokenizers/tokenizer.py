@@ -15,9 +15,10 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
+from typing import Literal, TypeAlias
 from unicodedata import category
 
 from ..engine.parameters import instance, shown, token_ids, whole_number
@@ -28,7 +29,10 @@ UNK, BOS, EOS = 0, 1, 2
 MAX_SPECIAL_LENGTH = 256  # characters of a special token's text; real ones have up to 40
 # llama2.c's exporter puts these two pieces on lines of their own.
 BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
+FIXED = {"<unk>": b"<unk>", "<s>": BOS_PIECE, "</s>": EOS_PIECE}
+"""The texts and pieces of the ids 0, 1 and 2 in llama2.c's layout."""
 
+Prefix: TypeAlias = Literal["each", "control", "none"]
 
 # Unicode's White_Space. The word characters of Rust's regular expressions that no Unicode category
 # covers: joiners and letters in circles.
@@ -95,15 +99,19 @@ class Specials:
     pieces : frozenset of int
         The special tokens that merges may produce from ordinary text, too: those that are pieces of
         a vocabulary with merges.
+    fixed : mapping of str to int
+        Unknown, BOS and EOS of llama2.c's layout: tokens where control tokens are. `Tokenizer` sets
+        it.
     """
 
     added: Mapping[str, int] = field(default_factory=dict)
     control: Mapping[str, int] = field(default_factory=dict)
     matching: Mapping[str, Matching] = field(default_factory=dict)
     pieces: frozenset[int] = frozenset()
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     def ids(self) -> list[int]:
-        """Return the ids of all special tokens."""
+        """Return the ids of all special tokens but the fixed ones."""
         return [*self.added.values(), *self.control.values()]
 
     def split(self, text: str, trusted: bool = False) -> Iterator[str | int]:
@@ -161,7 +169,7 @@ class Specials:
 
     @cached_property
     def _all(self) -> Splitter:
-        return self._splitter({**self.control, **self.added})
+        return self._splitter({**self.fixed, **self.control, **self.added})
 
     @cached_property
     def _added(self) -> Splitter:
@@ -173,7 +181,7 @@ class Specials:
 
     @cached_property
     def _control(self) -> Splitter:
-        return Splitter({text: (token, PLAIN) for text, token in self.control.items()})
+        return self._splitter({**self.fixed, **self.control})
 
 
 class Splitter:
@@ -253,17 +261,21 @@ class Tokenizer:
         Whether a text begins with BOS, as the models of this vocabulary expect.
     first_byte : int
         The id of byte 0. Only special tokens and empty pieces come between EOS and it.
-    prefix_each : bool
-        If True, a space is put before each stretch of text between two special tokens, as in
-        llama.cpp and transformers' Llama. If False, only before each stretch between two control
-        tokens, as in sentencepiece.
+    prefix : {'each', 'control', 'none'}
+        Where a space is put: before each stretch of text between two special tokens, as in
+        llama.cpp and transformers' Llama; before each stretch between two control tokens, as in
+        sentencepiece; or nowhere.
+    bos_id : int
+        The id that begins a text.
 
     Attributes
     ----------
-    adds_bos, first_byte, prefix_each
+    adds_bos, first_byte, prefix, bos_id
         As above.
     notes : tuple of str
         What a user should know about this vocabulary, one sentence each.
+    warnings : tuple of str
+        Those of the notes that `load` also logs.
 
     Raises
     ------
@@ -272,16 +284,18 @@ class Tokenizer:
 
     Notes
     -----
-    Unknown, BOS, EOS and bytes are never matched in a text: a user who types ``<s>`` or ``<0x41>``
-    means these characters. A piece that several ids share is encoded as the lowest of them.
+    Bytes are never matched in a text, and unknown, BOS and EOS only in a trusted one: a user who
+    types ``<s>`` or ``<0x41>`` means these characters. A piece that several ids share is encoded as
+    the lowest of them.
     """
 
     unk_id = UNK
     bos_id = BOS
     eos_id = EOS
     first_byte = FIRST_BYTE
-    prefix_each = True
+    prefix: Prefix = "each"
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -291,11 +305,12 @@ class Tokenizer:
         eos_id: int = EOS,
         adds_bos: bool = True,
         first_byte: int = FIRST_BYTE,
-        prefix_each: bool = True,
+        prefix: Prefix = "each",
+        bos_id: int = BOS,
     ) -> None:
-        self.adds_bos, self.first_byte, self.prefix_each = adds_bos, first_byte, prefix_each
+        self.adds_bos, self.first_byte, self.prefix = adds_bos, first_byte, prefix
         first_piece = whole_number("first_byte", first_byte) + N_BYTES
-        eos_id = whole_number("eos_id", eos_id)
+        bos_id, eos_id = whole_number("bos_id", bos_id), whole_number("eos_id", eos_id)
         specials = instance("specials", specials or Specials(), Specials, "Specials or None")
         if not hasattr(pieces, "__len__") or not set(map(type, pieces)) <= {bytes}:
             raise TokenizerError(f"pieces is {shown(pieces)}, expected a sequence of bytes")
@@ -326,12 +341,21 @@ class Tokenizer:
                 raise TokenizerError(
                     f"token {byte + first_byte} is {piece[:40]!r}, expected the byte <0x{byte:02X}>"
                 )
-        if not 0 <= eos_id < len(pieces):
-            raise TokenizerError(f"the id of EOS is {eos_id}, expected 0 to {len(pieces) - 1}")
-        self.eos_id = eos_id
+        for name, token in (("BOS", bos_id), ("EOS", eos_id)):
+            if not 0 <= token < len(pieces):
+                raise TokenizerError(
+                    f"the id of {name} is {token}, expected 0 to {len(pieces) - 1}"
+                )
+        self.bos_id, self.eos_id = bos_id, eos_id
+        fixed = {
+            text: token
+            for token, (text, piece) in enumerate(FIXED.items())
+            if pieces[token] == piece and token not in special
+        }
+        specials = replace(specials, fixed=fixed)
         # The bytes that each id decodes to.
         outputs = list(pieces)
-        outputs[BOS] = b""
+        outputs[bos_id] = b""
         outputs[first_byte:first_piece] = [bytes([byte]) for byte in range(256)]
         self._set_up(pieces, scores, outputs, specials)
         # A sum of finite float32 numbers is always finite in double precision.
@@ -447,16 +471,17 @@ class Tokenizer:
         ----------
         text : str
             Any text without lone surrogates; NUL is allowed. The text is not normalized. A text
-            that is not empty gets one space before it, as in sentencepiece. (sentencepiece also
-            reads a literal U+2581 as a space; here it is a character like any other.)
+            that is not empty gets one space before it, as in sentencepiece, unless the vocabulary
+            wants none. (sentencepiece also reads a literal U+2581 as a space; here it is a
+            character like any other.)
         bos, eos : bool
             Whether to put BOS before the text and EOS after it. If the models of the vocabulary
             expect no BOS (`adds_bos`), only an empty text gets it, because a model needs a first
             token.
         special : bool
-            Whether a control token that is spelled out in the text, such as ``<|eot_id|>``, becomes
-            that token. By default it becomes ordinary characters, so that no user's text can end a
-            turn.
+            Whether a control token that is spelled out in the text, such as ``<|eot_id|>`` or
+            ``</s>``, becomes that token. By default it becomes ordinary characters, so that no
+            user's text can end a turn.
 
         Returns
         -------
@@ -505,6 +530,25 @@ class Tokenizer:
             first = first and part == ""
         return tokens
 
+    def controls_in(self, text: str) -> list[str]:
+        """Return the control tokens that a text spells out, each once: `encode` without ``special``
+        makes ordinary characters of them.
+
+        Parameters
+        ----------
+        text : str
+            Any text.
+
+        Returns
+        -------
+        list of str
+        """
+        names = {token: name for name, token in self.specials.control.items()}
+        names |= {token: name for name, token in self.specials.fixed.items()}
+        parts = self.specials.split(text, trusted=True)
+        found = [names[part] for part in parts if isinstance(part, int) and part in names]
+        return list(dict.fromkeys(found))
+
     def _check_text(self, text: str) -> None:
         if not isinstance(text, str):
             raise PromptError(f"text is {shown(text)}, expected a str")
@@ -523,7 +567,7 @@ class Tokenizer:
         tokens: list[int] = []
         if not text:
             return tokens
-        if self.prefix_each:
+        if self.prefix != "control":
             for part in self.specials.split(text, special):
                 tokens += [part] if isinstance(part, int) else self._encode_part(part, first)
                 first = False
@@ -538,16 +582,22 @@ class Tokenizer:
 
     def _encode_part(self, text: str, first: bool) -> list[int]:
         """Encode a text without special tokens; ``first`` if the text begins the prompt."""
-        return self._encoder.encode(" " + text)
+        return self._encoder.encode(text if self.prefix == "none" else " " + text)
 
     def _strips(self, token: int) -> bool:
         """Whether a token right after BOS loses its leading space."""
         # llama2.c keeps the space of the byte token 0x20. So does this method, unless encode() uses
         # that token for its own leading space.
+        if self.prefix == "none":
+            return False
         return not 0 <= token - self.first_byte < N_BYTES or token == self._prefix
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of token ids: ``decode(encode(text)) == text`` for every text.
+        """Return the text of token ids.
+
+        ``decode(encode(text)) == text`` for every text, except where the vocabulary lacks bytes,
+        normalizes texts, or puts spaces in a way that decoding cannot tell from the text's own: see
+        docs/formats.md, "Decoding".
 
         Parameters
         ----------

@@ -66,11 +66,12 @@ def train(
     config : TrainConfig, optional
         The hyperparameters.
     tokenizer : str, path-like or Tokenizer, optional
-        A vocabulary, such as a ``tokenizer.bin``. By default one of ``config.vocab_size`` tokens is
-        trained first, on the stories that are not held out.
+        A vocabulary, such as a ``tokenizer.bin``. Default: that of ``config.init_from`` or
+        ``config.teacher``. Without these, one of ``config.vocab_size`` tokens is trained first, on
+        the stories that are not held out.
     fresh : bool
-        Start again even if the output holds an earlier run. Files of that run are deleted, others
-        in its folder stay.
+        Start again even if the output holds an earlier run. The files of that run, its checkpoint
+        included, are deleted; other files in its folder stay.
     report : callable
         Called with one line of text per event.
     stop : callable
@@ -91,8 +92,8 @@ def train(
     TokenizerError
         If the tokenizer is missing or malformed.
     TrainingError
-        If the output belongs to another run or cannot be written, the device is not available,
-        memory runs out, or the loss is not finite.
+        If the output belongs to another run, is in use by another process, or cannot be written,
+        the device is not available, memory runs out, or the loss is not finite.
     ConfigError, ParameterError
         If hyperparameters contradict each other or do not suit the corpus.
     CheckpointError
@@ -103,6 +104,8 @@ def train(
     say = report if os.environ.get("RANK", "0") == "0" else lambda line: None  # of torchrun's
     output.check_group_size(config.dim)  # now, not when the first checkpoint is written
     output.check_input(corpus)
+    if os.environ.get("RANK", "0") == "0":
+        output.claim()  # now, not after minutes of preparation
     continues = output.has_state() and not fresh
     train_stories, held_out_stories = split_stories(
         read_stories(corpus), config.valid_share, config.seed
@@ -116,7 +119,13 @@ def train(
         vocabulary = load_tokenizer(Path(tokenizer))
     elif continues:
         vocabulary = load_tokenizer(output.tokenizer)
+    for checkpoint in filter(None, (config.init_from, config.teacher)):
+        output.check_input(checkpoint)
     _check_extra()
+    if vocabulary is None and (checkpoint := config.init_from or config.teacher):
+        from .pretrained import vocabulary_of
+
+        vocabulary = vocabulary_of(checkpoint)
     if vocabulary is None:
         from .vocabulary import train_vocabulary
 
@@ -131,6 +140,7 @@ def train(
         finished = trainer.run()
     finally:
         trainer.close()
+        output.release()
     progress = trainer.progress
     return TrainResult(finished, progress.step, progress.history, output)
 

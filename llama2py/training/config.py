@@ -12,9 +12,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..checkpoint import open_checkpoint
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..formats.text_file import read_text_file
+from ..hub import find_model
 
 T = TypeVar("T")
 
@@ -89,6 +91,16 @@ class TrainConfig:
     dtype: str = _hyperparameter("bfloat16", "type to compute in: bfloat16, float32 or float16")
     device: str = _hyperparameter("cpu", "cpu, cuda, cuda:1, mps or another PyTorch device")
     compile: bool = _hyperparameter(True, "speed up training with torch.compile")
+    init_from: str = _hyperparameter(
+        "", "checkpoint whose weights the run starts from, and whose shape the model has"
+    )
+    teacher: str = _hyperparameter(
+        "", "checkpoint whose probabilities the model learns, too; it has the same vocabulary"
+    )
+    teacher_share: float = _hyperparameter(0.5, "the teacher's share of the loss; 1: all of it")
+    teacher_temperature: float = _hyperparameter(
+        1.0, "divides the logits of teacher and model; above 1: learn improbable tokens, too"
+    )
     seed: int = _hyperparameter(1337, "seed of weights, split, order, dropout and samples")
 
     def __post_init__(self) -> None:
@@ -105,6 +117,10 @@ class TrainConfig:
             self._check(name, math.isfinite(value) and value >= 0, "a finite number, 0 or more")
         for name in ("dropout", "beta1", "beta2", "valid_share"):
             self._check(name, 0 <= getattr(self, name) < 1, "a number of at least 0 and below 1")
+        self._check("teacher_share", 0 <= self.teacher_share <= 1, "a number from 0 to 1")
+        temperature = self.teacher_temperature
+        is_positive = math.isfinite(temperature) and temperature > 0
+        self._check("teacher_temperature", is_positive, "a finite number above 0")
         self._check("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
         self._check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         self.model_config(self.vocab_size)  # checks the shape
@@ -159,6 +175,8 @@ class TrainConfig:
 def config_from(path: str | os.PathLike[str] | None, changes: Mapping[str, Any]) -> TrainConfig:
     """Make a configuration from a TOML file and changes to it.
 
+    With ``init_from``, the shape is the checkpoint's where neither names another.
+
     Parameters
     ----------
     path : str or path-like, optional
@@ -171,14 +189,27 @@ def config_from(path: str | os.PathLike[str] | None, changes: Mapping[str, Any])
     ConfigError
         If the file is missing or malformed, a name is unknown, or a value has the wrong type or is
         out of range.
+    CheckpointError
+        If the checkpoint of ``init_from`` cannot be read.
     """
-    if path is None:
-        return TrainConfig(**changes)
-    values = _read_toml(Path(path))
+    values = {} if path is None else _read_toml(Path(path))
     try:
-        return TrainConfig(**{**values, **changes})
+        config = TrainConfig(**{**values, **changes})
+        if not config.init_from:
+            return config
+        return TrainConfig(**{**_shape_of(config.init_from), **values, **changes})
     except ConfigError as error:
+        if path is None:
+            raise
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _shape_of(path: str) -> dict[str, int]:
+    """Return the shape of a checkpoint as hyperparameters."""
+    with open_checkpoint(find_model(path)) as checkpoint:
+        config = checkpoint.config
+    names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size")
+    return {name: getattr(config, name) for name in names} | {"max_seq_len": config.seq_len}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

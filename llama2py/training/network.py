@@ -6,6 +6,7 @@ Parameters are named as in llama2.c's ``model.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +51,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)  # (batch, time, heads, pairs)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def soft_loss(logits: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy between a teacher's probabilities and a model's, in nats per token.
+
+    Parameters
+    ----------
+    logits, teacher : Tensor, float32, shape (n, vocab_size)
+        The logits of both.
+    targets : Tensor, int64, shape (n,)
+        Rows whose target is `IGNORED` do not count.
+    temperature : float
+        Both logits are divided by it. The loss is multiplied by its square, so that the size of
+        the gradient does not depend on it.
+
+    References
+    ----------
+    Hinton et al., "Distilling the Knowledge in a Neural Network" (2015).
+    """
+    probabilities = (teacher / temperature).softmax(-1)
+    losses = -(probabilities * (logits / temperature).log_softmax(-1)).sum(-1)  # (n,)
+    counted = targets != IGNORED
+    return temperature**2 * (losses * counted).sum() / counted.sum()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -129,14 +153,23 @@ class Transformer(nn.Module):
         Share of activations dropped in training: of the embeddings, and of the output of each
         attention and feed-forward layer. llama2.c also drops attention weights. Here they are kept,
         because drawing random numbers for all of them takes a CPU longer than the rest of the step.
+    teacher_share, temperature : float
+        The teacher's share of the loss, and what its logits and the model's are divided by.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dropout: float = 0.0,
+        teacher_share: float = 0.0,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.teacher_share, self.temperature = teacher_share, temperature
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.drop = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.n_layers))
@@ -158,7 +191,12 @@ class Transformer(nn.Module):
                 std = 0.02 / math.sqrt(2 * self.config.n_layers) if last else 0.02
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> Tensor:
         """Return logits, or with ``targets`` the mean loss in nats per token.
 
         Parameters
@@ -167,6 +205,8 @@ class Transformer(nn.Module):
             One text per row. Padding at the end does not affect the tokens before it.
         targets : Tensor, int64, shape (batch, time), optional
             The next token of each; `IGNORED` ones do not count.
+        teacher_logits : Tensor, shape (batch, time, vocab_size), optional
+            A part of the loss is then the distance to the teacher's probabilities.
 
         Returns
         -------
@@ -183,9 +223,25 @@ class Transformer(nn.Module):
         logits = F.linear(self.norm(x), self.tok_embeddings.weight)
         if targets is None:
             return logits
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED
-        )
+        flat, flat_targets = logits.flatten(0, 1).float(), targets.flatten()
+        loss = F.cross_entropy(flat, flat_targets, ignore_index=IGNORED)
+        if teacher_logits is None:
+            return loss
+        soft = soft_loss(flat, teacher_logits.flatten(0, 1).float(), flat_targets, self.temperature)
+        return torch.lerp(loss, soft, self.teacher_share)
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Sequence[StoredTensor]]) -> None:
+        """Set the weights to tensors by llama2.c's names, of this network's shape."""
+        state = {
+            "tok_embeddings.weight": tensors["token_embedding_table"][0],
+            "norm.weight": tensors["rms_final_weight"][0],
+        }
+        for name, theirs in _LAYER_NAMES.items():
+            for layer, tensor in enumerate(tensors[name]):
+                state[f"layers.{layer}.{theirs}.weight"] = tensor
+        arrays = {name: np.array(tensor.dequantize()) for name, tensor in state.items()}  # copies
+        self.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def tensors(self) -> dict[str, tuple[StoredTensor, ...]]:
         """Return the weights as float32 by llama2.c's names, for `write_checkpoint`."""

@@ -21,6 +21,8 @@ from ..config import ModelConfig
 from ..errors import ParameterError, TrainingError
 from ..formats.atomic_write import replacing
 from ..formats.corpus import SEPARATOR
+from ..formats.descriptor import Descriptor
+from ..formats.file_lock import HAVE_LOCKS, is_locked_by_another
 from ..model import beside, load
 from ..tokenizers.llama2c import write_tokenizer_bin
 from ..tokenizers.tokenizer import Tokenizer
@@ -75,6 +77,7 @@ class Output:
         self.held_out = self.folder / "held-out.txt"
         self.history = self.folder / "history.csv"
         self.curve = self.folder / "curve.svg"
+        self._claim: Descriptor | None = None  # the folder, locked
 
     @property
     def _in_folder(self) -> tuple[Path, ...]:
@@ -124,6 +127,38 @@ class Output:
                         f"{path}: training would overwrite this file; choose another output"
                     )
 
+    def claim(self) -> None:
+        """Keep other processes from training this output, if its folder exists.
+
+        The claim ends with `release`, with this object, or with the process.
+
+        Raises
+        ------
+        TrainingError
+            If another process trains it.
+        """
+        if self._claim is not None or not HAVE_LOCKS or not os.path.isdir(self.folder):
+            return
+        try:
+            folder = Descriptor(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder}: the folder cannot be opened ({error.strerror})"
+            ) from None
+        if is_locked_by_another(folder.fileno()):
+            folder.close()
+            raise TrainingError(
+                f"{self.path}: another process is training this output; wait for it or stop it, or"
+                " choose another output"
+            )
+        self._claim = folder
+
+    def release(self) -> None:
+        """Let other processes train this output. A second call has no effect."""
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
     def begin(self, tokenizer: Tokenizer, held_out_stories: Sequence[str], fresh: bool) -> None:
         """Create the folder, and write the vocabulary and the held-out stories.
 
@@ -134,18 +169,22 @@ class Output:
         held_out_stories : sequence of str
             The stories that are not trained on; maybe none.
         fresh : bool
-            Delete what an earlier run wrote into the folder, and nothing else.
+            Delete what an earlier run wrote: its checkpoint, its files in the folder, and nothing
+            else.
 
         Raises
         ------
         TrainingError
-            If the folder cannot be created, or holds other files but no run.
+            If the folder cannot be created, holds other files but no run, or is in use.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.claim()
             self._check_folder()
             if fresh:
-                for path in self._in_folder:
+                # The checkpoint of the earlier run does not fit the vocabulary of this one.
+                earlier = [Path(os.path.realpath(self.path))] if self.has_state() else []
+                for path in (*self._in_folder, *earlier):
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise TrainingError(

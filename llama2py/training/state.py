@@ -111,7 +111,9 @@ def load_state(
     """
     with _damage_as_one_sentence(path):
         state = _read(path)
-        saved = {name: _typed(state["config"][name], kind) for name, kind in _kinds()}
+        # A state of an earlier version lacks the hyperparameters that have been added since.
+        earlier = asdict(TrainConfig()) | state["config"]
+        saved = {name: _typed(earlier[name], kind) for name, kind in _kinds()}
         progress = _progress_from(state["progress"])
         same_data = _typed(state["corpus"], str) == fingerprint
     for name, value in asdict(config).items():

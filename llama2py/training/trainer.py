@@ -24,6 +24,7 @@ from .dataset import Batch, Dataset
 from .network import Transformer
 from .optimizer import make_optimizers
 from .output import Output
+from .pretrained import initialize, load_teacher
 from .processes import Processes
 from .progress import Progress, Record
 from .state import Parts, load_state, save_state
@@ -62,6 +63,8 @@ class Trainer:
         If there are too few stories.
     ParameterError
         If the processes cannot share the work evenly.
+    CheckpointError, ConfigError
+        If the checkpoint of ``init_from`` or ``teacher`` cannot be read or has another shape.
     """
 
     def __init__(
@@ -95,8 +98,17 @@ class Trainer:
                 self._held_out = self._held_out[: config.eval_iters]
         torch.manual_seed(config.seed)
         with _memory_errors():
-            self.model = Transformer(config.model_config(len(tokenizer)), config.dropout)
+            self.model = Transformer(
+                config.model_config(len(tokenizer)),
+                config.dropout,
+                config.teacher_share,
+                config.teacher_temperature,
+            )
             self.model.to(self._processes.device)
+            self._teacher: Transformer | None = None
+            if config.teacher and config.teacher_share:
+                teacher = load_teacher(config.teacher, tokenizer, config.max_seq_len)
+                self._teacher = teacher.to(self._processes.device)
         self._optimizers = make_optimizers(self.model, config)
         self._scaler = torch.amp.GradScaler(
             self._processes.device.type, enabled=config.dtype == "float16"
@@ -128,9 +140,14 @@ class Trainer:
                 self._measured_step = self.progress.history[-1].step
             self._say(f"continuing at step {self.progress.step} of {config.max_iters}")
             self._compare_schedules(max_iters)
+        elif config.init_from:
+            initialize(self.model, config.init_from)
+            self._say(f"starting from {config.init_from}")
         if not processes.first:  # processes drop different activations
             torch.manual_seed(config.seed + self.progress.step + processes.rank)
         else:
+            if fresh and self.output.has_state():
+                self._say(f"deleting the earlier run, {self.output.path} included")
             self.output.begin(self._tokenizer, self._held_out_stories, fresh)
         processes.any(False)  # wait until the first process has prepared the output
 
@@ -294,12 +311,17 @@ class Trainer:
         return value
 
     def _loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss in nats per token; in training it includes the teacher's part."""
         device = self._processes.device
         dtype = getattr(torch, self.config.dtype)
+        tokens = torch.from_numpy(batch.tokens).to(device)
+        teacher_logits: torch.Tensor | None = None
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if self._teacher is not None and model.training:
+                with torch.no_grad():
+                    teacher_logits = self._teacher(tokens)
             loss: torch.Tensor = model(
-                torch.from_numpy(batch.tokens).to(device),
-                torch.from_numpy(batch.targets).to(device),
+                tokens, torch.from_numpy(batch.targets).to(device), teacher_logits
             )
         return loss
 

@@ -51,24 +51,10 @@ COMMANDS = [
     Command(("download", "owner/repo:big.bin")),
     Command(("info", "big.bin")),
     Command(
-        (
-            "bench",
-            "builtin",
-            "--dtype",
-            "int8",
-            "--threads",
-            "1",
-            "--batch",
-            "1",
-            "--repeats",
-            "1",
-            "--prompt-tokens",
-            "8",
-            "--tokens",
-            "8",
-        )
+        ("bench", "builtin", "--dtype", "int8", "--threads", "1", "--batch", "1", "--repeats", "1",
+         "--prompt-tokens", "8", "--tokens", "8"),
     ),
-]
+]  # fmt: skip
 TRAINING = [
     Command(("train-tokenizer", "stories.txt", "-o", "out.tok.bin", "--vocab-size", "300"),
             "out.tok.bin"),

@@ -125,7 +125,7 @@ static void draw_from_mixed(Run *run) {
 
 /* ---- many tokens a row ---- */
 
-/* A text of n tokens that goes on with `token` at position `from`, from logits and draws from these, a call a token */
+/* A text of n tokens that continues with `token` at position `from`: each call returns logits to draw one token */
 static void tell_apart(const Run *run, l2p_session *session, int32_t token, int from, int n, const l2p_draw *draws,
                        int32_t *told) {
     Run one_thread = *run;
@@ -220,7 +220,8 @@ static void draw_ahead_together(Run *run, int copies) {
     for (int given = 1; given <= 4; given += 3) { /* tokens that each text gives to the batch */
         Inputs in = {0};
         l2p_session *sessions[MOST_ROWS], *alone[MOST_ROWS];
-        int32_t rows[MOST_ROWS], n_draws[MOST_ROWS], n_drawn[MOST_ROWS + 1], want[MOST_ROWS][TEXT] = {{0}}, stop_token = -1;
+        int32_t rows[MOST_ROWS], n_draws[MOST_ROWS], n_drawn[MOST_ROWS + 1];
+        int32_t want[MOST_ROWS][TEXT] = {{0}}, stop_token = -1;
         l2p_draw draws[MOST_ROWS * TEXT];
         int n = 0, n_all = 0;
         for (int i = 0; i < n_texts; i++) {
@@ -369,8 +370,9 @@ static void counting_rmsnorm(float *out, const float *const *x, int rows, const 
     counted_kernels->rmsnorm(out, x, rows, weight, n, eps);
 }
 
-/* At each norm of a text of three tokens, with one thread or two: the call ends there. What it has drawn stays, and so
- * does what stood before it in the session, which goes on as if nothing had been. */
+/* Cancel a text of three tokens at each of its norms, with one thread and with two. The call ends there. The tokens
+ * that it has drawn stay, and so do the earlier positions of the session: its next call is as if nothing had happened.
+ */
 static void check_cancel(void) {
     enum { DRAWS = 3, BEGIN = 14 };
     const Synthetic s = synthesize(BIG);
@@ -394,7 +396,7 @@ static void check_cancel(void) {
             int32_t got[DRAWS] = {-7, -7, -7};
             norms = 0;
             cancel_flag = at == 0;
-            cancel_at = at * run.n_threads; /* each thread norms for itself; the last of them may be a little late */
+            cancel_at = at * run.n_threads; /* each thread computes every norm; the last one may be a little late */
             const int drawn = tell_ahead(&run, one, given, BEGIN, DRAWS, draws, 0, NULL, got, &cancel_flag);
             run.model->floats = counted_kernels;
             if (run.n_threads == 1) {
@@ -471,7 +473,7 @@ static void *caller_main(void *argument) {
         CHECK(tell_ahead(&run, session, run.s->tokens[0][text], text, CALLERS_TEXT, caller->draws, 1, &want[stop_at],
                          got, NULL) == done);
         CHECK(memcmp(got, want, (size_t)done * sizeof *got) == 0);
-        if (done < CALLERS_TEXT) /* it goes on */
+        if (done < CALLERS_TEXT) /* it continues */
             CHECK(tell_ahead(&run, session, got[until], text + done, CALLERS_TEXT - done, caller->draws + done, 0, NULL,
                              got + done, NULL) == CALLERS_TEXT - done);
         if (memcmp(got, want, sizeof got) != 0) fail("caller %d gets another text %d", caller->number, text);

@@ -92,7 +92,7 @@ static void check_batches(Run *run, l2p_session *foreign) {
     }
     REFUSED(1, a->positions[1] = c->seq_len - 1);    /* the second draw's token is past the end */
     REFUSED(1, a->n_draws[0] = 2);                   /* of a token that is not the last of its session */
-    REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 1)); /* stands in the rows twice, and goes on */
+    REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 1)); /* is in the rows twice, and draws more than one token */
     REFUSED(1, (a->rows[0] = 1, a->n_draws[0] = 2, a->n_draws[1] = 1));
     REFUSED(1, a->batch.n_draws = NULL);
     REFUSED(1, a->batch.draws = NULL);
@@ -160,8 +160,10 @@ static void check_configs(int n_isas) {
             CHECK(l2p_packed_bytes(&bad) == -1);
             REFUSED(&bad, best_isa(), L2P_BAD_ARGUMENT);
         }
-    l2p_config bad[10];
-    for (int i = 0; i < 10; i++) bad[i] = good;
+    enum { N_BAD = 16 };
+    const int32_t windows[] = {0, -1};
+    l2p_config bad[N_BAD];
+    for (int i = 0; i < N_BAD; i++) bad[i] = good;
     bad[0].n_kv_heads = 4; /* of 6 heads */
     bad[1].head_dim = 5;
     bad[2].weight_type = -1;
@@ -172,7 +174,13 @@ static void check_configs(int n_isas) {
     bad[7].n_heads = bad[7].n_kv_heads = 1 << 27, bad[7].head_dim = 32;                  /* 2^32 rows */
     bad[8].dim = bad[8].hidden_dim = bad[8].n_layers = 1 << 28;                          /* 2^86 bytes of weights */
     bad[9].seq_len = bad[9].n_layers = 1 << 28, bad[9].n_heads = bad[9].n_kv_heads = 64; /* or of keys */
-    for (int i = 0; i < 10; i++) {
+    bad[10].steps = L2P_ALL_STEPS + 1;
+    bad[11].steps = L2P_HEAD_NORM | L2P_ALL_NORM;
+    bad[12].steps = L2P_NO_PRE_NORM; /* and no other norm */
+    bad[13].windows = windows;
+    bad[14].rotary_dim = 5;
+    bad[15].rotary_dim = good.head_dim + 2;
+    for (int i = 0; i < N_BAD; i++) {
         now("config %d that is no model's", i);
         CHECK(l2p_packed_bytes(&bad[i]) == -1);
         REFUSED(&bad[i], best_isa(), L2P_BAD_ARGUMENT);
@@ -248,6 +256,8 @@ void check_errors(void) {
         CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_INT4, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_FLOAT16 + 1, values, values, 1, &bad) == L2P_BAD_ARGUMENT);
         CHECK(l2p_model_set(other.model, L2P_WQ, 0, L2P_INT8, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_BQ, 0, L2P_FLOAT32, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
+        CHECK(l2p_model_set(other.model, L2P_RMS_Q_WEIGHT, 0, L2P_FLOAT32, values, NULL, 1, &bad) == L2P_BAD_ARGUMENT);
         l2p_config narrow = *c;
         narrow.weight_type = L2P_INT4;
         l2p_model *int4 = new_model(&narrow);

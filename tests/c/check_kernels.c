@@ -219,6 +219,25 @@ static void check_swiglu(const FloatKernels *kernels) {
     CHECK(out[4] == 88.0f && out[5] == 200.0f && isnan(out[6]) && isnan(out[7]) && out[8] == 0.0f);
 }
 
+static void check_geglu(const FloatKernels *kernels) {
+    for (int blocks = 0; blocks <= 5; blocks++) {
+        const size_t n = (size_t)blocks * LANES;
+        Guarded in = guarded_floats(2 * n), out = guarded_floats(n);
+        fill(floats(in), 2 * n);
+        for (size_t i = 0; i < 2 * n; i++) floats(in)[i] *= 6.0f;
+        now("geglu of %d blocks", blocks);
+        kernels->geglu(floats(out), floats(in), blocks);
+        for (size_t i = 0; i < n; i++) {
+            const size_t at = i / LANES * 2 * LANES + i % LANES;
+            const double gate = (double)floats(in)[at], up = (double)floats(in)[at + LANES];
+            const double inner = sqrt(2 / acos(-1.0)) * (gate + 0.044715 * gate * gate * gate);
+            const double want = 0.5 * gate * (1 + tanh(inner)) * up;
+            CHECK(fabs((double)floats(out)[i] - want) < 1e-6 * (1 + fabs(want)));
+        }
+        unguard(in), unguard(out);
+    }
+}
+
 static void check_argmax(const Kernels *kernels) {
     for (int s = 0; s < N_SIZES; s++) {
         const int n = SIZES[s];
@@ -265,6 +284,7 @@ void check_kernels(void) {
             check_exp(sets[i]);
             if (sets[i]->numerics == EXACT) check_exact_exp(sets[i]);
             check_swiglu(sets[i]);
+            check_geglu(sets[i]);
             check_matmul_bare(sets[i]);
         }
         checked = sets[0];

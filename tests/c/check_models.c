@@ -31,6 +31,42 @@ static void check_shape(const Synthetic *s, int isa, float *const *naive, uint64
     end_run(&run);
 }
 
+/* Some models of one weight type, all instruction sets: `group` as in with_weights */
+static void check_shapes_with_steps(int group, int bfloat16_cache, uint64_t *hashes) {
+    for (int shape = 0; shape < N_STEPS; shape++) {
+        l2p_config config = with_weights(STEPS[shape], group);
+        config.cache_type = bfloat16_cache ? L2P_BFLOAT16 : L2P_FLOAT32;
+        const Synthetic s = synthesize(config);
+        float *naive[N_SESSIONS];
+        for (int i = 0; i < N_SESSIONS; i++) {
+            naive[i] = malloc((size_t)(LENGTHS[i] * s.config.vocab_size) * sizeof(float));
+            naive_forward(&s, s.tokens[i], LENGTHS[i], naive[i]);
+        }
+        for (int isa = 0; l2p_isa_name(isa); isa++)
+            if (l2p_isa_supported(isa)) check_shape(&s, isa, naive, &hashes[isa]);
+        for (int i = 0; i < N_SESSIONS; i++) free(naive[i]);
+        free_synthetic(s);
+    }
+}
+
+void check_steps(void) {
+    enum { MAX_ISAS = 16 };
+    for (int group = 0; group <= 4; group += 4) {
+        uint64_t hashes[MAX_ISAS], simd = 0;
+        for (int isa = 0; isa < MAX_ISAS; isa++) hashes[isa] = 0xcbf29ce484222325u;
+        check_shapes_with_steps(group, 0, hashes);
+        if (!group) check_shapes_with_steps(group, 1, hashes);
+        for (int isa = 0; l2p_isa_name(isa); isa++) {
+            if (!l2p_isa_supported(isa)) continue;
+            now("%s", l2p_isa_name(isa));
+            printf("%s %s %016llx\n", doing, group ? "steps_int8" : "steps", (unsigned long long)hashes[isa]);
+            if (!group && strcmp(doing, "portable") == 0) continue; /* its own numerics */
+            if (!simd) simd = hashes[isa];
+            if (hashes[isa] != simd) fail("other logits than another set's");
+        }
+    }
+}
+
 /* The big one, in each thread count: token by token too */
 void check_big(int isa, int group) {
     const Synthetic s = synthesize(with_weights(BIG, group));

@@ -7,6 +7,7 @@ void check_fork(void);
 void check_errors(void);
 void check_kernels(void);
 void check_models(void);
+void check_steps(void);
 void check_draws(void);
 void check_texts(void);
 void check_threads(void);

@@ -3,12 +3,12 @@
 #define LLAMA2PY_SYNTHETIC_H
 #include "kernels.h"
 
-enum { N_TENSORS = L2P_WCLS + 1, N_SESSIONS = 3, TOKENS = 64 };
+enum { N_TENSORS = L2P_N_TENSORS, N_SESSIONS = 3, TOKENS = 64 };
 extern const int LENGTHS[N_SESSIONS]; /* across blocks of positions, and attention's chunks of 8 */
 
 typedef struct {
     l2p_config config;
-    float *values[N_TENSORS]; /* float32, and norms: (layers, rows, cols) */
+    float *values[N_TENSORS]; /* float32, norms and biases: (layers, rows, cols) */
     int8_t *q[N_TENSORS];     /* int8, the same shape */
     float *scales[N_TENSORS]; /* int8: (layers, rows * cols / group_size rounded up) */
     int32_t tokens[N_SESSIONS][TOKENS];
@@ -16,6 +16,10 @@ typedef struct {
 
 enum { N_SHAPES = 5 };
 extern const l2p_config SHAPES[N_SHAPES];
+
+/* Models with optional steps: together, these have all of them */
+enum { N_STEPS = 5 };
+extern const l2p_config STEPS[N_STEPS];
 
 /* Big enough that the engine splits even a single token over threads */
 extern const l2p_config BIG;

@@ -260,20 +260,20 @@ def test_a_message_keeps_the_character_that_marks_control_tokens() -> None:
         Chat(Model(backend, tokenizer), template="chatml").say(every)
 
 
-def test_an_added_token_that_would_end_the_message_is_refused() -> None:
+@pytest.mark.parametrize("text", ["a <|end_of_text|> b", "a <|eot_id|> b", "<|start_header_id|>"])
+def test_an_added_token_that_would_end_the_message_is_refused(text: str) -> None:
     """The tokenizer finds an added token in every text; a control token's text stays text."""
     for control in (True, False):
         tokenizer = vocabulary("llama3", control)
-        backend = ScriptedBackend([65] * 9, len(tokenizer), seq_len=1000)
+        backend = ScriptedBackend([65, 257], len(tokenizer), seq_len=1000)
         chat = Chat(Model(backend, tokenizer), template="llama3")
-        for text in ("a <|end_of_text|> b", "a <|eot_id|> b", "<|start_header_id|>"):
-            if control:
-                chat.say(text, max_tokens=0).finish()
-                typed = bytes(token for _, token in backend.runs if token < 256)
-                assert text.encode() in typed
-            else:
-                with pytest.raises(PromptError, match="a marker of the chat template llama3"):
-                    chat.say(text)
+        if control:
+            chat.say(text).finish()
+            typed = bytes(token for _, token in backend.runs if token < 256)
+            assert text.encode() in typed
+        else:
+            with pytest.raises(PromptError, match="a marker of the chat template llama3"):
+                chat.say(text)
 
 
 @settings(deadline=None, max_examples=200)

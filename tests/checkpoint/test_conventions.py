@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import llama2py
@@ -154,13 +155,47 @@ def test_gguf_metadata_says_the_conventions(tmp_path: Path) -> None:
         ({"chat_template": 3}, "tokenizer.chat_template is 3, expected a string"),
         ({"ggml__add_bos_token": 1}, "add_bos_token is 1, expected true or false"),
         ({"ggml__eos_token_id": b"2"}, "eos_token_id is b'2', expected a whole number"),
-        ({"ggml__eot_token_id": 6}, "end token 6 is outside the vocabulary (6 tokens)"),
     ],
 )
 def test_gguf_with_wrong_metadata_is_an_error(changes: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as raised:
         of_gguf(tmp_path, **changes)
     assert message in str(raised.value)
+
+
+def test_an_end_token_outside_of_a_gguf_vocabulary_is_ignored(tmp_path: Path) -> None:
+    """llama.cpp does so, too; 4294967295 is the usual spelling of none."""
+    found = of_gguf(
+        tmp_path,
+        ggml__eos_token_id=0xFFFFFFFF,
+        ggml__eot_token_id=6,
+        ggml__eom_token_id=5,
+    )
+    assert found == Conventions(end_tokens=frozenset([5]))
+
+
+def test_the_end_tokens_of_a_gguf_are_found_by_their_texts(tmp_path: Path) -> None:
+    """llama.cpp ends a text there although the file names only one token."""
+    tokens = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))]
+    tokens += [b"<|im_start|>", b"<|im_end|>", b"<end_of_turn>", b"a"]
+    types = [2, 3, 3, *[6] * 256, 3, 3, 1, 1]
+    values: dict[str, Any] = {
+        "model": b"llama", "tokens": tokens, "scores": [0.0] * 263, "token_type": types,
+        "eos_token_id": 2,
+    }  # fmt: skip
+    path = tmp_path / "chat.gguf"
+    weights = made.weights() | {"token_embd.weight": np.zeros((263, 32), np.float32)}
+    tensors = {name: (0, w.shape, w.tobytes()) for name, w in weights.items()}
+    pairs = {f"tokenizer.ggml.{name}": value for name, value in values.items()}
+    path.write_bytes(made.gguf_file(made.metadata() | pairs, *made.lay_out(tensors)))
+    with llama2py.load(path) as model:
+        assert model.stop_tokens == {1, 2, 260, 261}
+        assert model.conventions.end_tokens == {2, 260, 261}
+    # What is written ends a text at the same tokens.
+    for name in ("again.gguf", "again"):
+        convert(path, tmp_path / name)
+        with llama2py.load(tmp_path / name) as model:
+            assert model.stop_tokens == {1, 2, 260, 261}
 
 
 def test_a_text_ends_where_the_metadata_says() -> None:

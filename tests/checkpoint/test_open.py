@@ -26,6 +26,7 @@ from llama2py.formats import gguf_metadata
 from llama2py.formats.input_file import InputFile
 from llama2py.tokenizers.load import load_tokenizer
 from tests.conftest import find_test_data
+from tests.support import foreign_files as foreign
 from tests.support.foreign_files import (
     CONFIG,
     SHAPES,
@@ -209,6 +210,38 @@ def copy_of(formats: Path, folder: Path, **changes: Any) -> Path:
     config.update(changes)
     (copy / "config.json").write_text(json.dumps(config), "utf-8")
     return copy
+
+
+def test_a_config_is_read_as_python_reads_it(formats: Path, tmp_path: Path) -> None:
+    """Names twice, of which the last counts, and Infinity, where the number is not used."""
+    folder = copy_of(formats, tmp_path)
+    text = (folder / "config.json").read_text("utf-8").rstrip().removesuffix("}")
+    text += ', "hidden_size": 3, "hidden_size": 64, "initializer_range": Infinity}'
+    (folder / "config.json").write_text(text, "utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        '{"model_max_length": Infinity, "eos_token": "<s>", "eos_token": "</s>"}', "utf-8"
+    )
+    with llama2py.load(folder) as model:
+        assert (model.config.dim, model.tokenizer.eos_id) == (64, 2)
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_an_lm_head_that_is_not_the_embedding_is_kept(differs: bool, tmp_path: Path) -> None:
+    """Although tie_word_embeddings is true: transformers keeps it, too."""
+    tensors = foreign.tiny_tensors()
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += differs
+    (tmp_path / "config.json").write_text(json.dumps(foreign.CONFIG), "utf-8")
+    data = foreign.safetensors_file(*foreign.safetensors({**tensors, "lm_head.weight": head}))
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.config.shared_classifier == (not differs)
+        assert len(checkpoint.notes) == differs
+        if differs:
+            np.testing.assert_array_equal(checkpoint.tensors["wcls"][0].dequantize(), head)
+            assert checkpoint.notes[0].startswith("tie_word_embeddings is true, but lm_head.weight")
+        else:
+            assert "wcls" not in checkpoint.tensors
 
 
 @pytest.mark.parametrize(

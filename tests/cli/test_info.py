@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
+from llama2py.checkpoint import write_llama2c
+from llama2py.checkpoint.gguf.writer import write_gguf
+from llama2py.errors import CheckpointError
+from llama2py.formats.gguf_metadata import GGUFArray, read_gguf_metadata
+from llama2py.tokenizers.pretokenize import GPT2
 from tests.cli.conftest import Call
+from tests.conftest import TINY, random_checkpoint
 from tests.support.command_line import llama2py
+from tests.support.trained_vocabularies import byte_level
+from tests.support.vocabulary_files import gguf_of_json
 
 
 def test_info_prints_the_shape(call: Call, test_data: Path) -> None:
@@ -54,6 +63,33 @@ def test_info_reads_models_of_other_programs(call: Call, test_data: Path) -> Non
     found = json.loads(call("info", "--json", gguf).stdout)
     assert (found["format"], found["dtype"]) == ("GGUF (F16)", "float16")
     assert found["tokenizer"] == str(gguf)
+
+
+def test_a_vocabulary_that_is_not_the_models_own_is_noted(call: Call, tmp_path: Path) -> None:
+    config = replace(TINY, vocab_size=32000)
+    write_llama2c(tmp_path / "large.bin", random_checkpoint(config), 0)
+    found = json.loads(call("info", "--json", tmp_path / "large.bin").stdout)
+    assert found["tokenizer"] is None
+    note = "no tokenizer of its own: Llama 2's is used, which has as many tokens"
+    assert found["notes"] == [note]
+    assert found["problems"] == []
+
+
+def test_a_missing_pattern_is_noted_and_warned_about(tmp_path: Path) -> None:
+    vocabulary = byte_level((GPT2,))
+    path, config = tmp_path / "vocabulary.gguf", replace(TINY, vocab_size=331)
+    path.write_bytes(gguf_of_json(vocabulary))
+    pairs = read_gguf_metadata(path, CheckpointError).pairs
+    written = {
+        name: value.tolist() if isinstance(value, GGUFArray) else value
+        for name, value in pairs.items()
+    }
+    write_gguf(tmp_path / "model.gguf", random_checkpoint(config), "float32", written)
+    text = "tokenizer.ggml.pre is missing, so texts are cut into words by llama.cpp's default rules"
+    assert text in llama2py("info", tmp_path / "model.gguf").stdout
+    done = llama2py("run", tmp_path / "model.gguf", "-n", "3")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"llama2py: warning: {tmp_path / 'model.gguf'}: {text}")
 
 
 def test_nan_and_infinite_weights_are_reported(call: Call, test_data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from llama2py import StoryTeller, load
 from llama2py._data import builtin_model
 from llama2py.chat.dialogue import Chat
 from llama2py.cli import main
+from llama2py.tokenizers.load import load_tokenizer
 from tests.cli.conftest import Call
 from tests.support.command_line import llama2py
 
@@ -57,6 +58,27 @@ def test_steps_count_the_prompt_and_may_cut_it(
     flags = ["-t", case["temperature"], "-p", case["topp"], "-s", case["seed"], "-n", steps]
     done = call(*story, *map(str, flags), "-i", case["prompt"])
     assert done.stdout == case["stdout"]
+
+
+def test_special_tokens_of_a_prompt_need_a_flag(call: Call, story: list[str]) -> None:
+    prompt = "Tom</s> and <s>"
+    model, vocabulary = story[1], load_tokenizer(story[3])
+    for flags, special in (([], False), (["--special"], True)):
+        done = call(*story, *flags, "-s", "3", "-n", "20", "-i", prompt)
+        tokens = vocabulary.encode(prompt, special=special)
+        with load(model, story[3]) as loaded:
+            text = loaded.generate(tokens, max_tokens=21 - len(tokens), seed=3).text
+        assert done.stdout == f"{prompt}{text}\n"
+        note = (
+            "llama2py: the prompt holds the text of </s>, <s>: with --special, it becomes those"
+            " tokens"
+        )
+        assert (note in done.stderr.splitlines()) == (not special)
+    with_bos = call(*story, "--special", "-s", "3", "-n", "20", "-i", "<s>Tom")
+    assert with_bos.stdout == "<s>" + call(*story, "-s", "3", "-n", "20", "-i", "Tom").stdout
+    done = call(*story, "--special", "-m", "chat")
+    assert done.returncode == 2
+    assert "--special is for -m generate" in done.stderr
 
 
 def test_seed_0_draws_a_seed_that_repeats_the_story(call: Call, story: list[str]) -> None:

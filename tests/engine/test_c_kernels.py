@@ -94,7 +94,7 @@ def test_clang_builds_it_without_a_warning(tmp_path: Path, hashes: Hashes) -> No
     if clang is None:
         pytest.skip("no clang here")
     program = build(tmp_path, clang, "-O1")
-    computed = read_hashes(run([str(program), "errors", "kernels", "models"]))
+    computed = read_hashes(run([str(program), "errors", "kernels", "models", "steps"]))
     both = computed.keys() & hashes.keys()  # either may be too old for a set
     assert {("portable", "float32"), ("portable", "int8")} <= both
     assert {key: computed[key] for key in both} == {key: hashes[key] for key in both}
@@ -108,7 +108,7 @@ def test_clang_builds_it_without_a_warning(tmp_path: Path, hashes: Hashes) -> No
             "address,undefined",
             [
                 ["kernels", "draws"],
-                ["fork", "errors", "models", "texts", "threads", "unscheduled", "stories"],
+                ["fork", "errors", "models", "steps", "texts", "threads", "unscheduled", "stories"],
             ],
         ),
         # not minutes for the rest; after fork() TSan knows no threads
@@ -137,7 +137,9 @@ def test_emulated_arm_computes_the_same_bits(tmp_path: Path, hashes: Hashes) -> 
     program = build(tmp_path, compiler("aarch64-linux-gnu-gcc"), "-static", "-O1")
     # What depends on the instruction set, but for the big model, which takes the emulator half a
     # minute. The emulator itself does not survive `fork`.
-    emulated = read_hashes(run_at_once([emulator, str(program)], ["kernels", "models"], ["draws"]))
+    emulated = read_hashes(
+        run_at_once([emulator, str(program)], ["kernels", "models", "steps"], ["draws"])
+    )
     simd = {digest for (isa, kind), digest in hashes.items() if isa in SIMD and kind == "float32"}
     assert {emulated[("neon", "float32")]} >= simd  # none on a CPU that has only the portable set
     # Numerics that end in libm's bits (portable, and int8) are the same wherever libm is; this

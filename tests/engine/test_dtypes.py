@@ -201,7 +201,7 @@ def test_load_takes_a_dtype_and_no_other() -> None:
     for dtype in DTYPES:
         with load(dtype=dtype) as model, load(dtype=dtype, backend="numpy") as reference:
             assert model.backend.dtype == reference.backend.dtype == dtype
-            told = model.generate(max_tokens=12, temperature=0).text
-            assert told == reference.generate(max_tokens=12, temperature=0).text
+            text = model.generate(max_tokens=12, temperature=0).text
+            assert text == reference.generate(max_tokens=12, temperature=0).text
     with pytest.raises(ParameterError, match="expected one of float32, bfloat16, int8, int4"):
         load(dtype="float16")  # type: ignore[arg-type]

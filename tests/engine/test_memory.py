@@ -219,7 +219,7 @@ def test_what_fits_exactly_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("kib", "told"),
+    ("kib", "line"),
     [
         (
             10**7,
@@ -231,13 +231,13 @@ def test_what_fits_exactly_is_loaded(
     ],
 )
 def test_info_says_what_load_would_do(
-    kib: int, told: str, tmp_path: Path, small_machine: Any, capsys: pytest.CaptureFixture[str]
+    kib: int, line: str, tmp_path: Path, small_machine: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_machine(kib)
     assert main(["info", "--json", str(tiny_files(tmp_path))]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["free_memory"] == kib * KIB
-    assert re.match(told, facts["load"])
+    assert re.match(line, facts["load"])
 
 
 def test_info_finds_zeros_and_another_vocabulary(
@@ -273,10 +273,10 @@ def test_info_takes_a_vocabulary_that_load_takes(
 
 
 def test_progress_counts_every_weight(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    llama2py.load(tiny_files(tmp_path), progress=lambda *at: told.append(at)).close()
-    done = [n for n, _ in told]
-    assert {total for _, total in told} == {TINY.n_params}
+    calls: list[tuple[int, int]] = []
+    llama2py.load(tiny_files(tmp_path), progress=lambda *at: calls.append(at)).close()
+    done = [n for n, _ in calls]
+    assert {total for _, total in calls} == {TINY.n_params}
     assert done == sorted(set(done))
     assert len(done) > 15
     assert done[-1] == TINY.n_params

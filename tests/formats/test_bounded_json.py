@@ -45,6 +45,19 @@ def test_other_texts_are_errors(text: bytes, complaint: str) -> None:
         parse_object(text, limits, TokenizerError)
 
 
+def test_a_config_may_have_what_pythons_json_has(tmp_path: Path) -> None:
+    """transformers writes and reads its configs with it."""
+    text = '{"a": 1, "a": 2, "b": Infinity, "c": NaN, "d": -Infinity, "e": {"x": 1, "x": 3}}'
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    about = read_object(path)
+    assert repr(about.values) == repr(json.loads(text))
+    assert about.integer("a") == 2
+    for name in "bcd":
+        with pytest.raises(CheckpointError, match=f"{name} is .*, expected a number"):
+            about.number(name)
+
+
 def test_a_larger_file_may_have_more_in_proportion() -> None:
     lists = [["ab", "cdefghijkl"] for _ in range(30)]
     assert len(parse_object(json.dumps({"merges": lists}).encode(), SMALL)["merges"]) == 30

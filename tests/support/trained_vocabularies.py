@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import MergeTokenizer
-from llama2py.tokenizers.pretokenize import DIGITS, GPT2, LLAMA3, LLAMACPP_DEFAULT, QWEN2, TEKKEN
+from llama2py.tokenizers.pretokenize import (
+    DEEPSEEK_CODER,
+    DEEPSEEK_LLM,
+    DIGITS,
+    GPT2,
+    GPT4O,
+    LLAMA3,
+    LLAMACPP_DEFAULT,
+    QWEN2,
+    TEKKEN,
+)
 from llama2py.tokenizers.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -52,6 +62,9 @@ BYTE_LEVEL = {
     "smollm": ((DIGITS, GPT2), False),
     "tekken": ((TEKKEN,), True),
     "llama.cpp": (LLAMACPP_DEFAULT, False),
+    "gpt-4o": ((GPT4O,), False),
+    "deepseek-llm": (DEEPSEEK_LLM, False),
+    "deepseek-coder": (DEEPSEEK_CODER, False),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,26 @@ def test_an_error_says_what_a_format_cannot_hold(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.gguf"]
     export_tokenizer(gguf, tmp_path / "tokenizer.json")
     assert load_tokenizer(tmp_path / "tokenizer.json").encode("aMARK")[-1] == 302
+
+
+def test_a_config_that_would_change_the_vocabulary_is_an_error(tmp_path: Path) -> None:
+    gguf = tmp_path / "x.gguf"
+    gguf.write_bytes(_head(gguf_pairs(with_specials()), []))
+    config = tmp_path / "tokenizer_config.json"
+    for text, message in (
+        ('{"eos_token": "<s>"}', f"{config} would give the vocabulary another BOS or EOS: choose"),
+        ('{"eos_token": 3}', f"the file would not load: {config}: a special token is 3, expected"),
+    ):
+        config.write_text(text, encoding="utf-8")
+        with pytest.raises(TokenizerError) as caught:
+            export_tokenizer(gguf, tmp_path / "tokenizer.json")
+        assert message in str(caught.value)
+        assert not (tmp_path / "tokenizer.json").exists()
+        assert config.read_text("utf-8") == text
+    config.unlink()
+    export_tokenizer(gguf, tmp_path / "tokenizer.json")
+    assert json.loads(config.read_text("utf-8"))["eos_token"] == "<|end|>"
+    assert load_tokenizer(tmp_path / "tokenizer.json").eos_id == 300
 
 
 # ---- spaces ----
@@ -111,7 +132,7 @@ def test_a_tokenizer_model_puts_no_space_after_user_defined_symbols(tmp_path: Pa
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentencepiece_model(early_specials()))
     ours = load_tokenizer(path)
-    assert ours.prefix_each is False
+    assert ours.prefix == "control"
     assert space_changes(ours, "model") == []
     for name in ("json", "gguf"):
         (changed,) = space_changes(ours, name)

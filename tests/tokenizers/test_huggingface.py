@@ -22,11 +22,12 @@ from llama2py.tokenizers.huggingface import (
 )
 from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
+from llama2py.tokenizers.pretokenize import GPT4O
 from llama2py.tokenizers.scores_and_merges import to_scores
 from llama2py.tokenizers.sentencepiece import sentencepiece_model
 from tests.conftest import tiny_tokenizer
 from tests.support.made_tokenizers import STORIES, scored
-from tests.support.trained_vocabularies import load_merges
+from tests.support.trained_vocabularies import TEXTS, byte_level, compare, load_merges
 
 Json = dict[str, Any]
 relaxed = settings(deadline=None, max_examples=200)
@@ -38,7 +39,7 @@ def tiny(**changes: Any) -> Json:
     model = {"type": "BPE", "vocab": vocab, "merges": ["a b"], "unk_token": "a"}
     found: Json = {
         "added_tokens": [{"id": 3, "content": "<s>", "special": True}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         "model": model,
     }
     for key, value in changes.items():
@@ -120,6 +121,22 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "lower case": (
         tiny(pre_tokenizer=None, model__byte_fallback=True, normalizer={"type": "Lowercase"}),
         "normalizer has the step {'type': 'Lowercase'}",
+    ),
+    "spaces that stay spaces": (
+        tiny(
+            pre_tokenizer=None,
+            model__byte_fallback=True,
+            normalizer={"type": "Prepend", "prepend": "▁"},
+        ),
+        "neither a Replace nor a Metaspace turns spaces into '▁': one is needed",
+    ),
+    "two ways to put a space": (
+        tiny(
+            pre_tokenizer={"type": "Metaspace", "replacement": "▁", "split": False},
+            model__byte_fallback=True,
+            normalizer={"type": "Prepend", "prepend": "▁"},
+        ),
+        "normalizer has the step {'type': 'Prepend', 'prepend': '▁'}, which is not supported",
     ),
     "no beginning": (
         tiny(added_tokens=[]),
@@ -228,6 +245,120 @@ def test_any_json_makes_a_tokenizer_or_a_tokenizer_error(
     tokenizer.decode(tokenizer.encode("ab cab"))
 
 
+# ---- missing bytes and ids ----
+
+LETTERS = st.text("ab \x04\x06é日", max_size=12)
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>", "?"])
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("by_characters", [False, True])
+def test_bytes_that_a_vocabulary_lacks_are_treated_as_in_tokenizers(
+    by_characters: bool, fuse: bool, unknown: str | None, tmp_path: Path
+) -> None:
+    """SmolLM2 lacks 21 bytes and has no unknown token: what needs them is left out."""
+    package = pytest.importorskip("tokenizers")
+    space, merges = ("▁", []) if by_characters else ("Ġ", [["Ã", "©"]])
+    vocab = ["a", "b", "ab", space, "bb", "?", "aba", "<s>", "<unk>"]
+    vocab += ["<0xC3>", "<0xA9>", "<0x04>"] if by_characters else ["Ã", "©", "Ã©", "æ"]
+    merges += [["a", "b"], ["b", "b"], ["ab", "a"]]
+    found = tiny(
+        added_tokens=[{"id": 7, "content": "<s>", **dict.fromkeys(FLAGS, False), "special": True}],
+        model__vocab={piece: token for token, piece in enumerate(vocab)},
+        model__merges=merges,
+        model__unk_token=unknown,
+        model__fuse_unk=fuse,
+        model__byte_fallback=by_characters,
+    )
+    found["pre_tokenizer"] = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
+    }  # fmt: skip
+    if by_characters:
+        found["pre_tokenizer"] = {
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False
+        }  # fmt: skip
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", **found}), encoding="utf-8")
+    theirs, ours = package.Tokenizer.from_file(str(path)), load_merges(path)
+    (note,) = [note for note in ours.notes if "lacks" in note]
+    assert ("left out" in note) == (unknown is None)
+
+    @relaxed
+    @given(LETTERS)
+    def check(text: str) -> None:
+        assert ours.encode(text, bos=False) == theirs.encode(text).ids
+
+    check()
+    path.write_bytes(tokenizer_json(ours))
+    again = load_merges(path)
+    assert (again.kind, again.unk_id, again.notes) == (ours.kind, ours.unk_id, ours.notes)
+
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+def test_ids_that_no_piece_has_are_unused(tmp_path: Path) -> None:
+    package = pytest.importorskip("tokenizers")
+    added = [{"id": 3, "content": "<s>", **dict.fromkeys(FLAGS, False), "special": True}]
+    found = tiny(model__vocab={"a": 0, "b": 5, "ab": 9}, added_tokens=added)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", **found}), encoding="utf-8")
+    theirs, ours = package.Tokenizer.from_file(str(path)), load_merges(path)
+    assert ours.encode("abb<s>", bos=False, special=True) == theirs.encode("abb<s>").ids
+    assert ours.encode("abb<s>", bos=False, special=True) == [9, 5, 3]
+    assert [ours.piece(token) for token in range(10)] == [
+        (theirs.id_to_token(token) or "").encode() for token in range(10)
+    ]
+    path.write_bytes(tokenizer_json(ours))
+    assert load_merges(path).encode("abb<s>", bos=False, special=True) == [9, 5, 3]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_special_token_may_be_a_piece_that_merges_make(special: bool, tmp_path: Path) -> None:
+    """So it is when a config names "!" as padding: texts still have their exclamation marks."""
+    package = pytest.importorskip("tokenizers")
+    vocab = {"a": 0, "!": 1, "!!": 2, "!!a": 3, "<s>": 4}
+    added = [
+        {"id": token, "content": text, **dict.fromkeys(FLAGS, False), "special": special}
+        for text, token in vocab.items()
+        if text in ("!", "!!", "<s>")
+    ]
+    merges = ["! !", "!! a"]
+    found = tiny(model__vocab=vocab, model__merges=merges, added_tokens=added, model__unk_token="a")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", **found}), encoding="utf-8")
+    theirs, ours = package.Tokenizer.from_file(str(path)), load_merges(path)
+    theirs_plain = package.Tokenizer.from_file(str(path))
+    theirs_plain.encode_special_tokens = True  # special tokens are text there
+    for text in ("!", "!!a", "a!!!a", "<s>!"):
+        assert ours.encode(text, bos=False, special=True) == theirs.encode(text).ids
+        if special:
+            plain = ours.encode(text, bos=False)
+            assert plain == theirs_plain.encode(text).ids
+            if "<" not in text:
+                assert ours.decode(plain) == text
+
+
+def test_a_split_that_keeps_the_matches_isolates_them(tmp_path: Path) -> None:
+    """GPT-4o's tokenizer.json, and Phi-4's, have it so; DeepSeek's has line breaks in a pattern."""
+    package = pytest.importorskip("tokenizers")
+    found = byte_level((GPT4O,))
+    split = {"type": "Split", "pattern": {"Regex": GPT4O}, "behavior": "Removed", "invert": True}
+    letters = found["pre_tokenizer"]["pretokenizers"][-1]
+    breaks = {"type": "Split", "pattern": {"Regex": "[\r\n]"}, "behavior": "Isolated"}
+    path = tmp_path / "tokenizer.json"
+    for steps in ([split, letters], [{**breaks, "invert": False}, letters]):
+        found = {**found, "pre_tokenizer": sequence(*steps)}
+        path.write_text(json.dumps(found), encoding="utf-8")
+        theirs, ours = package.Tokenizer.from_file(str(path)), load_merges(path)
+        relaxed(given(TEXTS)(compare(theirs, ours)))()
+    # Of a pattern that leaves something between its matches, the other kind would drop text.
+    dropping = {**split, "pattern": {"Regex": r"\p{N}+"}}
+    path.write_text(json.dumps({**found, "pre_tokenizer": sequence(dropping, letters)}), "utf-8")
+    with pytest.raises(TokenizerError, match=r"pre_tokenizer has the step .* which is not"):
+        load_tokenizer(path)
+
+
 # ---- writing ----
 
 
@@ -268,7 +399,7 @@ def test_the_merges_are_the_ones_that_transformers_makes(test_data: Path) -> Non
 
 
 def test_tokenizers_reads_every_way_of_putting_spaces(tmp_path: Path) -> None:
-    """And no other format can say them."""
+    """Other formats can only say that there is a space before a text, or none."""
     package = pytest.importorskip("tokenizers")
     path = tmp_path / "tokenizer.json"
     path.write_bytes(tokenizer_json(tiny_tokenizer()))
@@ -282,7 +413,8 @@ def test_tokenizers_reads_every_way_of_putting_spaces(tmp_path: Path) -> None:
         for text in ("a b", " a b", "", "  a"):
             assert theirs.encode(text).ids == ours.encode(text), (kind, text)
         for write in (to_scores, sentencepiece_model, gguf_pairs):
-            if write is gguf_pairs and kind.prefix != "none":
-                continue  # with a warning: see space_changes
+            if write is gguf_pairs or kind.prefix == "none":
+                write(ours)  # perhaps with a warning: see space_changes
+                continue
             with pytest.raises(TokenizerError, match="does not put a space before every text"):
                 write(ours)

@@ -10,7 +10,7 @@ import pytest
 
 import llama2py
 from llama2py.checkpoint import write_checkpoint
-from llama2py.errors import TokenizerError
+from llama2py.errors import PromptError, TokenizerError
 from llama2py.tokenizers.export import export_tokenizer
 from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.load import load_tokenizer
@@ -81,15 +81,41 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_only_a_little_padding_is_accepted(tmp_path: Path) -> None:
+def test_only_a_models_own_tokenizer_may_have_another_size(tmp_path: Path) -> None:
     path = _tiny_file(tmp_path)
     size = len(load_tokenizer(path))
-    load_tokenizer(path, size + 20, padded=True)
-    for vocab_size, padded in ((size + 21, True), (size - 1, True), (size + 1, False)):
-        with pytest.raises(
-            TokenizerError, match=rf"has {size} tokens, the model has {vocab_size};"
-        ):
-            load_tokenizer(path, vocab_size, padded)
+    usual = load_tokenizer(path, size + 20, padded=True)
+    assert (len(usual), usual.n_tokens, usual.warnings) == (size + 20, size, ())
+    for vocab_size, warning in (
+        (size + 21, f"the tokenizer has only {size} tokens and the model {size + 21}"),
+        (3 * size, f"the tokenizer has only {size} tokens and the model {3 * size}"),
+        (size - 1, f"the tokenizer has {size} tokens and the model {size - 1}: a text that holds"),
+    ):
+        ours = load_tokenizer(path, vocab_size, padded=True)
+        (note,) = ours.notes
+        assert ours.warnings == (note,)
+        assert note.startswith(warning)
+        assert len(ours) == max(size, vocab_size)
+    with pytest.raises(TokenizerError, match=rf"has {size} tokens, the model has {size + 1};"):
+        load_tokenizer(path, size + 1)
+    with pytest.raises(TokenizerError, match="texts begin with token 1, but the model has only 1"):
+        load_tokenizer(path, 1, padded=True)
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = random_checkpoint(replace(TINY, vocab_size=290), seed=2)
+    write_checkpoint(tmp_path / "small.bin", small.config, small.tensors)
+    folder = llama2py.convert(tmp_path / "small.bin", tmp_path / "small", tokenizer=False)
+    export_tokenizer(_tiny_file(tmp_path), folder / "tokenizer.json")
+    with llama2py.load(folder) as model:
+        assert "the tokenizer has 300 tokens and the model 290" in caplog.text
+        assert max(model.generate("ab", seed=1, max_tokens=30).tokens) < 290
+        last = model.tokenizer.decode([1, 299])
+        assert 299 in model.tokenizer.encode(last)
+        with pytest.raises(PromptError, match="token 299 is out of the vocabulary"):
+            model.generate(last)
 
 
 def test_a_model_with_more_rows_than_its_tokenizer_converts_to_every_format(tmp_path: Path) -> None:

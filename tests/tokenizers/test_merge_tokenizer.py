@@ -215,6 +215,19 @@ def test_a_normalized_token_takes_the_space_that_normalization_puts(tmp_path: Pa
         assert tokens == theirs.encode("the <x> cat").ids
 
 
+def test_an_added_token_of_save_pretrained_takes_no_space_of_its_own(
+    real: Path, tmp_path: Path
+) -> None:
+    """add_tokens makes normalized tokens; Prepend gives them the space before the next text."""
+    found = json.loads((real / "tokenizer.json").read_bytes())
+    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)}
+    added = {"id": 512, "content": "<x>", **flags, "normalized": True}
+    found["added_tokens"].append(added)
+    theirs, ours = both(found, tmp_path)
+    assert ours.encode("Once <x> upon", bos=False) == [403, 512, 407]
+    assert theirs.encode("Once <x> upon", add_special_tokens=False).ids == [403, 512, 407]
+
+
 KINDS = ["normalizer", "always", "first", "never", "", "NFC", "NFKC"]
 
 

@@ -58,6 +58,33 @@ def test_a_real_one_becomes_the_tokenizer_bin(real: Path, test_data: Path, tmp_p
     assert (tmp_path / "out.bin").read_bytes() == (test_data / "data" / "tok512.bin").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_dummy_prefix": False},
+        {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},  # Gemma's
+        {"bos_id": -1, "pad_id": 1},
+        {"eos_id": -1, "pad_id": 2, "add_dummy_prefix": False},
+    ],
+)
+def test_bos_eos_and_the_space_are_as_the_settings_say(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    sentencepiece: Any = pytest.importorskip("sentencepiece")
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(train(model_type="bpe", **options))
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    ours = load_tokenizer(path)
+    bos, eos = theirs.bos_id(), theirs.eos_id()
+    assert (ours.bos_id, ours.eos_id) == (eos if bos < 0 else bos, bos if eos < 0 else eos)
+    assert ours.unk_id == theirs.unk_id()
+    assert ours.adds_bos == (bos >= 0)
+    for text in ("the cat", " the cats  sat", "é on 日本", "a", ""):
+        tokens = ours.encode(text, bos=False)
+        assert tokens == theirs.encode(text)
+        assert ours.decode([ours.bos_id, *tokens]) == text
+
+
 def train(**options: Any) -> bytes:
     """Train a small model with sentencepiece. It keeps spaces as they are."""
     sentencepiece: Any = pytest.importorskip("sentencepiece")
@@ -192,6 +219,7 @@ def test_a_real_one_that_is_cut_short_is_refused(real: Path, tmp_path: Path) -> 
             load_tokenizer(path)
 
 
+NONE = (1 << 64) - 1  # -1
 HOSTILE = {
     "cut in a piece": (GOOD[:20], "field 1 at byte"),
     "cut in a tag": (GOOD + b"\xff", "the number at byte"),
@@ -224,13 +252,13 @@ HOSTILE = {
         model(field(3, 2) + field(24, 1)),
         "treat_whitespace_as_suffix is true",
     ),
-    "no prefix": (
-        model(normalizer=field(3, 0)),
-        "add_dummy_prefix is not true: llama2.c",
+    "no BOS or EOS": (
+        model(trainer=field(3, 2) + field(41, NONE) + field(42, NONE)),
+        "neither BOS nor EOS is a token",
     ),
-    "another bos": (
-        model(trainer=field(3, 2) + field(41, 7)),
-        "unknown, BOS and EOS are (0, 7, 2), expected (0, 1, 2)",
+    "an EOS of bytes": (
+        model(trainer=field(3, 2) + field(42, b"2")),
+        "the id in field 42 is b'2', expected a whole number",
     ),
 }
 

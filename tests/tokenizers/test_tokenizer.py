@@ -17,7 +17,7 @@ from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import ByteLevel, Characters, MergeTokenizer
 from llama2py.tokenizers.pretokenize import QWEN2
-from llama2py.tokenizers.tokenizer import BOS, EOS, Specials, Tokenizer
+from llama2py.tokenizers.tokenizer import BOS, EOS, Prefix, Specials, Tokenizer
 from tests.conftest import tiny_tokenizer
 from tests.support.made_tokenizers import early_specials, merging_with, scored_vocabulary
 from tests.support.vocabulary_files import SPECIAL
@@ -53,6 +53,39 @@ def test_a_vocabulary_without_a_space_spells_it_in_bytes(text: str) -> None:
     tokens = tokenizer.encode(text)
     assert tokens[:2] == ([BOS, FIRST_BYTE + 0x20] if text else [BOS])
     assert tokenizer.decode(tokens) == text
+
+
+def in_order(prefix: Prefix, adds_bos: bool) -> Tokenizer:
+    pieces = [*SPECIAL, b"a", b" a", b" "]
+    scores = [0.0] * len(pieces)
+    return Tokenizer(pieces, scores, adds_bos=adds_bos, prefix=prefix)
+
+
+@relaxed
+@given(st.text())
+def test_decoding_without_bos_keeps_the_space_that_encoding_adds(text: str) -> None:
+    for tokenizer, space in (
+        (bundled(), " "),
+        (in_order("each", adds_bos=False), " "),
+        (in_order("control", adds_bos=False), " "),
+        (in_order("none", adds_bos=False), ""),
+    ):
+        tokens = tokenizer.encode(text, bos=False)
+        assert tokenizer.decode(tokens) == (space + text if text else "")
+        assert tokenizer.decode([tokenizer.bos_id, *tokens]) == text
+
+
+@relaxed
+@given(st.text())
+@example(" ")
+@example("  a")
+def test_decoding_loses_a_space_that_keeps_encoding_from_adding_one(text: str) -> None:
+    for kind in (Characters("each", True), Characters("first", True)):
+        tokenizer = merging_with(kind)
+        assert tokenizer.decode(tokenizer.encode(text)) == text.removeprefix(" ")
+    for kind in (Characters("each"), Characters("none")):
+        tokenizer = merging_with(kind)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 byte_tokens = st.integers(FIRST_BYTE, FIRST_PIECE - 1)

@@ -8,6 +8,7 @@ import pytest
 
 from llama2py import ParameterError, TrainingError
 from llama2py.formats.corpus import read_stories
+from llama2py.formats.file_lock import HAVE_LOCKS
 from llama2py.training import Output, train
 from tests.conftest import tiny_tokenizer
 from tests.support.tiny_training import write_corpus
@@ -30,12 +31,51 @@ def test_fresh_deletes_what_training_wrote_and_nothing_else(tmp_path: Path) -> N
     output.begin(tiny_tokenizer(), ["A story."], fresh=False)
     for path in (output.state, output.best, output.history, output.curve):
         path.write_text("old")
+    output.path.write_text("old")
     (output.folder / "notes.txt").write_text("mine")
     (output.folder / "state.pt.bak").write_text("mine")
     output.begin(tiny_tokenizer(), ["Another story."], fresh=True)
     names = {path.name for path in output.folder.iterdir()}
     assert names == {"held-out.txt", "notes.txt", "state.pt.bak"}
     assert read_stories(output.held_out) == ["Another story."]
+    assert not output.path.exists()  # it does not fit the new vocabulary
+
+
+def test_fresh_keeps_a_checkpoint_that_no_run_wrote(tmp_path: Path) -> None:
+    output = Output(tmp_path / "data.bin")
+    output.path.write_text("mine")
+    output.begin(tiny_tokenizer(), ["A story."], fresh=True)
+    assert output.path.read_text() == "mine"  # until the first measurement
+
+
+@pytest.mark.skipif(not HAVE_LOCKS, reason="this system has no flock")
+def test_a_second_run_with_the_same_output_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    first, second = Output(tmp_path / "data.bin"), Output(tmp_path / "data.bin")
+    first.begin(tiny_tokenizer(), ["A story."], fresh=False)
+    before = first.held_out.read_bytes()
+    message = r"data\.bin: another process is training this output"
+    with pytest.raises(TrainingError, match=message):
+        second.claim()
+    for fresh in (False, True):
+        with pytest.raises(TrainingError, match=message):
+            second.begin(tiny_tokenizer(), ["Another story."], fresh)
+    assert first.held_out.read_bytes() == before
+    first.release()
+    second.begin(tiny_tokenizer(), ["Another story."], fresh=False)
+    assert first.held_out.read_bytes() != before
+    second.release()
+
+
+@pytest.mark.skipif(not HAVE_LOCKS, reason="this system has no flock")
+def test_train_claims_its_output_before_it_reads_the_corpus(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "stories.txt")
+    first = Output(tmp_path / "data.bin")
+    first.begin(tiny_tokenizer(), ["A story."], fresh=False)
+    lines: list[str] = []
+    with pytest.raises(TrainingError, match="another process is training this output"):
+        train(corpus, first.path, report=lines.append)
+    assert lines == []
+    first.release()
 
 
 def test_a_run_that_was_killed_before_its_first_state_begins_again(tmp_path: Path) -> None:

@@ -119,7 +119,12 @@ def architecture_for(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
     tensors = [item.name for item in gguf_items(config, "float32")]
     factors = _factors(config)
-    for name in _ORDER if config.qkv_bias else _ORDER[1:]:
+    only_qkv = config.qkv_bias and not (config.output_bias or config.mlp_bias)
+    for name in _ORDER:
+        if (name == "qwen2" and not only_qkv) or (
+            (config.output_bias or config.mlp_bias) and name not in _ALL_BIASES
+        ):
+            continue
         pairs = {"general.architecture": name.encode(), **_numbers(config, name)}
         try:
             found, _ = read_config(
@@ -135,6 +140,8 @@ def architecture_for(checkpoint: Checkpoint) -> str:
     )
 
 
+# The architectures in which llama.cpp reads biases of other matrices than wq, wk and wv.
+_ALL_BIASES = ("llama", "granite")
 # The architectures that are written; the first that fits is taken. llama may have biases, too, but
 # llama.cpp's converter gives models with biases of queries, keys and values another name.
 _ORDER = ("qwen2", "llama", "qwen3", "smollm3", "olmo2", "granite", "gemma", "gemma3")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,7 @@ _INTERNLM2 = (
     (".feed_forward.w3.", ".mlp.up_proj."),
 )
 MAX_FILES = 512
+_BAND = 1 << 20  # weights that are compared at a time
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
@@ -142,8 +143,15 @@ def read_huggingface_directory(
             for name, weight in found.items():
                 if mapping is None or mapping.get(name) == file.path.name:  # the index decides
                     weights[name] = weight
-        if config.shared_classifier:
-            weights.pop(_NAMES["wcls"], None)  # transformers ignores its contents
+        if config.shared_classifier and _NAMES["wcls"] in weights:
+            if _are_equal(weights[_NAMES["wcls"]], weights.get(_NAMES["token_embedding_table"])):
+                del weights[_NAMES["wcls"]]
+            else:  # as in transformers
+                config = replace(config, shared_classifier=False)
+                notes.append(
+                    f"tie_word_embeddings is true, but {_NAMES['wcls']} is not the token embedding:"
+                    " the model has both"
+                )
         tensors = _tensors(folder, config, family, weights)
         check_sharing(folder, tensors, sum(file.size for file in files))
         many = f", {len(paths)} files" if len(paths) > 1 else ""
@@ -159,6 +167,22 @@ def read_huggingface_directory(
     if opened is not None and opened.file not in files:
         opened.file.close()
     return checkpoint
+
+
+def _are_equal(a: Weight, b: Weight | None) -> bool:
+    """Whether two tensors have the same bytes; True if there is only one.
+
+    They are read in bands: an embedding may have gigabytes.
+    """
+    if b is None or (a.window and a.window == b.window):
+        return True
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    first, second = a.array, b.array
+    if first.strides is not None or second.strides is not None:
+        return first.read().tobytes() == second.read().tobytes()
+    bands = (slice(begin, begin + _BAND) for begin in range(0, first.size, _BAND))
+    return all(first[band].tobytes() == second[band].tobytes() for band in bands)
 
 
 def _tensors(

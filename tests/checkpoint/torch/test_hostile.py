@@ -110,7 +110,7 @@ BROKEN_PICKLES: dict[str, tuple[bytes, str]] = {
     "other dtype": (program(whole(Storage("0", np.ones(8, "<f4"), "HalfStorage"))), "32 bytes"),
     "negative numel": (program(whole(Storage("0", np.ones(8, "<f4"), numel=-8))), "has 32 bytes"),
     "huge numel": (program(whole(Storage("0", np.ones(8, "<f4"), numel=1 << 62))), "has 32 bytes"),
-    "behind the end": (program(tensor_program(NORM_STORAGE, 1, (8,), (1,))), "does not fit"),
+    "past the end": (program(tensor_program(NORM_STORAGE, 1, (8,), (1,))), "does not fit"),
     "in front": (program(tensor_program(NORM_STORAGE, -1, (8,), (1,))), "does not fit"),
     "far strides": (program(tensor_program(NORM_STORAGE, 0, (2,), (8,))), "does not fit"),
     "negative strides": (program(tensor_program(NORM_STORAGE, 7, (8,), (-1,))), "lacks a storage"),
