@@ -200,7 +200,7 @@ def test_a_chat_with_error_raises_at_the_end_of_the_context() -> None:
     with pytest.raises(ContextError, match="does not fit"):
         chat.say("b" * 60)
     assert len(backend.runs) == runs
-    with pytest.raises(ParameterError, match="overflow is 'stop', expected one of trim, shift, error"):
+    with pytest.raises(ParameterError, match="overflow is 'stop', expected one of trim"):
         Chat(tiny_model(), overflow="stop")  # type: ignore[arg-type]
 
 
