@@ -6,12 +6,15 @@ Source of the recorded ones: tests/support/families.py.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama2py import CheckpointError, SessionError, convert
@@ -267,6 +270,60 @@ def test_minicpm_scales_as_granite_does(models: dict[str, Path], tmp_path: Path)
 
 
 # ---- numbers of config.json ----
+
+ODD: list[Any] = [
+    None,
+    0,
+    1,
+    -1,
+    3,
+    1 << 31,
+    1 << 70,
+    0.5,
+    1e-40,
+    1e300,
+    "",
+    "x",
+    True,
+    [],
+    {},
+    [1],
+    [1, 0, 1, 0],
+]
+ODD += [["full_attention"] * 4, ["sliding_attention"] * 4, ["sliding_attention", None, 3, {}]]
+ODD += [
+    {"rope_type": kind} for kind in ("yarn", "longrope", "linear", "llama3", "dynamic", "default")
+]
+ODD += [
+    {"rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 1 << 60},
+    {"rope_type": "yarn", "factor": 0.1, "beta_fast": 1e-9, "beta_slow": 1e30},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": []},
+    {"rope_type": "longrope", "short_factor": [1e308, 2, 3, 10**400]},
+    {"full_attention": {}, "sliding_attention": {"rope_type": "yarn"}},
+    {"full_attention": 3},
+]
+KEYS = sorted({key for about in FAMILIES.values() for key in about})
+KEYS += ["rope_parameters", "layer_types", "no_rope_layers", "sliding_window_pattern", "bias"]
+KEYS += ["scale_emb", "scale_depth", "dim_model_base", "rope_local_base_freq", "hidden_activation"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FAMILIES)),
+    changes=st.lists(
+        st.tuples(st.sampled_from(KEYS), st.sampled_from(ODD)), min_size=1, max_size=3
+    ),
+)
+def test_a_config_with_odd_values_opens_or_is_an_error(
+    name: str, changes: list[tuple[str, Any]], models: dict[str, Path]
+) -> None:
+    path = models[name] / "config.json"
+    try:
+        path.write_text(json.dumps({**FAMILIES[name], **dict(changes)}), "utf-8")
+        with suppress(CheckpointError), open_checkpoint(models[name]) as checkpoint:
+            Reference(checkpoint)
+    finally:
+        path.write_text(json.dumps(FAMILIES[name]), "utf-8")
 
 
 @pytest.mark.parametrize(
