@@ -103,11 +103,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _template(jinja: str | None) -> str | None:
-    """Return the name of a chat template, or None if there is no template."""
+    """Say what a chat needs, or None if there is no template."""
     if jinja is None:
         return None
-    known = recognise(jinja)
-    return known.name if known else "unknown"
+    return "known" if recognise(jinja) else "its own, which needs llama2py[chat]"
 
 
 def _rope_scaling(config: ModelConfig) -> str | None:
