@@ -21,8 +21,9 @@ LAYERS = [
     {"checkpoint"},
     {"tokenizers", "engine"},
     {"generation", "backend"},
+    {"chat"},
     {"model"},
-    {"chat", "scoring", "stories", "meta", "conversion", "training", "bench"},
+    {"scoring", "stories", "meta", "conversion", "training", "bench"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -287,7 +287,11 @@ def test_a_chat_uses_the_template_of_a_directory(tmp_path: Path) -> None:
 
 
 def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for jinja, name in ((CHATML, "chatml"), ("{{ x }}", "unknown"), (None, "none")):
+    for jinja, name in (
+        (CHATML, "chatml"),
+        ("{{ x }}", "its own, run by llama2py[chat]"),
+        (None, "none"),
+    ):
         directory(tmp_path, tokenizer_config__json={"chat_template": jinja})
         assert main(["info", str(tmp_path)]) == 0
         assert f"\ntemplate     {name}\n" in capsys.readouterr().out
