@@ -20,7 +20,11 @@ from tests.support import gguf_files as made
 from tests.support.scripted import ScriptedBackend
 from tests.test_conversion import make
 
-CHATML = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def directory(folder: Path, **files: Any) -> Path:
