@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ..engine.backend import Backend
 from ..errors import BatchError
 from ..hub import find_model
 from ..model import Model, load, own_tokenizer
+from ..tokenizers.tokenizer import Tokenizer
 
 Identity: TypeAlias = dict[str, dict[str, str]]
 
@@ -78,11 +79,9 @@ def load_identified(spec: ModelSpec) -> tuple[Model, Identity]:
     before = [_state(file) for file in files]
     model = load(path, tokenizer, spec.threads, "c", spec.dtype, spec.cache_dtype)
     digest = hashlib.sha256()
-    about = (
-        *(repr(config), conventions.chat_template, conventions.add_bos, conventions.eos_ends),
-        *(sorted(conventions.end_tokens), model.backend.dtype, spec.cache_dtype),
-    )
-    digest.update(repr(about).encode())
+    about = [(item.name, _ordered(getattr(conventions, item.name))) for item in fields(conventions)]
+    digest.update(repr((repr(config), about, model.backend.dtype, spec.cache_dtype)).encode())
+    digest.update(_vocabulary(model.tokenizer).encode())
     for file in files:
         digest.update(_file_digest(file))
     if before != [_state(file) for file in files]:
@@ -94,6 +93,21 @@ def load_identified(spec: ModelSpec) -> tuple[Model, Identity]:
         "numerics": _numerics(model.backend),
     }
     return model, {"model": facts, "versions": versions()}
+
+
+def _ordered(value: Any) -> Any:
+    """Return a value whose ``repr`` is the same in each process."""
+    if isinstance(value, Mapping):
+        return sorted(value.items())
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def _vocabulary(tokenizer: Tokenizer) -> str:
+    """Return a digest of all tokens: files beside a vocabulary may add some."""
+    specials = tokenizer.specials
+    pieces = [tokenizer.piece(token) for token in range(len(tokenizer))]
+    about = pieces, sorted(specials.control.items()), sorted(specials.added.items())
+    return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
 def _state(file: Path) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .._util import Closing, counted
+from .._util import Closing
 from ..errors import BatchError
 from ..formats.atomic_write import replacing
 from ..formats.file_lock import HAVE_LOCKS, is_at, lock
@@ -328,6 +328,3 @@ class OutputFolder(Closing):
 
     def _unusable(self, error: OSError) -> BatchError:
         return BatchError(f"{self.path}: cannot be used ({error.strerror or error})")
-
-    def __repr__(self) -> str:
-        return f"<OutputFolder {self.path}, {counted(len(self.done), 'finished shard')}>"

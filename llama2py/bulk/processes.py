@@ -101,7 +101,6 @@ class _Worker:
             )
         self.connection = Connection(mine.detach())
         self.running: dict[int, ShardInput] = {}
-        self.identity: Identity | None = None
         self.send(("settings", spec, settings))
 
     def send(self, message: object) -> None:
@@ -203,7 +202,7 @@ class Processes(Closing):
             if kind == "error":
                 raise BatchError(content[0])
             if kind == "ready":
-                self._check(worker, content[0])
+                self._check(content[0])
             elif kind == "rows":
                 self._on_rows(*content)
             else:
@@ -212,8 +211,7 @@ class Processes(Closing):
                 self._deaths = 0
                 yield result
 
-    def _check(self, worker: _Worker, identity: Identity) -> None:
-        worker.identity = identity
+    def _check(self, identity: Identity) -> None:
         if self._identity is None:
             self._identity = identity
         if found := difference(self._identity, identity):
@@ -256,11 +254,9 @@ def serve(descriptor: int) -> None:
     """Be a worker: make the shards that come from a socket until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this
     connection = Connection(descriptor)
-    sending = threading.Lock()
 
     def send(*message: Any) -> None:
-        with sending:
-            connection.send(message)
+        connection.send(message)
 
     try:
         _, spec, settings = connection.recv()

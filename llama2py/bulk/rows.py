@@ -12,7 +12,6 @@ from typing import Any
 from ..engine.parameters import shown, whole_number
 from ..errors import BatchError, ParameterError, PromptError
 from ..formats.bounded_json import Limits, parse_object
-from ..generation.options import Options
 
 # Bytes of one row of the input.
 MAX_ROW = 8 << 20
@@ -22,14 +21,14 @@ BAD_ROW = b"!"
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
-# What a row or a job may set for its text. Nothing that depends on time, or that is not JSON.
-PARAMETERS = frozenset(Options.__annotations__) - {
-    "cancel",
-    "logits_processor",
-    "logprobs",
-    "max_time",
-}
-PARAMETERS |= {"max_tokens", "temperature", "top_p", "seed"}
+# What a row or a job may set for its text: nothing that depends on time, or that is not JSON.
+PARAMETERS = frozenset(
+    [
+        *("max_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p"),
+        *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+        *("logit_bias", "banned_tokens", "stop", "stop_tokens", "overflow", "seed"),
+    ]
+)
 _INTEGERS = {"max_tokens", "top_k", "seed"}
 
 _ENDPOINTS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}

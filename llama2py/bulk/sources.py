@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -209,8 +208,3 @@ def _without_nul(file: io.TextIOBase) -> Iterator[str]:
     """Python 3.10's csv refuses a NUL with an error for the whole file."""
     for line in file:
         yield line.replace("\0", "\ufffd")
-
-
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return an absolute path, for processes that may run in another folder."""
-    return Path(os.path.abspath(path))

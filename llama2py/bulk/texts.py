@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._util import Closing
-from ..chat.templates import TurnEncoder, default_system, find_template
+from ..chat.encoder import DialogueEncoder
+from ..chat.templates import find_template
 from ..errors import Llama2pyError, ParameterError, PromptError
 from ..generation.batch import Job, run_jobs
 from ..generation.options import JobMaker, check_options
@@ -131,7 +132,7 @@ class ShardMaker(Closing):
         self._template = None if settings.template is None else Template(settings.template)
         self._parameters = checked_parameters(settings.parameters)
         self._makers: dict[str, JobMaker] = {}
-        self._encoder: TurnEncoder | None = None
+        self._encoder: DialogueEncoder | None = None
         if settings.stories is None:
             # Wrong values are refused now, not in every row.
             self._own_maker = self._new_maker(self._parameters, chat=False)
@@ -293,49 +294,29 @@ class ShardMaker(Closing):
         temperature, top_p = options.pop("temperature", 1.0), options.pop("top_p", 0.9)
         if chat:
             encoder = self._turns()
-            options["stop"] = [*encoder.template.stop, *options.get("stop", ())]
+            options["stop"] = [*encoder.stop, *options.get("stop", ())]
             options.setdefault("stop_tokens", encoder.stop_tokens)
         return check_options(self._model, max_tokens, temperature, top_p, options)  # type: ignore[arg-type]
 
     # ---- dialogues ----
 
-    def _turns(self) -> TurnEncoder:
+    def _turns(self) -> DialogueEncoder:
         if self._encoder is None:
             model = self._model
             controls = model.tokenizer.specials.control
             template = find_template(self._settings.chat_template, model.conventions, controls)
-            self._encoder = TurnEncoder(template, model.tokenizer, model.conventions)
+            self._encoder = DialogueEncoder(template, model.tokenizer, model.conventions)
         return self._encoder
 
     def _dialogue(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Encode a dialogue: an optional system prompt, then turns, the user's first and last."""
-        encoder = self._turns()
-        system, turns = None, messages
-        if messages[0]["role"] == "system":
-            system, turns = messages[0]["content"], messages[1:]
-        elif encoder.template.name == "chatml":
-            system = default_system(self._model.conventions.chat_template)
-        roles = [message["role"] for message in turns]
-        if len(roles) % 2 == 0 or roles != [
-            ("user", "assistant")[i % 2] for i in range(len(roles))
-        ]:
-            listed = ", ".join(str(message["role"]) for message in messages)
-            raise PromptError(
-                f"the roles of the messages are {listed:.100}, expected an optional system, then"
-                " user and assistant in turns, ending with user"
-            )
+        """Encode a dialogue as `Chat` does; the text continues a last message of the assistant."""
+        encoder, last = self._turns(), messages[-1]["role"]
+        if last == "system":
+            raise PromptError("the dialogue has no message to answer")
         for message in messages:
-            encoder.check(message["content"])
-        texts = [message["content"] for message in turns]
-        past = list(zip(texts[:-1:2], texts[1::2], strict=True))
-        if encoder.template.end is None:
-            return encoder.text(past, texts[-1], system)
-        tokens: list[int] = []
-        for number, (user, answer) in enumerate(past):
-            first = number == 0
-            tokens += encoder.turn(user, system if first else None, first)
-            tokens += self._model.tokenizer.encode_parts([answer], False) + encoder.end()
-        return tokens + encoder.turn(texts[-1], None if past else system, not past)
+            if message["role"] != "assistant":
+                encoder.check(message["content"])
+        return encoder.tokens(*encoder.render(messages, continued=last == "assistant"))
 
 
 def _places(given: Iterable[ShardInput | None], in_work: deque[_Shard]) -> Iterator[_Place | None]:

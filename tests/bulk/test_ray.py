@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,28 +107,39 @@ def actor_processes() -> list[int]:
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_driver_that_is_killed_goes_on(
+def test_a_command_survives_kill_9_of_any_part(
     cluster: Any, write_rows: WriteRows, source: Source, tmp_path: Path, rounds: int
 ) -> None:
+    """At a random moment: of the command, of an actor, or of the second node's raylet."""
     run_batch(source, SETTINGS, tmp_path / "one", in_process(SETTINGS))
-    words = ["batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "ray"), "-s", "4"]
-    words += ["-n", "60", "--shard-rows", "6", "--threads", "1", "--actors", "2"]
-    words += ["--ray", cluster.address]
+    out = tmp_path / "ray"
+    words = ["batch", str(tmp_path / "in.jsonl"), "-o", str(out), "-s", "4", "-n", "60"]
+    words += ["--shard-rows", "6", "--threads", "1", "--actors", "3", "--ray", cluster.address]
     command = [sys.executable, "-m", "llama2py", *words]
-    rng = random.Random(0)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for _ in range(rounds):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        deadline, wanted = time.monotonic() + 30, rng.randrange(1, 12)
-        while len(list((tmp_path / "ray").glob("shard-*"))) < wanted:
-            if time.monotonic() > deadline or process.poll() is not None:
-                break
+    rng = random.Random(0)
+    for round_ in range(rounds):
+        kind = ("command", "actor", "raylet")[round_ % 3]
+        node = cluster.add_node(**NODE) if kind == "raylet" else None
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        deadline, wanted = time.monotonic() + 60, rng.randrange(1, 12)
+        while len(list(out.glob("shard-*"))) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.kill()
-        process.wait()
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert contents(tmp_path / "one") == contents(tmp_path / "ray")
+        if node is not None:
+            os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        elif kind == "actor" and (actors := actor_processes()):
+            os.kill(rng.choice(actors), signal.SIGKILL)
+        elif kind == "command":
+            process.kill()
+            process.communicate()
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+        assert contents(tmp_path / "one") == contents(out), (round_, kind)
+        shutil.rmtree(out)
+        if node is not None:
+            cluster.remove_node(node, allow_graceful=False)
 
 
 def test_a_model_that_an_actor_cannot_load_is_an_error(cluster: Any, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_equal_parameters_have_one_form() -> None:
     assert json.dumps(a, sort_keys=True) == json.dumps(b | {"top_k": 3}, sort_keys=True)
 
 
-@pytest.mark.parametrize("name", ["max_time", "cancel", "logprobs", "logits_processor", "tempo"])
+@pytest.mark.parametrize("name", ["max_time", "cancel", "logprobs", "session", "tempo"])
 def test_a_parameter_that_is_not_reproducible_or_unknown_is_an_error(name: str) -> None:
     with pytest.raises(ParameterError, match=f"unknown parameter '{name}'"):
         checked_parameters({name: 1})
