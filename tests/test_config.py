@@ -94,7 +94,8 @@ def test_layers_rotate_as_their_steps_say() -> None:
         rotary_dim=4,
         rope_scaling=RopeScaling("linear", 2.0, attention_factor=1.5),
     )
-    assert config.rotation(0) == (pytest.approx([1.0, 0.1]), 1.0)
-    assert config.rotation(1) == (pytest.approx([0.5, 0.005]), 1.5)
+    for layer, frequencies, scale in ((0, [1.0, 0.1], 1.0), (1, [0.5, 0.005], 1.5)):
+        assert config.rotation(layer)[0] == pytest.approx(frequencies)
+        assert config.rotation(layer)[1] == scale
     assert config.rotation(2) == config.rotation(0)
     assert config.rotation(3) == ([], 1.0)
