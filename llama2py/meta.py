@@ -309,7 +309,10 @@ class Llama:
         ------
         PromptError
             If the roles are out of order, or for the reasons in `generate`.
+        ParameterError
+            If the model has another chat template than Llama 2's, as far as its files say so.
         """
+        self._check_template()
         dialogs = [
             _checked_dialog(number, dialog)
             for number, dialog in enumerate(_listed("dialogs", dialogs, "a sequence of dialogs"))

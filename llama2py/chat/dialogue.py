@@ -225,7 +225,7 @@ class Chat(Closing):
             self.system = system
         self._sampler = Sampler(model.backend, maker.params, options.get("seed"))
         self._owns_session = session is None
-        if session is not None and session.config is not model.backend.config:
+        if session is not None and session.backend is not model.backend:
             raise ParameterError("the session belongs to another model")
         self.session = model.session() if session is None else session
         self._is_closed = False
@@ -253,7 +253,7 @@ class Chat(Closing):
     def system(self) -> str | None:
         """The system prompt: the content of the first message, if that is the system's.
 
-        None: there is none, and the template may have a default.
+        None: the dialogue has no system prompt, but the template may have a default.
         """
         messages = self.messages
         if messages and messages[0]["role"] == "system":

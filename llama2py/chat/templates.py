@@ -74,7 +74,8 @@ class Template:
     Attributes
     ----------
     name : str
-        The name of a form, or of the model's own template: ``'default'``, ``'tool_use'``.
+        The name of a form or of a known program; or of the model's own template: ``'default'``,
+        ``'tool_use'``.
     render : callable
         Renders a dialogue.
     is_form : bool
@@ -309,18 +310,20 @@ _CHATML = re.compile(
     r"\{% if add_generation_prompt %\}\{\{ '<\|im_start\|>assistant\n' \}\}\{% endif %\}"
 )
 # By the SHA-256 of the normalized program.
-KNOWN: dict[str, _Form] = {
+KNOWN: dict[str, tuple[str, _Form]] = {
     # Llama 3's, in its later and its first version
-    "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122": partial(
-        _known_llama3, False
+    "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122": (
+        "llama3",
+        partial(_known_llama3, False),
     ),
-    "b48c47f6443892716176eb200bf4ef108f64e06ca26ed0fa8ebc0a4b3992fcb2": partial(
-        _known_llama3, True
+    "b48c47f6443892716176eb200bf4ef108f64e06ca26ed0fa8ebc0a4b3992fcb2": (
+        "llama3",
+        partial(_known_llama3, True),
     ),
     # Mistral 7B's until v0.2
-    "26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7": _known_mistral,
+    "26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7": ("mistral", _known_mistral),
     # Zephyr's and TinyLlama's
-    "66291cf0045c2425a3a667cf3cbb7af2b11f09e025c02f97245323ab79119362": _known_zephyr,
+    "66291cf0045c2425a3a667cf3cbb7af2b11f09e025c02f97245323ab79119362": ("zephyr", _known_zephyr),
 }
 
 
@@ -333,17 +336,21 @@ def normalized(jinja: str) -> str:
     return re.sub(r"'[^'\\\n]*(?:\\n[^'\\]*)+'", lambda m: m[0].replace("\\n", "\n"), text)
 
 
-def recognise(jinja: str) -> Render | None:
-    """Return the renderer of a known program, or None. The whole program is compared."""
+def recognise(jinja: str) -> Template | None:
+    """Return the template of a known program, or None. The whole program is compared.
+
+    Its name is that of the form that it is most like.
+    """
     text = normalized(jinja)
     if found := _CHATML.fullmatch(text):
-        return _checked(lambda d, begin, _: _known_chatml(found[1] or "", d, begin))
-    form = KNOWN.get(hashlib.sha256(text.encode(errors="replace")).hexdigest())
-    return None if form is None else _checked(form)
+        default = found[1] or ""
+        return _checked("chatml", lambda d, begin, _: _known_chatml(default, d, begin))
+    known = KNOWN.get(hashlib.sha256(text.encode(errors="replace")).hexdigest())
+    return None if known is None else _checked(*known)
 
 
-def _checked(form: _Form) -> Render:
-    """Return the renderer of a known program; its messages need texts."""
+def _checked(name: str, form: _Form) -> Template:
+    """Return the template of a known program; its messages need texts."""
 
     def render(
         dialogue: Sequence[AnyMessage],
@@ -354,7 +361,7 @@ def _checked(form: _Form) -> Render:
         texts_of(dialogue)
         return "".join(form(dialogue, begin, texts))
 
-    return render
+    return Template(name, render)
 
 
 def texts_of(dialogue: Sequence[AnyMessage]) -> None:
@@ -403,7 +410,7 @@ def _render_jinja(
 
 def from_program(name: str, jinja: str) -> Template:
     """Return the template that a Jinja program defines."""
-    return Template(name, recognise(jinja) or partial(_render_jinja, jinja))
+    return recognise(jinja) or Template(name, partial(_render_jinja, jinja))
 
 
 def find_template(
@@ -429,7 +436,7 @@ def find_template(
     Raises
     ------
     ParameterError
-        If the name is unknown, or the model has several templates and none is its default.
+        If the name is unknown, or the model has several templates and no default.
     """
     own = conventions.named_templates
     if conventions.chat_template is not None:

@@ -103,10 +103,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _template(jinja: str | None) -> str | None:
-    """Say what a chat needs, or None if there is no template."""
+    """Return the name of a known chat template, or what runs it; None if there is no template."""
     if jinja is None:
         return None
-    return "known" if recognise(jinja) else "its own, which needs llama2py[chat]"
+    known = recognise(jinja)
+    return known.name if known else "its own, run by llama2py[chat]"
 
 
 def _rope_scaling(config: ModelConfig) -> str | None:

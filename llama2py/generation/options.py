@@ -241,7 +241,7 @@ def check_options(
     session = options.get("session")
     if session is not None:
         instance("session", session, Session, "a Session")
-        if session.config is not model.backend.config:
+        if session.backend is not model.backend:
             raise ParameterError("the session belongs to another model")
     return JobMaker(
         model,

@@ -68,11 +68,12 @@ def test_a_known_program_is_rendered_as_transformers_renders_its_family(
     digest, file = FAMILIES[name]
     jinja = program(file)
     if digest:
-        form = next(form for known, form in KNOWN.items() if known.startswith(digest))
+        form = next(known for key, known in KNOWN.items() if key.startswith(digest))
         own = hashlib.sha256(normalized(jinja).encode()).hexdigest()
         monkeypatch.setitem(templates.KNOWN, own, form)
-    render = recognise(jinja)
-    assert render is not None
+    found = recognise(jinja)
+    assert found is not None
+    render = found.render
     messages, begins, variables = DIALOGUES[dialogue]
     if "tools" in variables:
         return  # these programs know none
@@ -177,7 +178,8 @@ def test_the_vocabulary_decides_if_there_is_no_metadata(name: str, form: str) ->
     controls = vocabulary(name).specials.control
     assert find_template(None, Conventions(), controls).name == form
     assert find_template("plain", Conventions(), controls).name == "plain"
-    assert find_template(None, Conventions(CHATML), controls).name == "default"
+    assert find_template(None, Conventions(CHATML), controls).name == "chatml"
+    assert not find_template(None, Conventions(CHATML), controls).is_form
 
 
 # ---- dialogues as text ----

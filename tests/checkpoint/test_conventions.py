@@ -20,7 +20,11 @@ from tests.support import gguf_files as made
 from tests.support.scripted import ScriptedBackend
 from tests.test_conversion import make
 
-CHATML = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def directory(folder: Path, **files: Any) -> Path:
@@ -287,7 +291,11 @@ def test_a_chat_uses_the_template_of_a_directory(tmp_path: Path) -> None:
 
 
 def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for jinja, name in ((CHATML, "chatml"), ("{{ x }}", "unknown"), (None, "none")):
+    for jinja, name in (
+        (CHATML, "chatml"),
+        ("{{ x }}", "its own, run by llama2py[chat]"),
+        (None, "none"),
+    ):
         directory(tmp_path, tokenizer_config__json={"chat_template": jinja})
         assert main(["info", str(tmp_path)]) == 0
         assert f"\ntemplate     {name}\n" in capsys.readouterr().out

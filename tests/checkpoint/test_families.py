@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from llama2py import CheckpointError, SessionError, convert
 from llama2py.checkpoint import open_checkpoint
+from llama2py.checkpoint.huggingface.writer import config_json
 from llama2py.config import ModelConfig
 from llama2py.engine.extension import ffi, lib
 from llama2py.engine.isa import isa_names
@@ -174,10 +175,9 @@ WRITTEN_AS = {
     "gemma3": "gemma3_text",
     "gemma3-usual-attention": "gemma3_text",
 }
-PARTIAL = "phi3-partial"  # no other family rotates a part of the channels
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {PARTIAL}))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_directory_is_written_in_the_family_that_has_the_steps(
     name: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -193,10 +193,18 @@ def test_a_directory_is_written_in_the_family_that_has_the_steps(
 def test_a_model_that_a_format_cannot_hold_is_refused(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"no family .* rotary_dim; use the format gguf"):
-        convert(models[PARTIAL], tmp_path / "hf")
-    with pytest.raises(CheckpointError, match=r"no architecture .* rotary_dim; use the format hf"):
-        convert(models[PARTIAL], tmp_path / "a.gguf")
+    mixed = {**FAMILIES["qwen2"], "num_hidden_layers": 4, "hidden_act": "gelu_pytorch_tanh"}
+    mixed |= {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 5}
+    about = models["qwen2"] / "config.json"
+    about.write_text(json.dumps(mixed), "utf-8")
+    steps = "qkv_bias, activation, windows"
+    with pytest.raises(CheckpointError, match=rf"no architecture .*: {steps}; use the format hf"):
+        convert(models["qwen2"], tmp_path / "a.gguf")
+    about.write_text(json.dumps(FAMILIES["qwen2"]), "utf-8")
+    with open_checkpoint(models["qwen3"]) as checkpoint:
+        checkpoint.config = replace(checkpoint.config, embedding_scale=2.0)
+        with pytest.raises(CheckpointError, match=r"no family .*: qk_norm, embedding_scale; use"):
+            config_json(checkpoint, "float32", (None, []))
     with pytest.raises(CheckpointError, match=r"cannot say that qkv_bias is True"):
         convert(models["llama-with-biases"], tmp_path / "a.bin")
     assert list(tmp_path.iterdir()) == []

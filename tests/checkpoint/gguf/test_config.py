@@ -175,7 +175,7 @@ ODD_CONFIGS = {
     ),
     "heads of no width": (
         made.metadata(attention__key_length=0),
-        "the head size is 0, expected 1 to",
+        "head_size is 0, expected 1 to",
     ),
     "half turned": (
         made.metadata(rope__dimension_count=4),
