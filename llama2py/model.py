@@ -75,6 +75,7 @@ def load(
     dtype: Dtype | None = None,
     cache_dtype: CacheDtype = "float32",
     progress: Callable[[int, int], object] | None = None,
+    lora: StrPath | None = None,
 ) -> Model:
     """Load a model.
 
@@ -105,6 +106,9 @@ def load(
         generation at the end of a long context faster; logits change in the third digit.
     progress : callable, optional
         Called as ``progress(done, total)``, in weights, during loading. Only by the C engine.
+    lora : str or path-like, optional
+        A LoRA adapter of the model, which is merged into its matrices: a directory that PEFT has
+        saved, or a GGUF adapter.
 
     Returns
     -------
@@ -114,7 +118,7 @@ def load(
     Raises
     ------
     CheckpointError
-        If the checkpoint is missing, malformed or cut short.
+        If the checkpoint or the adapter is missing, malformed or cut short.
     TokenizerError
         If the tokenizer is missing or malformed, or its size does not match the model's.
     TooBigError
@@ -144,8 +148,13 @@ def load(
         tokenizer = checked_path("tokenizer", tokenizer)
     if path is not None:
         checked_path("path", path)
+    adapter = None if lora is None else checked_path("lora", lora)
     path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
+        if adapter is not None:
+            from .checkpoint.lora import merge_lora  # with the readers of all formats
+
+            merge_lora(checkpoint, adapter)
         vocabulary = tokenizer_for(checkpoint, tokenizer)
         weights: Backend
         if backend == "c":

@@ -57,7 +57,7 @@ def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("```"):
             in_code = not in_code
-        elif not in_code:
+        elif not in_code and not line.startswith(">"):  # a story of a model
             yield number, line
 
 

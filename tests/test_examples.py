@@ -116,6 +116,17 @@ def test_the_readmes_command_prints_the_story_that_it_shows() -> None:
     assert run_python(*command.split()).stdout == shown
 
 
+def test_the_page_of_the_built_in_model_shows_the_stories_of_seeds_1_to_10() -> None:
+    page = (ROOT / "docs" / "builtin-model.md").read_text("utf-8")
+    blocks = re.findall(r"^\*\*Seed (\d+), grade [1-5]\*\*\n\n((?:>.*\n)+)", page, re.MULTILINE)
+    shown = {
+        int(seed): "\n".join(line[2:] for line in block.splitlines() if line != ">")
+        for seed, block in blocks
+    }
+    with llama2py.StoryTeller() as tell:
+        assert shown == {story.seed: story.text for story in tell.many(10, seed=1)}
+
+
 def test_the_programs_of_the_pages_run(models: Path, tmp_path: Path) -> None:
     """Blocks of ``py`` are whole programs that start processes: each gets its own interpreter."""
     programs = {

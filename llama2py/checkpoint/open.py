@@ -33,7 +33,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path : str or path-like
         A llama2.c checkpoint: v0 (``stories15M.bin``), v1, v2 (int8), or its trainer's
         ``ckpt.pt``; a Meta (``params.json``) or Hugging Face (``config.json``) directory, or a file
-        in one; or a GGUF file of the architecture llama, or any part of a split one.
+        in one; or a GGUF file, or any part of a split one.
 
     Returns
     -------

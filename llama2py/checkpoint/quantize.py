@@ -1,8 +1,10 @@
-"""Conversion of weights to another dtype, in NumPy: the same as the engine does while it packs."""
+"""Quantized weights in NumPy: the conversions and products that the engine computes in C."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from .checkpoint import Checkpoint
 from .tensors import DenseTensor, QuantizedTensor, Tensor, quantize
 
 INT4_GROUP = 32
+
+Array: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,3 +175,37 @@ def convert_matrix(tensor: Tensor, dtype: Dtype, group_size: int) -> Tensor | In
     if dtype == "float32":
         return DenseTensor(tensor.dequantize())
     raise ParameterError(f"dtype is {dtype!r}, expected float32, bfloat16, int8 or int4")
+
+
+def quantize_activations(x: Array, group: int) -> tuple[Array, Array]:
+    """Round x (n, cols) to whole numbers (n, G, group), half away from 0, with scales (n, G)."""
+    groups = x.reshape(len(x), -1, group)  # (n, G, group)
+    scales = abs(groups).max(axis=-1) / np.float32(127)  # (n, G)
+    ratios = np.divide(groups, scales[..., None], where=scales[..., None] > 0, out=groups * 0)
+    return np.sign(ratios) * np.floor(np.abs(ratios) + np.float32(0.5)), scales
+
+
+def integer_product(matrix: QuantizedTensor | Int4Matrix) -> Callable[[Array], Array]:
+    """Return ``x (n, cols) -> x @ W.T (n, rows)`` for a quantized matrix W (rows, cols).
+
+    x is rounded to int8 in the same groups, and each pair of groups is multiplied exactly, in
+    integers.
+    """
+    rows, cols = matrix.shape
+    if isinstance(matrix, Int4Matrix):  # the last group of a row may be padded
+        group, width = INT4_GROUP, matrix.values.shape[1] * INT4_GROUP
+        values, scales = matrix.values, matrix.scales.astype(np.float32)
+    else:  # a file's group may reach from one row into the next
+        group, width = int(np.gcd(matrix.group_size, cols)), cols
+        values = matrix.values.reshape(rows, -1, group)
+        scales = np.repeat(matrix.scales, matrix.group_size // group).reshape(rows, -1)
+    values = values.astype(np.float32)  # (rows, G, group); scales (rows, G)
+
+    def multiply(x: Array) -> Array:
+        padded = np.zeros((len(x), width), np.float32)
+        padded[:, :cols] = x
+        q, x_scales = quantize_activations(padded, group)  # (n, G, group), (n, G)
+        sums = np.einsum("ngk,rgk->nrg", q, values, dtype=np.float64)  # exact
+        return np.asarray(np.einsum("nrg,rg,ng->nr", sums.astype(np.float32), scales, x_scales))
+
+    return multiply

@@ -44,7 +44,8 @@ _STEPS = (
 )
 _CANDIDATES = (
     "write N stories and print the best, as the command story does; 1: print a text as it is"
-    " generated (default 1; built-in model: 8 unless a flag for sampling, -n or --stop is given)"
+    " generated (default 1; built-in model: 8 unless a flag for sampling, -n, --stop or --backend"
+    " numpy is given)"
 )
 _PROMPT = "the beginning of the story, or the first message in chat; -: read it from standard input"
 _SPECIAL = "special tokens that the prompt spells out, such as <|im_start|>, are these tokens"
@@ -135,6 +136,7 @@ def _candidates(args: argparse.Namespace) -> int:
             ("-n", args.steps, None),
             ("-m chat", args.mode == "chat", False),
             ("--special", args.special, False),
+            ("--special", args.special, False),
             ("--stop", args.stop, []),
             ("--top-k", args.top_k, 0),
             ("--min-p", args.min_p, 0),
@@ -145,7 +147,8 @@ def _candidates(args: argparse.Namespace) -> int:
         if value != default
     ]
     if args.candidates is None:
-        has_own = args.checkpoint in (None, BUILTIN)
+        # The NumPy backend takes seconds for eight candidates: its text appears as it is generated.
+        has_own = args.checkpoint in (None, BUILTIN) and args.backend != "numpy"
         has_sampling = bool(single) or args.temperature is not None or args.top_p is not None
         return CANDIDATES if has_own and not has_sampling else 1
     if args.candidates > 1 and single:

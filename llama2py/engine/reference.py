@@ -6,7 +6,7 @@ positions that a token sees. The steps marked "optional" are those that a LLaMA 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from hashlib import sha256
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import Checkpoint, convert_matrix, int8_group_size, own_dtype, round_to_bfloat16
+from ..checkpoint import Checkpoint, QuantizedTensor, Tensor, convert_matrix, int8_group_size
+from ..checkpoint.quantize import Array, Int4Matrix, integer_product, own_dtype, round_to_bfloat16
 from ..config import CacheDtype, Dtype
 from ..errors import ClosedError
 from .backend import Backend, Draw, Logits, draw_rows
-from .products import Array, linear
 
 
 def rmsnorm(x: Array, weight: Array, eps: float) -> Array:  # x (n, d), weight (d,)
@@ -32,23 +32,25 @@ def softmax(x: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def silu(x: Array) -> Array:
-    """``x * sigmoid(x)``. Far below zero exp overflows to infinity, and the result is 0."""
-    return x / (1 + np.exp(-x))
+def activate(x: Array, activation: str) -> Array:
+    """SiLU, ``x * sigmoid(x)``; or GELU, approximated. Far below zero exp is infinite: 0."""
+    gelu = np.float32(1.5957691) * (x + np.float32(0.044715) * x**3)
+    return x / (1 + np.exp(-(gelu if activation == "gelu" else x)))
 
 
-def gelu(x: Array) -> Array:
-    """``x * Phi(x)``, approximated with tanh."""
-    return x / (1 + np.exp(np.float32(-1.5957691) * (x + np.float32(0.044715) * x**3)))
+def linear(matrix: Tensor | Int4Matrix) -> Callable[[Array], Array]:
+    """Return ``x (n, cols) -> x @ W.T (n, rows)`` for W (rows, cols)."""
+    if isinstance(matrix, QuantizedTensor | Int4Matrix):
+        return integer_product(matrix)
+    weight = np.array(matrix.dequantize())
+    return lambda x: x @ weight.T
 
 
 def rotate(x: Array, positions: NDArray[np.int64], freqs: Array, scale: float = 1) -> Array:
-    """Rotary embedding of x (n, H, h): rotate each head's pairs (x[0], x[1]), (x[2], x[3])..
-
-    There may be fewer frequencies than pairs: then the last channels are left as they are.
-    """
+    """Rotary embedding of x (n, H, h): rotate each head's pairs (x[0], x[1]), (x[2], x[3])..."""
     angles = positions[:, None, None].astype(np.float32) * freqs  # (n, 1, pairs)
     cos, sin = np.float32(scale) * np.cos(angles), np.float32(scale) * np.sin(angles)
+    # The frequencies are of all h / 2 pairs or, optionally, of the first ones.
     rotated, rest = x[..., : 2 * len(freqs)], x[..., 2 * len(freqs) :]
     a, b = rotated[..., 0::2], rotated[..., 1::2]  # (n, H, pairs)
     pairs = np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(rotated.shape)
@@ -92,8 +94,8 @@ class Reference(Backend):
         self.cache_bytes = c.cache_bytes  # of float32, rounded or not
         self.dtype: Dtype = dtype or own_dtype(checkpoint)
         self.windows = [n or c.seq_len for n in c.windows or (0,) * c.n_layers]  # optional
-        ropes = map(c.rotation, range(c.n_layers))  # each the same, but for optional steps
-        self.ropes = [(np.array(freqs, np.float32), scale) for freqs, scale in ropes]
+        turns = [c.rotation(layer) for layer in range(c.n_layers)]
+        self.ropes = [(np.array(freqs, np.float32), scale) for freqs, scale in turns]
         group_size = int8_group_size(checkpoint)
         tensors = {
             k: [t if k[0] in "rb" else convert_matrix(t, self.dtype, group_size) for t in layers]
@@ -106,9 +108,9 @@ class Reference(Backend):
         self.vectors = {
             k: [np.array(t.dequantize()) for t in tensors[k]] for k in tensors if k[0] in "rb"
         }
-        matrices = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-        self.linears = {k: [linear(t) for t in tensors[k]] for k in matrices}
-        self.classifier = linear(tensors.get("wcls", tensors["token_embedding_table"])[0])
+        self.linears = {k: [linear(t) for t in tensors[k]] for k in tensors if k[0] == "w"}
+        tied = tensors["token_embedding_table"]
+        self.classifier = self.linears["wcls"][0] if "wcls" in tensors else linear(tied[0])
 
     def new_cache(self) -> ReferenceCache:
         c = self.config
@@ -147,7 +149,7 @@ class Reference(Backend):
             x = x + self.norm(y, "rms_att_post_weight", layer) * np.float32(c.residual_scale)
             # Feed-forward: each token independently.
             y = self.norm(x, "rms_ffn_weight", layer)  # (n, d)
-            gate = (gelu if c.activation == "gelu" else silu)(self.product("1", y, layer))
+            gate = activate(self.product("1", y, layer), c.activation)
             y = self.product("2", gate * self.product("3", y, layer), layer)  # (n, d)
             x = x + self.norm(y, "rms_ffn_post_weight", layer) * np.float32(c.residual_scale)
         x = self.norm(x[list(rows)], "rms_final_weight")

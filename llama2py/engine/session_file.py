@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import ModelConfig, RopeScaling
 from ..errors import SessionError
 from ..formats.atomic_write import replacing
 from .backend import Backend, Cache
@@ -47,10 +47,29 @@ def fingerprint(backend: Backend) -> bytes:
             logits = backend.run(tokens, [cache] * n, range(n), range(n))
         finally:
             cache.close()
-        about = repr((astuple(config), backend.dtype)).encode() + backend.digest()
+        about = repr((_numbers(config), backend.dtype)).encode() + backend.digest()
         known = hashlib.sha256(about + logits.astype("<f4").tobytes()).digest()
         _fingerprints[backend] = known
     return known
+
+
+def _numbers(config: ModelConfig) -> tuple[object, ...]:
+    """The numbers of a model: a LLaMA's, and the optional steps of others.
+
+    A LLaMA has the numbers that it had before there were optional steps, so that its older session
+    files remain valid.
+    """
+    names = [field.name for field in fields(config)]
+    first = names.index("qkv_bias")
+    scaling = config.rope_scaling
+    numbers = [*astuple(config)[:first]]
+    if scaling is not None:
+        numbers[names.index("rope_scaling")] = astuple(scaling)[:6]
+    usual = {field.name: field.default for field in fields(config)[first:]}
+    own = [(name, getattr(config, name)) for name in usual if getattr(config, name) != usual[name]]
+    if scaling is not None and astuple(scaling)[6:] != astuple(RopeScaling("linear"))[6:]:
+        own.append(("rope_scaling", astuple(scaling)))
+    return (*numbers, *own)
 
 
 def write_session(path: Path, backend: Backend, cache: Cache, tokens: Sequence[int]) -> None:

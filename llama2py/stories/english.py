@@ -19,8 +19,8 @@ _SHORTEST_PLURAL = 3  # letters: "as" is not the plural of "a"
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation.
 
-    >>> words_of('"No!" said Tim\'s mom.')
-    ['no', 'said', "tim's", 'mom']
+    >>> words_of('"No!" said Tom.')
+    ['no', 'said', 'tom']
     """
     return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
 

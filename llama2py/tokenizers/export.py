@@ -180,9 +180,21 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
             "this format finds special tokens wherever a text has them, the source only where"
             " normalized, single_word, lstrip or rstrip say so"
         )
+    if (
+        format == "gguf"
+        and isinstance(tokenizer, MergeTokenizer)
+        and tokenizer.has_unknown
+        and tokenizer.lacks_bytes
+    ):
+        changes.append(
+            "this format leaves out bytes that the vocabulary lacks, the source makes"
+            f" {tokenizer.piece(tokenizer.unk_id).decode()} of them"
+        )
     if tokenizer.prefix == "none":
         return changes
     each, once, after = tokenizer.prefix == "each", False, list(tokenizer.specials.added)
+    if tokenizer.prefix == "first":
+        after += [*tokenizer.specials.control, *tokenizer.specials.fixed]
     if isinstance(tokenizer, MergeTokenizer):
         if not isinstance(tokenizer.kind, Characters) or format == "json":
             return changes  # the format can say the rest
@@ -190,6 +202,11 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
             return changes
         each, once = tokenizer.kind.prefix == "each", tokenizer.kind.prefix_once
         after += () if each else tokenizer.specials.control
+    if tokenizer.prefix == "first" and format == "json":
+        return [
+            *changes,
+            "this format puts no space before a text that begins with one, the source puts one",
+        ]
     if after and each != (format != "model"):
         there, here = ("no", "one") if each else ("a", "none")
         changes.append(

@@ -153,24 +153,24 @@ def _find(ids: dict[str, int], config: TokenizerConfig, name: str) -> int | None
 
 def _pieces(file: Json, model: Json, more: Sequence[AddedToken]) -> tuple[Specials, list[str]]:
     """Return the special tokens and the piece of every id, which is empty where no token has it."""
-    ids: dict[str, int] = {}
+    ids = _object(model.get("vocab"), "model.vocab")  # not a copy: it is large
     by_id: dict[int, str] = {}
-    for piece, token in _object(model.get("vocab"), "model.vocab").items():
+    for piece, token in ids.items():
         other = by_id.setdefault(_check(token, int, f"the id of {piece[:40]!r}"), piece)
         if other != piece:
             raise TokenizerError(f"{other[:40]!r} and {piece[:40]!r} have the same id, {token}")
-        ids[piece] = token
     n_pieces = len(ids)
     last = -1  # the highest id of an added token
     specials: dict[str, AddedToken] = {}
+    pieces: set[int] = set()
     for entry in [*_added_tokens(file), *more]:
         known = specials.get(entry.text)
         if known is not None and (known.special or not entry.special):
             continue
+        if known is None and entry.text in ids:
+            pieces.add(ids[entry.text])
         # As in tokenizers: a token that is not a piece gets the next id.
-        if entry.text not in ids:
-            ids[entry.text] = last + 1 if last >= n_pieces else n_pieces
-        token = ids[entry.text]
+        token = ids.setdefault(entry.text, last + 1 if last >= n_pieces else n_pieces)
         last = max(last, token)
         if entry.token not in (None, token) or by_id.setdefault(token, entry.text) != entry.text:
             raise TokenizerError(
@@ -189,7 +189,7 @@ def _pieces(file: Json, model: Json, more: Sequence[AddedToken]) -> tuple[Specia
             {text: ids[text] for text, token in specials.items() if not token.special},
             {text: ids[text] for text, token in specials.items() if token.special},
             {text: one.matching for text, one in specials.items() if one.matching != PLAIN},
-            frozenset(ids[text] for text in specials if text in model["vocab"]),
+            frozenset(pieces),
         ),
         [by_id.get(token, "") for token in range(max(by_id, default=-1) + 1)],
     )
@@ -295,7 +295,7 @@ def _isolates(step: Json) -> bool:
 
 def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
     """Return where a space is put before a text."""
-    prefix, once, marks = "none", False, False
+    prefix, once, marks_first = "none", False, False
     for step in normalizer:
         match step:
             case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK and not splitter:
@@ -303,9 +303,12 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
             case {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)} if (
                 mark == SPACE_MARK
             ):
-                marks = True
+                marks_first = True
             case _:
                 _refuse([step], "normalizer")
+    if marks_first:  # no space is left to split at, as in Gemma's file
+        at_space = {"type": "Split", "pattern": {"String": " "}}
+        splitter = [step for step in splitter if not at_space.items() <= step.items()]
     for step in splitter:
         match step:
             case {"type": "Metaspace", "replacement": str(mark), "split": False} if (
@@ -315,14 +318,13 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
                 if scheme not in ("always", "first", "never"):
                     _refuse([step], "pre_tokenizer")
                 prefix, once = {"always": "each", "first": "first", "never": "none"}[scheme], True
-                marks = True
             case _:
                 _refuse([step], "pre_tokenizer")
-    if not marks:
+    if not marks_first and not splitter:
         raise TokenizerError(
             f"neither a Replace nor a Metaspace turns spaces into {SPACE_MARK!r}: one is needed"
         )
-    return Characters(prefix, once)
+    return Characters(prefix, once, marks_first=marks_first)
 
 
 # ---- writing ----
@@ -352,7 +354,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
         if apart == set(range(n_pieces, len(texts))) and "" not in texts:
             vocabulary = {text: token for text, token in vocabulary.items() if token < n_pieces}
     else:
-        kind = Characters("none" if tokenizer.prefix == "none" else "each")
+        is_first = tokenizer.prefix == "first"
+        usual = "each" if tokenizer.prefix == "control" else tokenizer.prefix
+        kind = Characters(usual, prefix_once=is_first, marks_first=not is_first)
         merges, first = to_merges(tokenizer, texts), dict(tokenizer.specials.fixed)
         unknown = texts[tokenizer.unk_id]
     control = {**first, **tokenizer.specials.control}
@@ -422,16 +426,14 @@ def _byte_level_steps(kind: ByteLevel) -> Json:
 
 def _character_steps(kind: Characters) -> Json:
     marks = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
-    normalizer: list[Json] = []
+    normalizer = [marks] if kind.marks_first else []
     splitter: Json | None = None
-    if kind.prefix_once:
+    if kind.prefix_once or not kind.marks_first:
         scheme = {"each": "always", "first": "first", "none": "never"}[kind.prefix]
         splitter = {"type": "Metaspace", "replacement": SPACE_MARK}
         splitter |= {"prepend_scheme": scheme, "split": False}
-    elif kind.prefix == "none":
-        normalizer = [marks]
-    else:
-        normalizer = [{"type": "Prepend", "prepend": SPACE_MARK}, marks]
+    elif kind.prefix != "none":
+        normalizer.insert(0, {"type": "Prepend", "prepend": SPACE_MARK})
     spaces = {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}
     decoders: list[Json] = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
     if kind.prefix != "none":

@@ -87,12 +87,16 @@ class Characters:
         Whether a text that is a piece becomes that piece, whatever the merges make of it.
     fuses_unknown : bool
         Whether adjacent characters that have neither a piece nor bytes become one unknown token.
+    marks_first : bool
+        Whether a normalizer makes ``▁`` of spaces, before the added tokens that are matched in
+        normalized text are found. Otherwise a pre-tokenizer does.
     """
 
     prefix: str = "each"
     prefix_once: bool = False
     whole_first: bool = False
     fuses_unknown: bool = True
+    marks_first: bool = True
 
 
 class MergeTokenizer(Tokenizer):
@@ -122,6 +126,8 @@ class MergeTokenizer(Tokenizer):
         As above.
     has_unknown : bool
         Whether there is an ``unk_id``.
+    lacks_bytes : bool
+        Whether there are texts that the vocabulary cannot spell.
 
     Raises
     ------
@@ -191,6 +197,7 @@ class MergeTokenizer(Tokenizer):
             self._letters = {**_TO_LETTERS, **dict.fromkeys(missing)}
         self._leaves_out = unk_id is None and isinstance(kind, Characters) and bool(missing)
         needed = [f"0x{byte:02X}" for byte in missing if byte not in _NEVER]
+        self.lacks_bytes = bool(needed)
         if needed:
             self.notes = (
                 f"the vocabulary lacks {counted(len(needed), 'byte')} ({', '.join(needed[:3])}"
@@ -247,8 +254,8 @@ class MergeTokenizer(Tokenizer):
     def _normalized_tokens(self, trusted: bool) -> Splitter:
         if trusted not in self._splitters:
             kind, spaces = self.kind, SPACES
-            if isinstance(kind, Characters) and not kind.prefix_once:
-                spaces -= {" "}  # a normalizer has made marks of them
+            if isinstance(kind, Characters) and kind.marks_first:
+                spaces -= {" "}
             self._splitters[trusted] = self.specials.splitter(trusted, self._normalize, spaces)
         return self._splitters[trusted]
 

@@ -6,17 +6,22 @@ Source of the recorded ones: tests/support/families.py.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llama2py import CheckpointError, convert
+from llama2py import CheckpointError, SessionError, convert
 from llama2py.checkpoint import open_checkpoint
+from llama2py.checkpoint.huggingface.writer import config_json
 from llama2py.config import ModelConfig
+from llama2py.engine.extension import ffi, lib
 from llama2py.engine.isa import isa_names
 from llama2py.engine.native import Engine
 from llama2py.engine.reference import Reference
@@ -122,6 +127,43 @@ def test_no_chunk_thread_or_instruction_set_changes_a_bit(
             assert at == len(TOKENS)
 
 
+def test_a_window_hides_what_is_not_finite(models: dict[str, Path]) -> None:
+    """A NaN at position 3 reaches 4 layers of a window of 11 far: to position 43."""
+    tokens = [TOKENS[0], 5, 7, 96, *(t % 90 for t in TOKENS[4:])]
+    for dtype in ("float32", "int8"):
+        with open_checkpoint(models["mistral"]) as checkpoint:
+            engine = Engine(checkpoint, dtype=dtype)
+            table = checkpoint.tensors["token_embedding_table"][0].dequantize().copy()
+        table[96] = np.nan
+        lib.l2p_model_set(
+            engine.handle, 0, 0, 0, ffi.from_buffer(table), ffi.NULL, 1, ffi.new("int64_t *")
+        )
+        with Session(engine) as whole, Session(engine) as single:
+            together = whole.forward(tokens, all_logits=True)
+            apart = np.concatenate([single.forward([t], all_logits=True) for t in tokens])
+        finite = np.isfinite(together).all(axis=1)
+        assert finite.tolist() == [not 3 <= i <= 43 for i in range(50)]
+        np.testing.assert_array_equal(together, apart)
+
+
+@pytest.mark.parametrize("name", ["qwen2-windows", "qwen3-yarn", "olmo2", "gemma3"])
+def test_a_session_is_saved_and_continued(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    with open_checkpoint(models[name]) as checkpoint:
+        engine = Engine(checkpoint)
+        checkpoint.config = replace(checkpoint.config, residual_scale=0.5)
+        other = Engine(checkpoint)
+    with Session(engine) as session:
+        session.forward(TOKENS[:20])
+        session.save(tmp_path / "session")
+        wanted = session.forward(TOKENS[20:], all_logits=True)
+    with Session.load(tmp_path / "session", engine) as session:
+        np.testing.assert_array_equal(session.forward(TOKENS[20:], all_logits=True), wanted)
+    with pytest.raises(SessionError, match="belongs to another model"):
+        Session.load(tmp_path / "session", other)
+
+
 # ---- written back ----
 
 # Models that are written as another family, which has the same steps.
@@ -133,10 +175,9 @@ WRITTEN_AS = {
     "gemma3": "gemma3_text",
     "gemma3-usual-attention": "gemma3_text",
 }
-PARTIAL = "phi3-partial"  # no other family rotates a part of the channels
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {PARTIAL}))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_directory_is_written_in_the_family_that_has_the_steps(
     name: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -152,10 +193,18 @@ def test_a_directory_is_written_in_the_family_that_has_the_steps(
 def test_a_model_that_a_format_cannot_hold_is_refused(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"no family .* rotary_dim; use the format gguf"):
-        convert(models[PARTIAL], tmp_path / "hf")
-    with pytest.raises(CheckpointError, match=r"no architecture .* rotary_dim; use the format hf"):
-        convert(models[PARTIAL], tmp_path / "a.gguf")
+    mixed = {**FAMILIES["qwen2"], "num_hidden_layers": 4, "hidden_act": "gelu_pytorch_tanh"}
+    mixed |= {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 5}
+    about = models["qwen2"] / "config.json"
+    about.write_text(json.dumps(mixed), "utf-8")
+    steps = "qkv_bias, activation, windows"
+    with pytest.raises(CheckpointError, match=rf"no architecture .*: {steps}; use the format hf"):
+        convert(models["qwen2"], tmp_path / "a.gguf")
+    about.write_text(json.dumps(FAMILIES["qwen2"]), "utf-8")
+    with open_checkpoint(models["qwen3"]) as checkpoint:
+        checkpoint.config = replace(checkpoint.config, embedding_scale=2.0)
+        with pytest.raises(CheckpointError, match=r"no family .*: qk_norm, embedding_scale; use"):
+            config_json(checkpoint, "float32", (None, []))
     with pytest.raises(CheckpointError, match=r"cannot say that qkv_bias is True"):
         convert(models["llama-with-biases"], tmp_path / "a.bin")
     assert list(tmp_path.iterdir()) == []
@@ -229,6 +278,60 @@ def test_minicpm_scales_as_granite_does(models: dict[str, Path], tmp_path: Path)
 
 
 # ---- numbers of config.json ----
+
+ODD: list[Any] = [
+    None,
+    0,
+    1,
+    -1,
+    3,
+    1 << 31,
+    1 << 70,
+    0.5,
+    1e-40,
+    1e300,
+    "",
+    "x",
+    True,
+    [],
+    {},
+    [1],
+    [1, 0, 1, 0],
+]
+ODD += [["full_attention"] * 4, ["sliding_attention"] * 4, ["sliding_attention", None, 3, {}]]
+ODD += [
+    {"rope_type": kind} for kind in ("yarn", "longrope", "linear", "llama3", "dynamic", "default")
+]
+ODD += [
+    {"rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 1 << 60},
+    {"rope_type": "yarn", "factor": 0.1, "beta_fast": 1e-9, "beta_slow": 1e30},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": []},
+    {"rope_type": "longrope", "short_factor": [1e308, 2, 3, 10**400]},
+    {"full_attention": {}, "sliding_attention": {"rope_type": "yarn"}},
+    {"full_attention": 3},
+]
+KEYS = sorted({key for about in FAMILIES.values() for key in about})
+KEYS += ["rope_parameters", "layer_types", "no_rope_layers", "sliding_window_pattern", "bias"]
+KEYS += ["scale_emb", "scale_depth", "dim_model_base", "rope_local_base_freq", "hidden_activation"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FAMILIES)),
+    changes=st.lists(
+        st.tuples(st.sampled_from(KEYS), st.sampled_from(ODD)), min_size=1, max_size=3
+    ),
+)
+def test_a_config_with_odd_values_opens_or_is_an_error(
+    name: str, changes: list[tuple[str, Any]], models: dict[str, Path]
+) -> None:
+    path = models[name] / "config.json"
+    try:
+        path.write_text(json.dumps({**FAMILIES[name], **dict(changes)}), "utf-8")
+        with suppress(CheckpointError), open_checkpoint(models[name]) as checkpoint:
+            Reference(checkpoint)
+    finally:
+        path.write_text(json.dumps(FAMILIES[name]), "utf-8")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from llama2py import load
+from llama2py import StoryTeller, load
+from llama2py._data import builtin_model
 from llama2py.cli import main
 from llama2py.tokenizers.load import load_tokenizer
 from tests.cli.conftest import Call
@@ -116,6 +118,88 @@ def test_sampling_and_stop_flags_equal_the_options_of_the_library(
         text = model.generate("Lily was", 81 - n_prompt, 1.0, 0.9, 5, **options).text
     assert printed == f"Lily was{text}\n"
     assert printed != plain
+
+
+# ---- the built-in model ----
+
+
+@pytest.fixture(scope="module")
+def tell() -> StoryTeller:
+    """A teller with the built-in model."""
+    return StoryTeller()
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        ([], {}),
+        (["builtin"], {}),
+        (["-i", "The cat and the queen"], {"opening": "The cat and the queen"}),
+        (["-i", "Tell me about a sad frog"], {"about": "a sad frog"}),
+    ],
+)
+def test_run_without_a_checkpoint_prints_a_whole_story(
+    flags: list[str], how: dict[str, str], tell: StoryTeller, call: Call
+) -> None:
+    done = call("run", *flags, "-s", "4")
+    story = tell(seed=4, max_words=10_000, **how)
+    assert story.ended
+    assert (done.returncode, done.stdout) == (0, f"{story.text}\n")
+    assert re.fullmatch(
+        rf"the best of 8 candidates in \d\.\d\d s, {story.words} words, seed 4\n", done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "max_tokens", "temperature", "top_p"),
+    [
+        (["-t", "0.7"], 512, 0.7, 0.9),
+        (["-p", "0.5"], 512, 0.6, 0.5),
+        (["-n", "40"], 40, 0.6, 0.9),
+        (["--candidates", "1"], 512, 0.6, 0.9),
+        (["--candidates", "1", "-t", "1", "-n", "256"], 256, 1.0, 0.9),
+        ([str(builtin_model())], 256, 1.0, 0.9),  # a file: as llama2.c
+    ],
+)
+def test_a_single_text_of_the_built_in_model_has_its_own_defaults(
+    flags: list[str],
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    tell: StoryTeller,
+    call: Call,
+) -> None:
+    done = call("run", *flags, "-s", "4", "-i", "Lily")
+    assert "candidates" not in done.stderr
+    n_prompt = len(tell.model.tokenizer.encode("Lily")) - 1
+    text = tell.model.generate("Lily", max_tokens - n_prompt, temperature, top_p, seed=4).text
+    assert done.stdout == f"Lily{text}\n"
+    assert done.stderr.startswith("achieved tok/s")
+
+
+def test_the_numpy_backend_prints_a_single_text_as_it_is_generated(call: Call) -> None:
+    done = call("run", "--backend", "numpy", "-s", "4")
+    with load(backend="numpy") as model:
+        assert done.stdout == f"{model.generate('', None, 0.6, 0.9, seed=4).text}\n"
+    assert done.stderr.startswith("achieved tok/s")
+
+
+def test_a_model_in_a_file_may_write_candidates(call: Call, story: list[str]) -> None:
+    done = call(*story, "--candidates", "3", "-t", "0.8", "-s", "4")
+    with StoryTeller(story[1], story[3], temperature=0.8, candidates=3) as tell:
+        assert done.stdout == f"{tell(seed=4, max_words=10_000).text}\n"
+    assert done.stderr.startswith("the best of 3 candidates")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["-n", "40"], ["--stop", "x"], ["--top-k", "3"], ["-m", "chat"], ["--min-p", "0.1"]],
+)
+def test_candidates_do_not_go_with_the_flags_of_a_single_text(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--candidates", "2", *flags]) == 1
+    assert f"--candidates 2 does not go with {flags[0]}" in capsys.readouterr().err
 
 
 # ---- prompts ----

@@ -16,9 +16,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from llama2py.checkpoint import Checkpoint, QuantizedTensor, Tensor, quantize
+from llama2py.checkpoint.quantize import quantize_activations
 from llama2py.config import ModelConfig
-from llama2py.engine.products import linear, quantize_activations
-from llama2py.engine.reference import Reference
+from llama2py.engine.reference import Reference, linear
 from llama2py.errors import ClosedError
 from tests.conftest import random_checkpoint
 

@@ -134,6 +134,20 @@ def tokenizer_config(folder: Path) -> Made:
     return file_as(folder / "tokenizer_config.json", lambda p: checkpoint_at(p.parent)), seeds
 
 
+def tokenizer_names(folder: Path) -> Made:
+    """tokenizer_config.json beside a tokenizer.json, to which it adds tokens."""
+    (folder / "tokenizer.json").write_bytes(tokenizer_json(tiny_tokenizer()))
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": True}}
+    decoder = {"300": {"content": "<x>", "special": True}, "1": {"content": "<s>"}}
+    more = {"extra_special_tokens": {"image_token": "<y>"}, "pad_token": None}
+    seeds = [
+        json.dumps({**names, "added_tokens_decoder": decoder}).encode(),
+        json.dumps({**names, **more, "additional_special_tokens": ["<z>"]}).encode(),
+    ]
+    path = folder / "tokenizer_config.json"
+    return file_as(path, lambda p: vocabulary_at(p.with_name("tokenizer.json"))), seeds
+
+
 def meta_tensors() -> dict[str, Array]:
     """The tiny model's, by Meta's names; its classifier is its embedding."""
     names = {
@@ -285,6 +299,7 @@ READERS: dict[str, Callable[[Path], Made]] = {
     "index": index,
     "config": config,
     "tokenizer-config": tokenizer_config,
+    "tokenizer-names": tokenizer_names,
     "params": params,
     "meta-shard": meta_shard,
     "torch": torch,

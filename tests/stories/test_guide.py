@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from llama2py.generation.sampling import Sampler, SamplingParams
 from llama2py.stories.guide import StoryGuide
-from tests.conftest import tiny_tokenizer
+from tests.conftest import tiny_model, tiny_tokenizer
 
 # The tokens of conftest's tokenizer are " c", "a", "t" and so on.
 TOKENIZER = tiny_tokenizer()
@@ -80,7 +81,48 @@ def test_a_story_ends_when_it_loops() -> None:
     assert g.text_before_loop == "One two. ran. ab"
 
 
+def test_a_story_ends_when_too_many_4_grams_come_again() -> None:
+    g = StoryGuide(TOKENIZER, "", 1000, most_repeated=2)
+    assert accept_bytes(g, "the cat sat on a mat and the cat sat on it. ")  # two come again
+    assert not accept_bytes(g, "then it ran off and the cat sat on it. It was so very glad. ")
+    assert g.dropped
+    assert not g.adjusts
+
+
+def test_the_sampling_changes_after_the_first_sentence() -> None:
+    with tiny_model() as model:
+        first, rest = SamplingParams(1.0, 0.95), SamplingParams(0.6, 0.9)
+        sampler = Sampler(model.backend, first, 1)
+        g = StoryGuide(TOKENIZER, "", 1000, (), (sampler, rest))
+        assert accept_bytes(g, 'Mr. Fox said, "Hi')
+        assert (sampler.params, g.n_first) == (first, 0)
+        assert accept_bytes(g, "!")
+        assert (sampler.params, g.n_first) == (rest, len('Mr. Fox said, "Hi!'))
+        sampler.params = first  # never changed again
+        assert accept_bytes(g, '" He ran.')
+        assert sampler.params == first
+
+
 # ---- words ----
+
+
+def test_a_word_that_makes_no_sense_gets_no_bias() -> None:
+    """Its first token is too improbable. Later in the story less probable ones are enough."""
+    for start, limit in (("x", 5), (" ".join(["x"] * 200), 10)):
+        for distance in (limit - 1, limit + 1):
+            logits = np.zeros(300, np.float32)
+            logits[7] = distance
+            g = guide(start, words=["cat"])
+            accept_bytes(g, " y z y")
+            g.adjust(logits)
+            assert (logits[CAT[0]] != 0) == (distance < limit)
+
+
+def test_a_complete_word_gets_no_bias_before_the_next_token() -> None:
+    """It would come twice: "violin violin"."""
+    g = guide(MANY, words=["cat"])
+    accept_tokens(g, CAT)
+    assert biases(g) == {}
 
 
 def test_there_is_no_bias_without_words() -> None:

@@ -113,6 +113,8 @@ def characters(prefix: str) -> Json:
         tokenizer.normalizer = hf.normalizers.Sequence(
             [hf.normalizers.Prepend("▁"), hf.normalizers.Replace(" ", "▁")]
         )
+    elif prefix == "replace":
+        tokenizer.normalizer = hf.normalizers.Replace(" ", "▁")
     else:
         tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace("▁", prefix, split=False)
     trainer = hf.trainers.BpeTrainer(

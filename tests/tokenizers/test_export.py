@@ -13,7 +13,8 @@ from llama2py.tokenizers.export import export_tokenizer, space_changes
 from llama2py.tokenizers.gguf import gguf_pairs
 from llama2py.tokenizers.huggingface import tokenizer_json
 from llama2py.tokenizers.load import load_tokenizer
-from llama2py.tokenizers.merge_tokenizer import Characters
+from llama2py.tokenizers.merge_tokenizer import ByteLevel, Characters, MergeTokenizer
+from llama2py.tokenizers.pretokenize import QWEN2
 from llama2py.tokenizers.sentencepiece import sentencepiece_model
 from llama2py.tokenizers.tokenizer import Matching, Specials
 from tests.conftest import tiny_tokenizer
@@ -153,4 +154,15 @@ def test_a_rule_of_an_added_token_that_a_format_cannot_hold_is_reported() -> Non
         ours = merging_with(kind, Specials({"MARK": 300}, matching={"MARK": matching}))
         changes = [change for change in space_changes(ours, "gguf") if "single_word" in change]
         assert bool(changes) == is_reported
+        assert space_changes(ours, "json") == []
+
+
+def test_unknown_bytes_that_gguf_leaves_out_are_reported() -> None:
+    pieces = ["a", "b", "ab", "<unk>"]
+    for unknown, is_reported in ((3, True), (None, False)):
+        kind = ByteLevel((QWEN2,))
+        ours = MergeTokenizer(pieces, [("a", "b")], kind, 0, 1, unk_id=unknown)
+        change = "this format leaves out bytes that the vocabulary lacks, the source makes <unk>"
+        found = [text.startswith(change) for text in space_changes(ours, "gguf")]
+        assert found == [True] * is_reported
         assert space_changes(ours, "json") == []

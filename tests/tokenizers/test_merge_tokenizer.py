@@ -87,7 +87,7 @@ def test_tokenizers_finds_the_same_byte_level_tokens(tmp_path: Path, name: str) 
         assert ours.encode(text, bos=False) == theirs.encode(text).ids
 
 
-@pytest.mark.parametrize("prefix", ["normalizer", "always", "first", "never"])
+@pytest.mark.parametrize("prefix", ["normalizer", "replace", "always", "first", "never"])
 def test_tokenizers_finds_the_same_character_tokens(tmp_path: Path, prefix: str) -> None:
     theirs, ours = both(characters(prefix), tmp_path)
 
@@ -228,13 +228,18 @@ def test_an_added_token_of_save_pretrained_takes_no_space_of_its_own(
     assert theirs.encode("Once <x> upon", add_special_tokens=False).ids == [403, 512, 407]
 
 
-KINDS = ["normalizer", "always", "first", "never", "", "NFC", "NFKC"]
+KINDS = ["normalizer", "replace", "gemma", "always", "first", "never", "both", "", "NFC", "NFKC"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_added_tokens_are_matched_as_in_tokenizers(kind: str, tmp_path: Path) -> None:
     hf = pytest.importorskip("tokenizers")
-    if kind in ("normalizer", "always", "first", "never"):
+    if kind == "both":  # a normalizer makes marks of spaces, a pre-tokenizer puts one first
+        base = {**characters("first"), "normalizer": characters("replace")["normalizer"]}
+    elif kind == "gemma":  # splits at spaces, of which the normalizer leaves none
+        split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+        base = {**characters("replace"), "pre_tokenizer": {**split, "invert": False}}
+    elif kind in ("normalizer", "replace", "always", "first", "never"):
         base = characters(kind)
     else:
         base = {**byte_level((GPT2,)), "normalizer": {"type": kind} if kind else None}
