@@ -53,10 +53,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncStream",
     "BatchError",
     "CacheDtype",
     "Cancelled",
     "Chat",
+    "ChatOptions",
     "CheckpointError",
     "ClosedError",
     "ConfigError",
