@@ -32,9 +32,9 @@ from functools import partial
 from pathlib import Path
 
 import llama2py
-from llama2py.bench import Plan, benchmark
 from llama2py.checkpoint import open_checkpoint, own_dtype
 from llama2py.cli.bench import dtypes
+from llama2py.cli.measure import Plan, benchmark
 from llama2py.conversion import FileFormat
 from llama2py.hub import find_model
 

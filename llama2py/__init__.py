@@ -12,6 +12,7 @@ Once upon a time, there was a dragon who was afraid of fire. ...
 TYPE_CHECKING = False  # type checkers know the name; importing typing would take milliseconds
 if TYPE_CHECKING:
     from . import errors as errors
+    from . import ray as ray
     from .chat.dialogue import Chat
     from .chat.templates import Message
     from .config import CacheDtype, Dtype, ModelConfig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .engine.backend import Logits
     from .engine.session import Session
     from .errors import (
+        BatchError,
         Cancelled,
         CheckpointError,
         ClosedError,
@@ -41,16 +43,17 @@ if TYPE_CHECKING:
     from .generation.logprobs import TokenLogprob
     from .generation.options import Options
     from .generation.sampling import SamplingParams
+    from .generation.scoring import Score, score_texts
     from .generation.stream import Generation, Stream
     from .hub import download
     from .model import Model, load
-    from .scoring import Score, score_texts
     from .stories.teller import Story, StoryTeller
     from .tokenizers.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchError",
     "CacheDtype",
     "Cancelled",
     "Chat",
@@ -104,6 +107,7 @@ _MODULES = {
     "engine.backend": ("Logits",),
     "engine.session": ("Session",),
     "errors": (
+        "BatchError",
         "Cancelled",
         "CheckpointError",
         "ClosedError",
@@ -126,10 +130,10 @@ _MODULES = {
     "generation.logprobs": ("TokenLogprob",),
     "generation.options": ("Options",),
     "generation.sampling": ("SamplingParams",),
+    "generation.scoring": ("Score", "score_texts"),
     "generation.stream": ("Generation", "Stream"),
     "hub": ("download",),
     "model": ("Model", "load"),
-    "scoring": ("Score", "score_texts"),
     "stories.teller": ("Story", "StoryTeller"),
     "tokenizers.tokenizer": ("Tokenizer",),
 }
@@ -140,8 +144,8 @@ if not TYPE_CHECKING:  # hidden from type checkers, which would then accept any 
     def __getattr__(name: str) -> object:
         from importlib import import_module
 
-        if name == "errors":
-            return import_module(".errors", __name__)
+        if name in ("errors", "ray"):
+            return import_module(f".{name}", __name__)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)

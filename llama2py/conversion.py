@@ -384,7 +384,7 @@ def _to_gguf(task: _Task, dtype: str) -> None:
     if len(ends) > len(places):
         _log.warning("%s: GGUF holds only 3 of the %d tokens that end a text", target, len(ends))
     pairs |= zip(places, ends, strict=False)
-    size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype))
+    size = sum(item.nbytes for item in gguf_items(checkpoint.config, dtype, "llama"))
     check_space(target, size, CheckpointError)
     try:
         check = partial(_check_loads, task)
@@ -403,8 +403,9 @@ def _to_huggingface(task: _Task, dtypes: tuple[str, str], shard_size: int) -> No
             files = _tokenizer_files(target, checkpoint, vocabulary, task.vocabulary_path)
         except TokenizerError as error:
             raise TokenizerError(f"{target}: {error}, {_WITHOUT}") from None
-    config_json(checkpoint, dtypes[0], ids)  # raises before anything is written
-    size = sum(item.nbytes for item in huggingface_items(checkpoint.config, *dtypes))
+    about = config_json(checkpoint, dtypes[0], ids)  # raises before anything is written
+    tensors = huggingface_items(checkpoint.config, *dtypes, about["model_type"])
+    size = sum(item.nbytes for item in tensors)
     check_space(target, size, CheckpointError)
     with replacing_folder(target, CheckpointError, last="config.json") as folder:
         try:

@@ -77,3 +77,7 @@ class CorpusError(Llama2pyError):
 
 class TrainingError(Llama2pyError):
     """A training run cannot start, or cannot resume an earlier run."""
+
+
+class BatchError(Llama2pyError):
+    """A batch of rows cannot start, continue, or be written; its finished shards are kept."""

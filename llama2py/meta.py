@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 
 from .chat.templates import Message as Message
 from .chat.templates import Role as Role
+from .chat.templates import form_of
 from .engine.parameters import (
     checked_path,
     instance,
@@ -308,7 +309,10 @@ class Llama:
         ------
         PromptError
             If the roles are out of order, or for the reasons in `generate`.
+        ParameterError
+            If the model has another chat template than Llama 2's, as far as its files say so.
         """
+        self._check_template()
         dialogs = [
             _checked_dialog(number, dialog)
             for number, dialog in enumerate(_listed("dialogs", dialogs, "a sequence of dialogs"))
@@ -333,6 +337,20 @@ class Llama:
                 answer["logprobs"] = values[number]
             answers.append(answer)
         return answers
+
+    def _check_template(self) -> None:
+        """Refuse a model whose dialogues have another format than Llama 2's."""
+        jinja = self.model.conventions.chat_template
+        controls = self.tokenizer.specials.control
+        if jinja is None:
+            is_llama2 = form_of(controls) == "llama2"
+        else:
+            is_llama2 = all(tag in jinja for tag in SPECIAL_TAGS)
+        if not is_llama2:
+            raise ParameterError(
+                "chat_completion writes dialogues in Llama 2's format ([INST]), and this model has"
+                " another chat template: use llama2py.Chat"
+            )
 
     def _dialog_tokens(self, dialog: Sequence[Message]) -> list[int]:
         """Encode each exchange between a BOS and an EOS, the last one without an answer."""

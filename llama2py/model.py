@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, overload
 
@@ -35,6 +37,7 @@ from .generation.batch import run_jobs
 from .generation.job import Job
 from .generation.logprobs import log_probabilities
 from .generation.options import (
+    GenerateOptions,
     JobMaker,
     Options,
     check_options,
@@ -46,7 +49,7 @@ from .generation.options import (
 )
 from .generation.prefix_cache import PrefixCache
 from .generation.sampling import Coin
-from .generation.stream import Generation, Stream
+from .generation.stream import AsyncStream, Generation, Stream
 from .hub import find_model
 from .tokenizers.load import load_tokenizer
 from .tokenizers.tokenizer import Tokenizer
@@ -72,6 +75,7 @@ def load(
     dtype: Dtype | None = None,
     cache_dtype: CacheDtype = "float32",
     progress: Callable[[int, int], object] | None = None,
+    lora: StrPath | None = None,
 ) -> Model:
     """Load a model.
 
@@ -102,6 +106,9 @@ def load(
         generation at the end of a long context faster; logits change in the third digit.
     progress : callable, optional
         Called as ``progress(done, total)``, in weights, during loading. Only by the C engine.
+    lora : str or path-like, optional
+        A LoRA adapter of the model, which is merged into its matrices: a directory that PEFT has
+        saved, or a GGUF adapter.
 
     Returns
     -------
@@ -111,7 +118,7 @@ def load(
     Raises
     ------
     CheckpointError
-        If the checkpoint is missing, malformed or cut short.
+        If the checkpoint or the adapter is missing, malformed or cut short.
     TokenizerError
         If the tokenizer is missing or malformed, or its size does not match the model's.
     TooBigError
@@ -141,8 +148,13 @@ def load(
         tokenizer = checked_path("tokenizer", tokenizer)
     if path is not None:
         checked_path("path", path)
+    adapter = None if lora is None else checked_path("lora", lora)
     path = builtin_model() if path is None else find_model(path)
     with open_checkpoint(path) as checkpoint:
+        if adapter is not None:
+            from .checkpoint.lora import merge_lora  # with the readers of all formats
+
+            merge_lora(checkpoint, adapter)
         vocabulary = tokenizer_for(checkpoint, tokenizer)
         weights: Backend
         if backend == "c":
@@ -216,6 +228,17 @@ def own_tokenizer(checkpoint: Checkpoint) -> Path | None:
 def beside(path: Path) -> Path:
     """Return the path for a file's tokenizer: ``story.tokenizer.bin`` for ``story.bin``."""
     return path.with_suffix(".tokenizer.bin")
+
+
+class _Either:
+    """An event that is set when one of two is."""
+
+    def __init__(self, *events: threading.Event | None) -> None:
+        self._events = [event for event in events if event is not None]
+
+    def is_set(self) -> bool:
+        """Whether one of them is set."""
+        return any(event.is_set() for event in self._events)
 
 
 class Model(Closing):
@@ -316,10 +339,13 @@ class Model(Closing):
 
     def _stream(self, maker: JobMaker, prompt: str | Sequence[int], seed: int | None) -> Stream:
         job = maker.job(prompt, seed)
+        if maker.session is not None:
+            maker.session.rewind(job.reused)
+            return Stream(maker.session, self.tokenizer, job, owns_session=False, runs_all=True)
         session, job.reused = self.prefix_cache.take(job.prompt_tokens)
         return Stream(session, self.tokenizer, job, prefix_cache=self.prefix_cache)
 
-    async def astream(
+    def astream(
         self,
         prompt: str | Sequence[int] = "",
         max_tokens: int | None = None,
@@ -327,10 +353,11 @@ class Model(Closing):
         top_p: float = 0.9,
         seed: int | None = None,
         **options: Unpack[Options],
-    ) -> AsyncIterator[str]:
+    ) -> AsyncStream:
         """`stream` for ``async for``: each piece is computed in a thread while the event loop runs.
 
-        If the task is cancelled or leaves the loop, generation ends and its memory is freed.
+        The parameters are checked now, not at the first piece. If the task is cancelled, generation
+        ends and its memory is freed.
 
         Examples
         --------
@@ -341,11 +368,7 @@ class Model(Closing):
         >>> asyncio.run(tell()) == load().generate("Once", seed=1).text
         True
         """
-        import asyncio  # only here: it takes a tenth of a program's start
-
-        with self.stream(prompt, max_tokens, temperature, top_p, seed, **options) as stream:
-            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
-                yield piece
+        return AsyncStream(self.stream(prompt, max_tokens, temperature, top_p, seed, **options))
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
@@ -426,6 +449,54 @@ class Model(Closing):
             return self._stream(maker, given, cast("int | None", seed)).finish()
         jobs = list(maker.jobs(given, seed_each(seed, len(given))))
         return [Generation.of(job) for job in run_jobs(self, jobs, max_batch)]
+
+    @overload
+    async def agenerate(  # type: ignore[overload-overlap]
+        self, prompt: str | Sequence[int] = "", **options: Unpack[GenerateOptions]
+    ) -> Generation: ...
+
+    @overload
+    async def agenerate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        **options: Unpack[GenerateOptions],
+    ) -> list[Generation]: ...
+
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]] = "",
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | list[Generation]:
+        """`generate` in a thread, while the event loop runs.
+
+        The parameters, results and errors are those of `generate`; all but the prompt are given by
+        name. If the task is cancelled, generation ends and its memory is freed.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> from llama2py import load
+        >>> model = load()
+        >>> text = asyncio.run(model.agenerate("Once", max_tokens=9, seed=1)).text
+        >>> text == model.generate("Once", max_tokens=9, seed=1).text
+        True
+        """
+        import asyncio
+
+        given: dict[str, Any] = {**options}
+        stop = threading.Event()
+        cancel = given.get("cancel")
+        if cancel is None or callable(getattr(cancel, "is_set", None)):
+            given["cancel"] = _Either(cancel, stop)
+        work: Any = partial(self.generate, prompt, **given)
+        running: asyncio.Future[Any] = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return cast("Generation | list[Generation]", await asyncio.shield(running))
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait([running])
+            running.exception()  # seen: nobody waits for it
+            raise
 
     def generate_many(
         self,
@@ -538,6 +609,70 @@ class Model(Closing):
             A PromptError. If there are more tokens than the context holds.
         """
         return prompt_tokens(prompt, self.tokenizer, self.config)
+
+    def apply_chat_template(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """Return a dialogue as the text that the model reads, by the model's chat template.
+
+        The name and the result are those of transformers' ``apply_chat_template`` with
+        ``tokenize=False``. For a dialogue that goes on, `Chat` does this and more.
+
+        Parameters
+        ----------
+        messages : iterable of mapping
+            ``{"role": "user", "content": ".."}``, and whatever else the template reads.
+        add_generation_prompt : bool
+            End the text where the assistant's answer begins.
+        continue_final_message : bool
+            End the text with the last message, so that the model continues it.
+        chat_template : str, optional
+            The name of one of the model's templates or of a form (see `Chat`), or a Jinja program.
+            Default: the model's own.
+        **variables
+            What else the template sees: ``tools``, ``documents``, ``enable_thinking``, ..
+
+        Returns
+        -------
+        str
+            The text, with special tokens spelled out. Encode it with ``bos=False, special=True``.
+            A message may spell special tokens, too, and such tokens are then real: for messages
+            that you do not trust, use `Chat`.
+
+        Raises
+        ------
+        PromptError
+            If a message is malformed, or the template refuses the dialogue, fails, or takes too
+            long.
+        ParameterError
+            If the template is unknown, or needs jinja2 and it is missing
+            (``pip install 'llama2py[chat]'``).
+
+        Examples
+        --------
+        >>> from llama2py import load
+        >>> load().apply_chat_template([{"role": "user", "content": "Hi"}])
+        '<s>[INST] Hi [/INST]'
+        """
+        from .chat.encoder import special_texts
+        from .chat.templates import find_template, render_dialogue
+
+        controls = self.tokenizer.specials.control
+        has_tools = variables.get("tools") is not None
+        return render_dialogue(
+            find_template(chat_template, self.conventions, controls, has_tools),
+            messages,
+            special_texts(self.tokenizer, self.conventions),
+            add_generation_prompt,
+            continue_final_message,
+            variables,
+        )
 
     def session(self, overflow: SessionOverflow = "error") -> Session:
         """Return a new session, at position 0.

@@ -281,17 +281,14 @@ def test_a_vocabulary_that_lacks_bytes_survives_every_format(model: Path, tmp_pa
 def test_an_output_that_would_not_load_is_not_written(
     name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = "gguf_pairs" if name.endswith("gguf") else "tokenizer_config"
+    make: Any = gguf_pairs if name.endswith("gguf") else tokenizer_config
+
     def other(tokenizer: Any, *rest: Any) -> Any:
         changed = copy.copy(tokenizer)
         changed.eos_id = 7
         return make(changed, *rest)
 
-    make: Any
-    made, make = (
-        ("gguf_pairs", gguf_pairs)
-        if name.endswith("gguf")
-        else ("tokenizer_config", tokenizer_config)
-    )
     monkeypatch.setattr(f"llama2py.conversion.{made}", other)
     monkeypatch.setattr("llama2py.conversion._end_tokens", lambda task: [])
     with pytest.raises(TokenizerError) as caught:

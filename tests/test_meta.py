@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 
 from llama2py import CheckpointError, Model, ParameterError, PromptError, convert
-from llama2py.checkpoint import write_checkpoint
+from llama2py.checkpoint import Conventions, write_checkpoint
 from llama2py.engine.backend import draw_rows
 from llama2py.meta import UNSAFE_ERROR, Llama
 from llama2py.tokenizers.llama2c import write_tokenizer_bin
 from llama2py.tokenizers.tokenizer import BOS, EOS
 from tests.conftest import TINY, random_checkpoint, tiny_model, tiny_tokenizer
 from tests.support.scripted import ScriptedBackend
+from tests.support.scripted_dialogues import vocabulary
 
 A, B, C, D = 260, 261, 262, 263  # "a" to "d" in conftest's tokenizer
 
@@ -250,6 +251,19 @@ def test_chat_answers_have_the_form_of_meta() -> None:
 def test_dialogs_out_of_order_are_errors(dialog: Any) -> None:
     with pytest.raises(PromptError, match=r"the roles of a dialog are .* expected"):
         chat().chat_completion([dialog], max_gen_len=1)
+
+
+@pytest.mark.parametrize("jinja", ["{{ '<|im_start|>' }}", "{{ '[INST] ' + ' [/INST]' }}"])
+def test_a_model_of_another_template_is_refused(jinja: str) -> None:
+    model = Model(Successor(300), tiny_tokenizer(), Conventions(jinja))
+    with pytest.raises(ParameterError, match=r"this model has another chat template: use llama2py"):
+        Recorded(model).chat_completion([say("hi")])
+    model = Model(Successor(300), vocabulary("llama3"))  # Meta's own Llama 3
+    with pytest.raises(ParameterError, match="another chat template"):
+        Recorded(model).chat_completion([say("hi")])
+    llama2 = "{{ '[INST] <<SYS>>' + s + '<</SYS>>' + m + ' [/INST]' }}"
+    model = Model(Successor(300), tiny_tokenizer(), Conventions(llama2))
+    assert Recorded(model).chat_completion([say("hi")], max_gen_len=1)
 
 
 # ---- build ----

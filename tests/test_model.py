@@ -8,6 +8,8 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count, islice
+from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -180,11 +182,131 @@ def test_an_abandoned_astream_frees_its_session(monkeypatch: pytest.MonkeyPatch)
     async def some() -> None:
         pieces = model.astream([BOS])
         assert await anext(pieces) == "a"
-        await pieces.aclose()  # type: ignore[attr-defined]
+        await pieces.aclose()
 
     asyncio.run(some())
     with pytest.raises(Exception, match="session is closed"):
         made[0].forward([1])
+
+
+def test_astream_checks_before_the_first_piece_and_says_what_stream_says(model: Model) -> None:
+    with pytest.raises(ParameterError, match="temperature is -1"):
+        model.astream("ab", temperature=-1)
+    with pytest.raises(PromptError, match="no tokens"):
+        model.astream([])
+
+    async def tell() -> None:
+        expected = model.stream("ab", seed=3, max_tokens=9, logprobs=1)
+        text = "".join(expected)
+        async with model.astream("ab", seed=3, max_tokens=9, logprobs=1) as stream:
+            assert (stream.finish_reason, stream.tokens) == (None, [])
+            assert "".join([piece async for piece in stream]) == stream.text == text
+        assert (stream.finish_reason, stream.seed) == ("length", 3)
+        assert (stream.tokens, stream.logprobs) == (expected.tokens, expected.logprobs)
+        assert stream.prompt_tokens == expected.prompt_tokens
+        assert stream.timings.generated_tokens == 9
+        stopped = await model.astream("ab", seed=3, stop=text[3])
+        assert stopped.stopped_by == text[3]
+
+    asyncio.run(tell())
+
+
+def test_agenerate_is_generate(model: Model) -> None:
+    async def tell() -> None:
+        one = await model.agenerate("ab", seed=3, max_tokens=9)
+        assert facts(one) == facts(model.generate("ab", seed=3, max_tokens=9))
+        many = await model.agenerate(prompts(6), seed=3, max_tokens=9, max_batch=2)
+        expected = model.generate(prompts(6), seed=3, max_tokens=9)
+        assert [*map(facts, many)] == [*map(facts, expected)]
+        both = await asyncio.gather(*(model.agenerate("a", seed=n, max_tokens=9) for n in (1, 2)))
+        expected = [model.generate("a", seed=n, max_tokens=9) for n in (1, 2)]
+        assert [*map(facts, both)] == [*map(facts, expected)]
+        with pytest.raises(ParameterError, match="temperature is -1"):
+            await model.agenerate("ab", temperature=-1)
+
+    asyncio.run(tell())
+
+
+@pytest.mark.parametrize("prompt", ["ab", ["ab", "c"]])
+def test_a_cancelled_agenerate_ends_its_texts(prompt: Any, model: Model) -> None:
+    seen: list[int] = []
+
+    def slow(tokens: list[int], logits: Any) -> Any:
+        seen.append(len(tokens))
+        sleep(0.01)
+        return logits
+
+    async def tell() -> None:
+        own = threading.Event()
+        how: Any = {"logits_processor": slow, "stop_tokens": (), "cancel": own}
+        task = asyncio.ensure_future(
+            model.agenerate(prompt, max_tokens=10**6, overflow="shift", **how)
+        )
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        n = len(seen)
+        await asyncio.sleep(0.1)
+        assert 0 < n == len(seen)  # the thread has ended
+        assert not own.is_set()
+        own.set()
+        ended = await model.agenerate("ab", cancel=own)
+        assert ended.finish_reason == "cancelled"
+
+    asyncio.run(tell())
+
+
+# ---- sessions ----
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.0, "top_k": 5}])
+def test_a_session_is_continued_where_it_is(options: dict[str, Any], model: Model) -> None:
+    how: Any = {**options, "stop_tokens": ()}
+    whole = model.generate("ab", 30, **how)
+    with model.session() as session:
+        parts = [model.generate("ab", 10, session=session, **how)]
+        parts += [model.generate("", 10, session=session, **how) for _ in range(2)]
+        assert [token for part in parts for token in part.tokens] == whole.tokens
+        assert session.tokens == whole.prompt_tokens + whole.tokens
+        assert parts[1].prompt_tokens == session.tokens[: len(parts[1].prompt_tokens)]
+
+
+def test_a_prompt_is_read_after_a_session_s_tokens(model: Model, tmp_path: Path) -> None:
+    with model.session() as session:
+        session.forward(model.tokenizer.encode("abc"))
+        session.save(tmp_path / "x.session")
+    tokens = [*model.tokenizer.encode("abc"), *model.tokenizer.encode("de", bos=False)]
+    expected = model.generate(tokens, 8, seed=1)
+    with model.load_session(tmp_path / "x.session") as session:
+        with model.stream("de", 8, seed=1, session=session) as stream:
+            assert "".join(stream) == expected.text
+        n = len(tokens) + len(expected.tokens)
+        assert session.position == n
+        session.rewind(len(tokens) - 2)
+        assert model.generate(tokens[-2:], 8, seed=1, session=session).tokens == expected.tokens
+
+
+def test_a_text_that_its_stop_token_ended_leaves_no_token_to_run() -> None:
+    model = Model(ScriptedBackend([260, 261, BOS, 262, 263], 300), tiny_tokenizer())
+    with model.session() as session:
+        model.generate([BOS, 5], session=session)
+        assert session.tokens == [BOS, 5, 260, 261]
+        model.generate([6], 1, session=session)
+        assert session.tokens == [BOS, 5, 260, 261, 6, 262]
+
+
+def test_a_session_that_cannot_be_continued_is_an_error(model: Model) -> None:
+    with model.session() as session:
+        with pytest.raises(ParameterError, match="a session continues one prompt"):
+            model.generate(["a", "b"], session=session)
+        with pytest.raises(ParameterError, match="session is 5, expected a Session"):
+            model.generate("a", session=5)  # type: ignore[arg-type]
+        with tiny_model() as other, pytest.raises(ParameterError, match="belongs to another model"):
+            other.generate("a", session=session)
+        with pytest.raises(PromptError, match="longer than"):
+            model.generate([5] * 1000, session=session)
+        assert session.position == 0
 
 
 # ---- what is easily got wrong ----

@@ -141,7 +141,7 @@ def cases() -> dict[str, Case]:
         "Tokenizer": Case(
             Tokenizer,
             {"pieces": [tokenizer.piece(i) for i in range(300)], "scores": [0.0] * 300},
-            ("specials", "eos_id", "adds_bos", "first_byte", "prefix_each"),
+            ("specials", "eos_id", "adds_bos", "first_byte", "prefix", "bos_id"),
         ),
         "encode": Case(
             tokenizer.encode, {"text": "a", "bos": True, "eos": False, "special": False}

@@ -2,53 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast, get_args
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from .._util import Closing, counted
-from ..engine.parameters import instance, one_of, unknown_option, whole_number
-from ..engine.session import SessionOverflow
-from ..errors import ContextError
+from ..checkpoint import Conventions
+from ..config import ModelConfig
+from ..engine.backend import Backend
+from ..engine.parameters import checked_path, instance, one_of, unknown_option, wrong
+from ..engine.session import Session
+from ..errors import ContextError, ParameterError, PromptError, SessionError
+from ..formats.atomic_write import replacing
+from ..formats.bounded_json import Limits, parse_object
+from ..formats.input_file import named, read_whole
 from ..generation.job import Job
-from ..generation.options import Options, SamplingOptions, check_options
+from ..generation.options import ChatOptions, JobMaker, Options, check_options
 from ..generation.prefix_cache import shared
-from ..generation.stream import Stream
-from ..model import Model
-from .templates import LLAMA2, Message, TurnEncoder, default_system, find_template
+from ..generation.sampling import Sampler
+from ..generation.stream import AsyncStream, Stream
+from ..tokenizers.tokenizer import Tokenizer
+from .encoder import DialogueEncoder
+from .templates import Exact, Message, find_template, texts_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # comes with type checkers
 
-# When old exchanges are dropped, at least 1 / 4 of the context becomes free for the answer.
-_FREE_SHARE = 4
+ChatOverflow = Literal["trim", "shift", "error"]
+# Old exchanges are left out when less than 1 / 8 of the context is free for the answer, until 1 / 2
+# is: what remains is run again, and that should be rare.
+_LEAST_FREE, _FREED = 8, 2
+_FORMAT = "llama2py chat 1"
+# The parameters of `Chat` that are not options of an answer.
+_OWN = ("system", "messages", "template", "variables", "overflow", "session")
+_LIMITS = Limits(size=64 << 20, containers=100_000, items=2_000_000)  # of a saved dialogue
 
 
-def render_turn(user: str, system: str | None = None) -> str:
-    """Return a user's turn in the format of Llama 2; only the first turn has a system prompt.
+class ChatModel(Protocol):
+    """What a `Chat` needs from a `Model`."""
 
-    Source: llama2.c's ``run.c``, which follows ``chat_completion`` in Meta's ``generation.py``.
-    """
-    return "".join(LLAMA2.render(user, system))
+    tokenizer: Tokenizer
+    stop_tokens: frozenset[int]
+    conventions: Conventions
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's hyperparameters."""
+
+    @property
+    def backend(self) -> Backend:
+        """The engine."""
+
+    def session(self) -> Session:
+        """Return a new session."""
 
 
 @dataclass
-class _Exchange:
-    """A user's turn and the answer to it."""
+class _Answer:
+    """An answer that has begun.
 
-    user: str
+    Parameters
+    ----------
+    job : Job
+        Generates it.
+    text, mark : str
+        The prompt's text and the mark in it: see `DialogueEncoder.render`.
+    last : dict
+        The last message of the prompt.
+    was_said : bool
+        Whether `say` added that message.
+    message : dict or None
+        The assistant's message, once there is one.
+    prefill : str
+        The beginning of the answer that the user wrote.
+    content : str
+        What `Chat` last wrote into the message.
+    """
+
     job: Job
+    text: str
+    mark: str
+    last: Message
+    was_said: bool
+    message: Message | None = None
+    prefill: str = ""
+    content: str = ""
 
     @property
-    def has_answer(self) -> bool:
-        """Whether the answer has at least one token; the dialogue forgets a turn without one."""
+    def has_begun(self) -> bool:
+        """Whether the model has drawn a token; the dialogue forgets a turn without an answer."""
         return self.job.timings.generated_tokens > 0
 
 
-class ChatOptions(SamplingOptions, total=False):
-    """More options of `Chat`; each is the option of `Options` with this name."""
+@dataclass
+class _Known:
+    """The tokens of the dialogue so far, which the model has read or written.
 
-    stop: str | Iterable[str]
+    Attributes
+    ----------
+    text : str
+        The text that they spell, as a template renders it.
+    tokens : list of int
+        The tokens.
+    answers : dict of int to (dict, str, str)
+        By the ``id`` of a message: the message, which must live as long as its id, its content, and
+        the answer as the model wrote it.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    answers: dict[int, tuple[Message, str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A dialogue that fits in the context."""
+
+    text: str
+    mark: str
+    tokens: list[int]
+    is_growth: bool  # of what the model has read or written
 
 
 class Chat(Closing):
@@ -59,51 +136,51 @@ class Chat(Closing):
     model : Model
         The chat model.
     system : str, optional
-        The system prompt, which the model reads before the first turn. It can be changed later by
-        setting the attribute ``system``; the next turn then runs the dialogue again with the new
-        one. Default: the default of the model's ChatML template, or no system prompt. ``""``: no
-        system prompt.
-    temperature, top_p, seed
-        As in `Model.stream`.
-    max_tokens : int, optional
-        Maximum number of tokens of the whole dialogue, prompts included. Default, and upper limit:
-        the model's context.
-    template : {'llama2', 'mistral', 'llama3', 'chatml', 'zephyr', 'plain'}, optional
-        The format of the turns. Default: the template that the checkpoint's metadata names, or else
-        Llama 2's, which is bit-identical to llama2.c's. ``llama3`` does not write the dates that
-        Llama 3.1 and later put before the system prompt; add them to ``system`` if you want them.
-        ``plain`` writes lines of ``User:`` and ``Assistant:``, for models without a chat template.
-    overflow : {'error', 'shift'}
-        What happens when a turn no longer fits in the context. 'error': `say` raises ContextError.
-        'shift': the oldest exchanges are dropped, and a long answer drops its oldest tokens; the
-        system prompt stays. The remaining dialogue is run again, which takes as long as a prompt of
-        the same length. With 'shift', ``max_tokens`` applies to each turn, not to the dialogue.
+        The system prompt. Default: none, or the template's own default.
+    messages : iterable of dict, optional
+        The dialogue so far: ``{"role": .., "content": ..}``, as in other libraries.
+    template : str, optional
+        The format of the turns: the name of a form (``llama2``, ``mistral``, ``llama3``,
+        ``chatml``, ``zephyr``, ``plain``), the name of one of the model's own templates, or a Jinja
+        program. Default: the model's own template. Files of llama2.c and Meta have none; their
+        vocabulary decides, and the default is Llama 2's form, bit-identical to llama2.c's.
+    variables : dict, optional
+        What else the template sees: ``{"enable_thinking": False}``, ``{"tools": [..]}``.
+    overflow : {'trim', 'shift', 'error'}
+        What happens when a turn no longer fits in the context. 'trim': the oldest exchanges after
+        the system prompt are left out; the attribute ``messages`` keeps them. 'shift': the same,
+        and an answer that reaches the end of the context forgets its oldest tokens. 'error': `say`
+        raises ContextError.
+    session : Session, optional
+        The session to run in, such as one from `Model.load_session`. What it has in common with the
+        dialogue is not run again. It is not closed with the chat.
     **options
-        More sampling options, and ``stop``, texts that end an answer: see `Options`.
+        ``max_tokens``, ``temperature``, ``top_p``, ``seed`` and all options of `Options` that apply
+        to an answer: the defaults of each `say`.
 
     Attributes
     ----------
-    system : str or None
-        The system prompt.
     template : str
         The name of the template in use.
+    session : Session
+        The session that the dialogue runs in.
 
     Raises
     ------
     ParameterError
-        If the template is unknown or needs a token that the vocabulary lacks, or if a number is
-        out of its range.
+        If the template is unknown, needs jinja2 and it is missing, or needs a token that the
+        vocabulary lacks, or if an option is wrong.
+    PromptError
+        If a message is malformed.
 
     Notes
     -----
-    A message cannot fake a turn. Special tokens appear only where the template writes them, and a
-    message that contains the text of one (``<|eot_id|>``, ``[INST]``) is refused, as in Meta's
-    code.
+    A message cannot fake a turn. Special tokens appear only where the template writes them; a
+    message that spells one out is encoded as ordinary characters. A message that contains a text by
+    which the template marks turns (``[INST]``, ``### Response:``) is refused, as in Meta's code.
 
-    An answer stays in the context as the tokens that the model generated. Hugging Face's templates
-    encode the whole dialogue again for each turn, which gives the same tokens unless the model
-    spells a word unlike its tokenizer. For Llama 2, Meta's code also strips messages and ends an
-    answer with a space; llama2.c and this class do neither.
+    An answer stays in the context as the tokens that the model generated, wherever the template
+    renders it as the model wrote it. Each turn then only runs its own tokens.
 
     Examples
     --------
@@ -116,163 +193,364 @@ class Chat(Closing):
 
     def __init__(
         self,
-        model: Model,
+        model: ChatModel,
         system: str | None = None,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        seed: int | None = None,
-        max_tokens: int | None = None,
+        messages: Iterable[Message] = (),
+        *,
         template: str | None = None,
-        overflow: SessionOverflow = "error",
+        variables: Mapping[str, Any] | None = None,
+        overflow: ChatOverflow = "trim",
+        session: Session | None = None,
         **options: Unpack[ChatOptions],
     ) -> None:
-        instance("model", model, Model, "a Model: load() returns one")
+        one_of("overflow", overflow, get_args(ChatOverflow))
+        if not isinstance(getattr(model, "tokenizer", None), Tokenizer):
+            raise wrong("model", model, "a Model: load() returns one")
         if system is not None:
             instance("system", system, str, "a str or None")
-        one_of("overflow", overflow, get_args(SessionOverflow))
-        if unknown := options.keys() - ChatOptions.__annotations__.keys():
-            named = ("system", "temperature", "top_p", "seed", "max_tokens", "template", "overflow")
-            raise unknown_option(min(unknown), [*ChatOptions.__annotations__, *named])
-        if max_tokens is not None:
-            max_tokens = whole_number("max_tokens", max_tokens, 0)
-        context = model.config.seq_len
-        conventions = model.conventions
-        found = find_template(template, conventions, model.tokenizer.specials.control)
-        self._encoder = TurnEncoder(found, model.tokenizer, conventions)
         self._model = model
+        self._overflow: ChatOverflow = overflow
+        self._options: ChatOptions = options
+        maker = self._maker({})
+        variables = dict(variables or {})
+        controls = model.tokenizer.specials.control
+        has_tools = variables.get("tools") is not None
+        found = find_template(template, model.conventions, controls, has_tools)
         self.template = found.name
-        self.system = system
-        self._default_system = (
-            default_system(conventions.chat_template) if found.name == "chatml" else None
-        )
-        more = cast("Options", options)  # with fewer keys
-        maker = check_options(model, context, temperature, top_p, more)
-        self._maker = replace(
-            maker,
-            stop_tokens=self._encoder.stop_tokens,
-            stop=found.stop + maker.stop,
-            overflow="shift" if overflow == "shift" else "stop",
-        )
-        self._sampler = maker.sampler(seed)
-        self._session = model.session()
+        self._settings = {"template": template, "variables": variables, "overflow": overflow}
+        self._encoder = DialogueEncoder(found, model.tokenizer, model.conventions, variables)
+        self._messages = _checked(messages)
+        self._answer: _Answer | None = None
+        if system is not None:
+            self.system = system
+        self._sampler = Sampler(model.backend, maker.params, options.get("seed"))
+        self._owns_session = session is None
+        if session is not None and session.backend is not model.backend:
+            raise ParameterError("the session belongs to another model")
+        self.session = model.session() if session is None else session
         self._is_closed = False
-        self._max_tokens = context if max_tokens is None else min(max_tokens, context)
-        self._shifts = overflow == "shift"
-        self._exchanges: list[_Exchange] = []
-        self._dropped = 0  # exchanges that no longer fit in the context
+        self._known = _Known()
+        self._left_out: list[Message] = []  # copies of the messages that no longer fit
 
-    @property
-    def room(self) -> int:
-        """How many more tokens the dialogue can take; with 'shift', how many the next turn can."""
-        if self._shifts:
-            return self._max_tokens
-        return max(0, self._max_tokens - self._session.position)
+    # ---- the dialogue ----
 
     @property
     def messages(self) -> list[Message]:
-        """The dialogue so far, in the format that other libraries use.
+        """The dialogue so far: a list that you may change between two turns.
 
-        The last answer may still grow. Exchanges that 'shift' has dropped are included.
+        The next turn reads whatever is in it then. While an answer is generated, its message grows
+        with each access.
         """
-        system = self._system_prompt
-        messages: list[Message] = [{"role": "system", "content": system}] if system else []
-        for exchange in self._exchanges:
-            if exchange.has_answer:
-                messages.append({"role": "user", "content": exchange.user})
-                answer = exchange.job.text.strip()
-                messages.append({"role": "assistant", "content": answer})
-        return messages
+        self._write_answer()
+        return self._messages
+
+    @messages.setter
+    def messages(self, messages: Iterable[Message]) -> None:
+        self._write_answer()
+        self._messages = _checked(messages)
 
     @property
-    def _system_prompt(self) -> str | None:
-        return self._default_system if self.system is None else self.system
+    def system(self) -> str | None:
+        """The system prompt: the content of the first message, if that is the system's.
 
-    def say(self, user: str) -> Stream:
+        None: the dialogue has no system prompt, but the template may have a default.
+        """
+        messages = self.messages
+        if messages and messages[0]["role"] == "system":
+            return messages[0]["content"]
+        return None
+
+    @system.setter
+    def system(self, system: str | None) -> None:
+        messages = self.messages
+        if messages and messages[0]["role"] == "system":
+            del messages[0]
+        messages[:0] = _system(system)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the context can take."""
+        return self.session.room
+
+    def _write_answer(self) -> None:
+        """Bring the message of the last answer up to date, unless the user has changed it."""
+        answer = self._answer
+        if answer is None or not answer.has_begun:
+            return
+        content = (answer.prefill + answer.job.text).rstrip()
+        if not answer.prefill:
+            content = content.lstrip()
+        if answer.message is None:
+            answer.message = {"role": "assistant", "content": content}
+            for place, message in enumerate(self._messages):
+                if message is answer.last:
+                    self._messages.insert(place + 1, answer.message)
+                    break
+        elif answer.message["content"] == answer.content:
+            answer.message["content"] = content
+        else:
+            return
+        answer.content = content
+
+    # ---- turns ----
+
+    def say(self, user: str | None = None, **options: Unpack[ChatOptions]) -> Stream:
         """Add a user's turn and start the answer.
 
         Parameters
         ----------
-        user : str
-            The user's message.
+        user : str, optional
+            The user's message. Default: none; the model then answers the last message, or continues
+            it if it is the assistant's.
+        **options
+            ``max_tokens``, ``stop``, ``temperature``, .., for this answer only; the defaults are
+            those of the chat. ``seed`` restarts the random numbers.
 
         Returns
         -------
         Stream
-            The assistant's answer. It ends with the template's end token, with EOS, or when `room`
-            is used up (``finish_reason`` 'length'). An answer that is not read to its end, or that
-            the next turn cuts off, stays in the dialogue as far as it was read. A turn whose answer
-            has no token yet is forgotten.
+            The assistant's answer: iterate over its pieces, or call ``finish()``. It ends with the
+            template's end token, with EOS, or after ``max_tokens`` or at the end of the context
+            (``finish_reason`` 'length'). An answer that is not read to its end, or that the next
+            turn cuts off, stays in the dialogue as far as it was read. A turn whose answer has no
+            token yet is forgotten.
 
         Raises
         ------
         ContextError
-            If the turn no longer fits in the context; the dialogue does not change.
+            If the turn does not fit in the context; the dialogue does not change.
         PromptError
-            If the message contains a marker of the template, is not a str, or cannot be encoded.
+            If the message contains a marker of the template, is not a str, or cannot be encoded, or
+            the template refuses the dialogue.
+        ParameterError
+            If an option is wrong.
         """
-        system = self._system_prompt
-        self._encoder.check(user)
-        self._encoder.check(system or "", "system prompt")
-        past = [exchange for exchange in self._exchanges if exchange.has_answer]
-        tokens, dropped, kept = self._fitting(past, user, system)
-        for exchange in self._exchanges[-1:]:  # an unfinished answer ends here
-            exchange.job.finish_reason = exchange.job.finish_reason or "cancelled"
-        self._session.rewind(min(shared(self._session.tokens, tokens), len(tokens) - 1))
-        self._session.kept = kept
-        turn = tokens[self._session.position :]
-        room = self._max_tokens if self._shifts else max(0, self.room - len(turn) + 1)
-        job = self._maker.job_of(turn, self._sampler, room)
-        self._exchanges = [*past, _Exchange(user, job)]
-        self._dropped = dropped
-        return Stream(self._session, self._model.tokenizer, job, owns_session=False)
+        maker = self._maker(options)
+        self._write_answer()
+        before, messages = self._answer, list(self._messages)
+        if before is not None and before.was_said and not before.has_begun:
+            messages = [message for message in messages if message is not before.last]
+        if user is not None:
+            self._encoder.check(user)
+            messages.append({"role": "user", "content": user})
+        if not messages or messages[-1]["role"] == "system":
+            raise PromptError("the dialogue has no message to answer")
+        texts_of(messages)
+        for message in messages:
+            if message["role"] != "assistant":
+                what = "system prompt" if message["role"] == "system" else "message"
+                self._encoder.check(message["content"], what)
+        self._learn()
+        max_tokens = maker.max_tokens
+        left_out, prompt = self._fitting(messages, max_tokens)
+        job = self._job(maker, prompt, options)
+        kept = self._kept(messages, prompt) if self._overflow == "shift" else 1
+        if before is not None and before.job.finish_reason is None:
+            before.job.finish_reason = "cancelled"
+        job.reused = min(shared(self.session.tokens, prompt.tokens), len(prompt.tokens) - 1)
+        self.session.rewind(job.reused)
+        self.session.kept = kept
+        self._sampler = job.sampler
+        if not prompt.is_growth:
+            self._known.answers.clear()
+        self._messages[:] = messages
+        self._left_out = [dict(message) for message in left_out]  # type: ignore[misc]
+        was_said = user is not None
+        self._answer = _Answer(job, prompt.text, prompt.mark, messages[-1], was_said)
+        if messages[-1]["role"] == "assistant":
+            self._answer.message = messages[-1]
+            self._answer.prefill = self._answer.content = messages[-1]["content"]
+        return Stream(self.session, self._model.tokenizer, job, owns_session=False)
 
-    def _fitting(
-        self, past: list[_Exchange], user: str, system: str | None
-    ) -> tuple[list[int], int, int]:
-        """Encode the dialogue and this turn so that they fit in the context.
+    stream = say  # the name that Model has for it
 
-        Returns
-        -------
-        tokens : list of int
-            The tokens of the dialogue and this turn.
-        dropped : int
-            How many of the oldest exchanges they leave out.
-        kept : int
-            How many of the first tokens a shift must keep: BOS and the system prompt.
+    def asay(self, user: str | None = None, **options: Unpack[ChatOptions]) -> AsyncStream:
+        """`say` for asyncio: ``async for piece in chat.asay(..)``, or ``await chat.asay(..)``.
+
+        Each piece is computed in a thread while the event loop runs. The parameters are checked
+        now. If the task is cancelled, the answer ends where it is.
         """
+        return AsyncStream(self.say(user, **options))
+
+    def _maker(self, options: ChatOptions) -> JobMaker:
+        given: dict[str, Any] = {**self._options, **options}
+        if unknown := given.keys() - ChatOptions.__annotations__.keys():
+            raise unknown_option(min(unknown), [*ChatOptions.__annotations__, *_OWN])
+        given.pop("seed", None)
+        max_tokens = given.pop("max_tokens", None)
+        how = max_tokens, given.pop("temperature", 1.0), given.pop("top_p", 0.9)
+        return check_options(self._model, *how, cast("Options", given))
+
+    def _job(self, maker: JobMaker, prompt: _Prompt, options: ChatOptions) -> Job:
+        """Return the job of an answer. The random numbers go on from the last answer's."""
+        if {**self._options, **options}.get("stop_tokens") is None:
+            maker = replace(maker, stop_tokens=self._encoder.stop_tokens)
+        overflow: Literal["shift", "stop"] = "shift" if self._overflow == "shift" else "stop"
+        maker = replace(maker, stop=self._encoder.stop + maker.stop, overflow=overflow)
+        seed = options.get("seed")
+        sampler = self._sampler if seed is None else maker.sampler(seed)
+        sampler.params = maker.params
+        return maker.job_of(prompt.tokens, sampler)
+
+    # ---- prompts ----
+
+    def _learn(self) -> None:
+        """Remember what the last answer has added to the dialogue."""
+        answer = self._answer
+        if answer is None or not answer.has_begun or answer.message is None:
+            return
+        job = answer.job
+        decoder = self._model.tokenizer.decoder(previous=job.prompt_tokens[-1])
+        spelled = "".join(map(decoder.feed, job.tokens)) + decoder.flush()
+        self._known.text, self._known.tokens = "", []
+        if spelled == job.text:  # no stop string was cut off, and the text is read to its end
+            self._known.text = answer.text + self._encoder.marked(job.text, answer.mark)
+            self._known.tokens = [*job.prompt_tokens, *job.tokens]
+        written = answer.prefill + job.text
+        self._known.answers[id(answer.message)] = (answer.message, answer.content, written)
+
+    def _fitting(self, messages: list[Message], max_tokens: int) -> tuple[list[Message], _Prompt]:
+        """Return the oldest messages to leave out, and the prompt of the others."""
         context = self._model.config.seq_len
-        dropped = self._dropped
-        tokens = self._tokens(past[dropped:], user, system)
-        if len(tokens) > context and self._shifts:
-            while len(tokens) > context - context // _FREE_SHARE and dropped < len(past):
-                dropped += 1
-                tokens = self._tokens(past[dropped:], user, system)
-        if len(tokens) > context:
-            run = shared(self._session.tokens, tokens)
-            raise ContextError(
-                f"the turn does not fit: it has {counted(len(tokens) - run, 'token')}, and the"
-                f" model's context has room for {context - run} more"
-            )
-        kept = 1
-        if self._shifts:
-            # Two different first messages share exactly BOS and the system prompt.
-            other = "?" if user[:1] != "?" else "!"
-            kept = max(1, shared(tokens, self._tokens([], other, system)))
-        return tokens, dropped, kept
+        n_system = sum(1 for _ in _leading(messages, "system"))
+        system, turns = messages[:n_system], messages[n_system:]
+        left_out = len(self._left_out) if turns[: len(self._left_out)] == self._left_out else 0
+        users = [i for i, message in enumerate(turns) if message["role"] == "user"]
+        starts = [i for i in users[1:] if i > left_out]  # an exchange begins with its user
+        prompt = self._prompt(system + turns[left_out:])
+        least = min(max_tokens, context // _LEAST_FREE)
+        if len(prompt.tokens) > context - least and self._overflow != "error" and starts:
+            prompts: dict[int, _Prompt] = {}
 
-    def _tokens(self, past: list[_Exchange], user: str, system: str | None) -> list[int]:
-        encoder = self._encoder
-        if encoder.template.end is None:
-            return encoder.text([(e.user, e.job.text) for e in past], user, system)
-        tokens: list[int] = []
-        for i, exchange in enumerate(past):
-            first = i == 0
-            tokens += encoder.turn(exchange.user, system if first else None, first)
-            tokens += exchange.job.tokens + encoder.end()
-        return tokens + encoder.turn(user, None if past else system, not past)
+            def fits(start: int) -> bool:
+                prompts[start] = self._prompt(system + turns[start:])
+                return len(prompts[start].tokens) <= context - context // _FREED
+
+            at = bisect_left(starts, True, hi=len(starts) - 1, key=fits)
+            left_out = starts[at]
+            prompt = prompts.get(left_out) or self._prompt(system + turns[left_out:])
+        if len(prompt.tokens) > context:
+            run = shared(self.session.tokens, prompt.tokens)
+            raise ContextError(
+                f"the turn does not fit: it has {counted(len(prompt.tokens) - run, 'token')}, and"
+                f" the model's context has room for {context - run} more"
+            )
+        return turns[:left_out], prompt
+
+    def _prompt(self, messages: Sequence[Message]) -> _Prompt:
+        """Return the tokens of a dialogue: those that are known, and new ones after them."""
+        encoder, known = self._encoder, self._known
+        continued = messages[-1]["role"] == "assistant"
+        if known.answers:
+            text, mark = encoder.render([self._exact(message) for message in messages], continued)
+            rest = text.removeprefix(known.text)
+            if rest != text and encoder.begins_with_token(rest):
+                tokens = known.tokens + encoder.tokens(rest, mark, first=False)
+                return _Prompt(text, mark, tokens, True)
+            if encoder.is_one_text:
+                return _Prompt(text, mark, encoder.tokens(text, mark), True)
+        text, mark = encoder.render(messages, continued)
+        return _Prompt(text, mark, encoder.tokens(text, mark), False)
+
+    def _exact(self, message: Message) -> Message:
+        """Return a message with the answer as the model wrote it, if nobody has changed it."""
+        _, content, written = self._known.answers.get(id(message), (None, "", ""))
+        if not written or content != message["content"]:
+            return message
+        return {"role": message["role"], "content": Exact(written)}
+
+    def _kept(self, messages: Sequence[Message], prompt: _Prompt) -> int:
+        """Return how many of the first tokens a shift must keep: BOS and the system prompt."""
+        other: Message = {"role": "user", "content": "?"}
+        if any(m["content"].startswith("?") for m in messages if m["role"] == "user"):
+            other["content"] = "!"
+        text, mark = self._encoder.render([*_leading(messages, "system"), other])
+        return max(1, shared(prompt.tokens, self._encoder.tokens(text, mark)))
+
+    # ---- files ----
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the dialogue to a file, for `Chat.load`: a JSON object of a few kilobytes.
+
+        It holds the messages, their tokens, the options and the random numbers, but not the keys
+        and values: these are computed again. An option that is an object (a logits processor, an
+        event) is not saved.
+
+        Raises
+        ------
+        SessionError
+            If the file cannot be written.
+        """
+        path = checked_path("path", path)
+        messages = self.messages
+        self._learn()
+        known = self._known
+        answers = [
+            [i, *known.answers[id(message)][1:]]
+            for i, message in enumerate(messages)
+            if id(message) in known.answers
+        ]
+        about = {
+            "format": _FORMAT,
+            "messages": messages,
+            "settings": self._settings,
+            "options": {k: v for k, v in self._options.items() if _is_plain(v)},
+            "seed": self._sampler.seed,
+            "coins": self._sampler.state,
+            "left_out": len(self._left_out),
+            "text": known.text,
+            "tokens": known.tokens,
+            "answers": answers,
+        }
+        text = json.dumps(about, ensure_ascii=False, indent=1)
+        with replacing(path, SessionError) as file:
+            file.write(text.encode(errors="surrogatepass"))
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], model: ChatModel, **options: Unpack[ChatOptions]
+    ) -> Chat:
+        """Read a dialogue that `save` has written. It goes on bit-identically.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        model : Model
+            The model.
+        **options
+            In place of the saved ones.
+
+        Raises
+        ------
+        SessionError
+            If the file is missing or malformed.
+        ParameterError, PromptError
+            As `Chat` does.
+        """
+        path = checked_path("path", path)
+        saved = _read(path)
+        chat = cls(
+            model, None, saved["messages"], **saved["settings"], **{**saved["options"], **options}
+        )
+        if options.get("seed") is None:
+            chat._sampler = Sampler(model.backend, chat._sampler.params, saved["seed"])
+            chat._sampler.state = saved["coins"]
+        tokens = saved["tokens"]
+        if all(0 <= token < model.config.vocab_size for token in tokens):
+            messages = chat._messages
+            answers = {
+                id(messages[i]): (messages[i], content, written)
+                for i, content, written in saved["answers"]
+            }
+            chat._known = _Known(saved["text"], tokens, answers)
+        n_system = sum(1 for _ in _leading(chat._messages, "system"))
+        left_out = chat._messages[n_system : n_system + saved["left_out"]]
+        chat._left_out = [dict(message) for message in left_out]  # type: ignore[misc]
+        return chat
 
     def __repr__(self) -> str:
-        turns = counted(sum(exchange.has_answer for exchange in self._exchanges), "turn")
+        turns = counted(sum(m["role"] == "assistant" for m in self.messages), "turn")
         if self._is_closed:
             return f"<Chat {self.template}, {turns} (closed)>"
         return f"<Chat {self.template}, {turns}, room for {counted(self.room, 'token')}>"
@@ -280,4 +558,71 @@ class Chat(Closing):
     def close(self) -> None:
         """Free the memory. A second call has no effect."""
         self._is_closed = True
-        self._session.close()
+        if self._owns_session:
+            self.session.close()
+
+
+def _checked(messages: Iterable[Message]) -> list[Message]:
+    """Return copies of messages that have a role and a content."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise wrong("messages", messages, "a list of messages")
+    found: list[Any] = list(messages)
+    for number, message in enumerate(found):
+        if not isinstance(message, Mapping):
+            kind = type(message).__name__
+            raise PromptError(f'message {number} is {kind}, expected {{"role": .., "content": ..}}')
+    texts_of(found)
+    return [cast("Message", dict(message)) for message in found]
+
+
+def _system(system: str | None) -> list[Message]:
+    return [] if system is None else [{"role": "system", "content": system}]
+
+
+def _leading(messages: Iterable[Message], role: str) -> Iterable[Message]:
+    for message in messages:
+        if message["role"] != role:
+            return
+        yield message
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the fields of a saved dialogue, of the right types."""
+    data = read_whole(path, _LIMITS.size, SessionError, "a saved dialogue")
+    try:
+        saved = parse_object(data, _LIMITS, SessionError)
+    except SessionError as error:
+        raise named(path, error) from None
+    kinds = {
+        "messages": list,
+        "settings": dict,
+        "options": dict,
+        "seed": int,
+        "coins": list,
+        "left_out": int,
+        "text": str,
+        "tokens": list,
+        "answers": list,
+    }
+    if saved.get("format") != _FORMAT:
+        raise SessionError(f"{path}: not a dialogue that llama2py has saved")
+    for name, kind in kinds.items():
+        if not isinstance(saved.get(name), kind):
+            raise SessionError(f"{path}: {name} is missing or malformed")
+    n = len(saved["messages"])
+    rows_are_right = all(
+        isinstance(row, list) and [*map(type, row)] == [int, str, str] and 0 <= row[0] < n
+        for row in saved["answers"]
+    )
+    tokens_are_right = all(type(token) is int for token in saved["tokens"])
+    settings_are_right = saved["settings"].keys() <= {"template", "variables", "overflow"}
+    if not (rows_are_right and tokens_are_right and settings_are_right):
+        raise SessionError(f"{path}: answers, tokens or settings are malformed")
+    return saved

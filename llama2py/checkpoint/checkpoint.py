@@ -121,6 +121,22 @@ class Checkpoint(Closing):
             raise ClosedError(f"{self.path}: the checkpoint is closed")
         return self._tensors
 
+    def adapt(self, tensors: Mapping[str, tuple[Tensor, ...]], file: InputFile, note: str) -> None:
+        """Replace the tensors by others of the same names, counts and shapes.
+
+        Parameters
+        ----------
+        tensors : mapping of str to tuple of Tensor
+            As in the property `tensors`.
+        file : InputFile
+            What else the tensors are read from. It is closed with the checkpoint.
+        note : str
+            What a user should know about the change.
+        """
+        self._tensors = MappingProxyType(dict(tensors))
+        self._files += (file,)
+        self.notes += (note,)
+
     @property
     def file_paths(self) -> tuple[Path, ...]:
         """The files that the tensors are read from."""

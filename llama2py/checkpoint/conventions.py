@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..formats.gguf_metadata import GGUFFields
 from ..formats.input_file import named, read_whole
 
 MAX_TEMPLATE = 1 << 20  # bytes: Llama 3.2's has 4,000
+MAX_TEMPLATES = 64  # of one model
 MAX_END_TOKENS = 1 << 10
 
 GGUF_ENDS = frozenset(
@@ -37,6 +38,8 @@ class Conventions:
     ----------
     chat_template : str or None
         The Jinja program of Hugging Face that formats a dialogue.
+    named_templates : mapping of str to str
+        Further programs by their names, such as ``tool_use``.
     add_bos : bool or None
         Whether a text begins with BOS.
     end_tokens : frozenset of int
@@ -53,6 +56,7 @@ class Conventions:
     end_tokens: frozenset[int] = frozenset()
     eos_ends: bool = False
     end_texts: frozenset[str] = frozenset()
+    named_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 def gguf_conventions(pairs: Mapping[str, Any], vocab_size: int, path: Path) -> Conventions:
@@ -74,9 +78,17 @@ def gguf_conventions(pairs: Mapping[str, Any], vocab_size: int, path: Path) -> C
             fields.flag("ggml.add_bos_token", None),
             frozenset(end for end in ends if end is not None and 0 <= end < vocab_size),
             end_texts=GGUF_ENDS if "ggml.tokens" in fields else frozenset(),
+            named_templates=_gguf_named(pairs, fields),
         )
     except CheckpointError as error:
         raise named(path, error) from None
+
+
+def _gguf_named(pairs: Mapping[str, Any], fields: GGUFFields) -> dict[str, str]:
+    """Return the templates with the keys ``tokenizer.chat_template.NAME``."""
+    prefix = "tokenizer.chat_template."
+    names = [key.removeprefix(prefix) for key in pairs if key.startswith(prefix)]
+    return {name: fields.text(f"chat_template.{name}").decode(errors="replace") for name in names}
 
 
 def huggingface_conventions(folder: Path, about: JsonObject, vocab_size: int) -> Conventions:
@@ -85,8 +97,9 @@ def huggingface_conventions(folder: Path, about: JsonObject, vocab_size: int) ->
     Parameters
     ----------
     folder : Path
-        The directory. ``chat_template.jinja`` takes precedence over ``tokenizer_config.json``, and
-        ``generation_config.json`` over ``config.json``.
+        The directory. ``chat_template.jinja`` and the files in ``additional_chat_templates`` take
+        precedence over ``tokenizer_config.json``, and ``generation_config.json`` over
+        ``config.json``.
     about : JsonObject
         Its ``config.json``.
     vocab_size : int
@@ -97,34 +110,41 @@ def huggingface_conventions(folder: Path, about: JsonObject, vocab_size: int) ->
     CheckpointError
         A file is malformed, or a token is outside the vocabulary.
     """
-    template: str | None = None
+    templates: dict[str, str] = {}
     add_bos: bool | None = None
     if (folder / "tokenizer_config.json").is_file():
         config = read_object(folder / "tokenizer_config.json")
-        template = _template_of(config)
-        if template is not None:  # JSON can spell half a character, which no text can hold
-            template = template.encode(errors="replace").decode()
+        # JSON can spell half a character, which no text can hold.
+        templates = {
+            name: text.encode(errors="replace").decode()
+            for name, text in _templates_of(config).items()
+        }
         if config.values.get("add_bos_token") is not None:
             add_bos = config.flag("add_bos_token")
     if (folder / "chat_template.jinja").is_file():
-        template = _read_template(folder / "chat_template.jinja")
+        templates["default"] = _read_template(folder / "chat_template.jinja")
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))[:MAX_TEMPLATES]:
+        templates[path.stem] = _read_template(path)
+    template = templates.pop("default", None)
     source = about
     if (folder / "generation_config.json").is_file():
         generation = read_object(folder / "generation_config.json")
         source = generation if generation.values.get("eos_token_id") is not None else about
-    return Conventions(template, add_bos, _end_tokens(source, vocab_size))
+    ends = _end_tokens(source, vocab_size)
+    return Conventions(template, add_bos, ends, named_templates=templates)
 
 
-def _template_of(config: JsonObject) -> str | None:
-    """The template, or the one named default where there are several."""
+def _templates_of(config: JsonObject) -> dict[str, str]:
+    """Return the templates by their names; a single one is named default."""
     found = config.values.get("chat_template")
     if not isinstance(found, list):
-        return None if found is None else config.text("chat_template")
-    for entry in found:
+        return {} if found is None else {"default": config.text("chat_template")}
+    templates = {}
+    for entry in found[:MAX_TEMPLATES]:
         match entry:
-            case {"name": "default", "template": str(text)}:
-                return text
-    return None
+            case {"name": str(name), "template": str(text)}:
+                templates[name] = text
+    return templates
 
 
 def _read_template(path: Path) -> str:

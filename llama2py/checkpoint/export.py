@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -45,7 +45,8 @@ class Item:
     name : str
         The file's name.
     kind, layer : str, int
-        llama2.c's name, and which of the tensors of that name.
+        llama2.c's name, and which of the tensors of that name. A tensor that joins several, rows
+        below rows, has their names with ``+`` between them: ``'w1+w3'``.
     shape : tuple of int
         ``(n,)`` or ``(rows, cols)``.
     dtype : {'float32', 'float16', 'bfloat16', 'int8'}
@@ -77,11 +78,16 @@ def items(
     config : ModelConfig
         The model.
     names : mapping of str to str
-        The file's name for each of llama2.c's; ``{}`` stands for the layer.
+        The file's name for each of llama2.c's, or of several with ``+`` between them that the file
+        joins; ``{}`` stands for the layer.
     dtype : callable
         From a tensor's shape to its dtype in the file.
     """
     shapes = tensor_shapes(config)
+    for kind in names:
+        parts = kind.split("+")
+        if len(parts) > 1:
+            shapes = _joined(shapes, kind, parts)
     in_layers = [kind for kind in shapes if "{}" in names[kind]]
     ends = [kind for kind in shapes if kind not in in_layers]
     order = [(kind, 0) for kind in ends[:1]]
@@ -90,6 +96,21 @@ def items(
     for kind, layer in order:
         shape = shapes[kind][1]
         yield Item(names[kind].format(layer), kind, layer, shape, dtype(shape))
+
+
+def _joined(
+    shapes: Mapping[str, tuple[int, tuple[int, ...]]], kind: str, parts: Sequence[str]
+) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """The shapes with one tensor instead of its parts, in the place of the first."""
+    count, (_, cols) = shapes[parts[0]]
+    rows = sum(shapes[part][1][0] for part in parts)
+    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if name == parts[0]:
+            found[kind] = (count, (rows, cols))
+        elif name not in parts:
+            found[name] = shape
+    return found
 
 
 def write_item(
@@ -119,13 +140,14 @@ def write_item(
     CheckpointError
         Without the output's name: the dtype cannot hold a weight, or the source cannot be read.
     """
-    tensor = adapt(item.kind, checkpoint.tensors[item.kind][item.layer])
-    if item.dtype == "int8":
-        parts = encode_q8_0(tensor, item.name)
-    else:
-        parts = encode(tensor.dequantize(), item.dtype, item.name)
-    for part in parts:
-        out.write(np.ascontiguousarray(part).view(np.uint8).data)
+    for kind in item.kind.split("+"):  # rows below rows are bytes after bytes
+        tensor = adapt(kind, checkpoint.tensors[kind][item.layer])
+        if item.dtype == "int8":
+            parts = encode_q8_0(tensor, item.name)
+        else:
+            parts = encode(tensor.dequantize(), item.dtype, item.name)
+        for part in parts:
+            out.write(np.ascontiguousarray(part).view(np.uint8).data)
     progress(math.prod(item.shape))
 
 

@@ -30,6 +30,7 @@ COMMANDS = (
     "story",
     "bench",
     "score",
+    "batch",
     "info",
     "download",
     "quantize",

@@ -69,7 +69,7 @@ def picture(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    from ..bench import Plan, benchmark  # not at the top: it would slow down the other commands
+    from .measure import Plan, benchmark  # not at the top: it would slow down the other commands
 
     plan = Plan(
         args.dtype,

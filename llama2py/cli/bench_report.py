@@ -13,7 +13,7 @@ from ..errors import EngineError, ParameterError
 from ..formats.atomic_write import check_name, replacing
 
 if TYPE_CHECKING:
-    from ..bench import Figure, Report, Row
+    from .measure import Figure, Report, Row
 
 PICTURES = (".svg", ".png", ".pdf")
 _MIB = 2**20

@@ -103,11 +103,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _template(jinja: str | None) -> str | None:
-    """Return the name of a chat template, or None if there is no template."""
+    """Return the name of a known chat template, or what runs it; None if there is no template."""
     if jinja is None:
         return None
     known = recognise(jinja)
-    return known.name if known else "unknown"
+    return known.name if known else "its own, run by llama2py[chat]"
 
 
 def _rope_scaling(config: ModelConfig) -> str | None:

@@ -42,6 +42,7 @@ def load_model(args: argparse.Namespace) -> Model:
             args.dtype,
             args.cache_dtype,
             progress,
+            args.lora,
         )
 
 

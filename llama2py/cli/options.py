@@ -36,6 +36,7 @@ CHECKPOINT = (
 )
 THREADS = "number of threads (default: the physical cores)"
 BACKEND = "c: the C engine; numpy: the slow NumPy reference (default c)"
+LORA = "a LoRA adapter, merged into the model: a directory of PEFT's, or a GGUF adapter"
 TOKENIZER = "tokenizer.bin, .model or .json (default: the model's own, or Llama 2's)"
 
 
@@ -47,6 +48,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help=DTYPE)
     add("--cache-dtype", choices=CACHE_DTYPES, default="float32", help=CACHE_DTYPE)
     add("--backend", choices=("c", "numpy"), default="c", help=BACKEND)
+    add("--lora", type=Path, metavar="PATH", help=LORA)
 
 
 def sampling_number(name: str) -> Callable[[str], float]:

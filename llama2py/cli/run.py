@@ -14,17 +14,15 @@ from typing import Any
 
 from .._data import Sampling, builtin_sampling
 from .._util import counted
-from ..chat.dialogue import Chat
 from ..chat.templates import TEMPLATES
 from ..errors import ParameterError, PromptError
-from ..generation.job import Timings
 from ..generation.sampling import random_seed
-from ..generation.stream import Stream
 from ..hub import BUILTIN
 from ..model import Model
 from ..stories.opening import is_wish
 from ..stories.teller import CANDIDATES, MAX_MAX_WORDS, StoryTeller
 from . import INTERRUPTED, USAGE, options
+from .chat_mode import chat, report, say, write
 from .loading import load_model, looks_like_model
 from .options import Subparsers, sampling_number
 
@@ -42,7 +40,7 @@ _STOP = "end the text before TEXT; repeatable"
 _SEED = "the same seed gives the same story; 0: a random seed (default 0)"
 _STEPS = (
     "number of tokens, including the prompt; 0: as many as the context holds (default 256; built-in"
-    " model: 0)"
+    " model: 0). In chat: the tokens of each answer (default 0)"
 )
 _CANDIDATES = (
     "write N stories and print the best, as the command story does; 1: print a text as it is"
@@ -52,7 +50,7 @@ _CANDIDATES = (
 _PROMPT = "the beginning of the story, or the first message in chat; -: read it from standard input"
 _SPECIAL = "special tokens that the prompt spells out, such as <|im_start|>, are these tokens"
 _MODE = "chat needs a model that was trained on dialogues (default generate)"
-_TEMPLATE = "the format of turns in chat (default: from the model's metadata, or llama2)"
+_TEMPLATE = "the format of turns in chat (default: the model's own template, or llama2)"
 # The options of `SamplingParams` that have a flag of the same name.
 _SAMPLING = ("top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
@@ -97,10 +95,10 @@ def run(args: argparse.Namespace) -> int:
     name = args.checkpoint
     if name is not None and not looks_like_model(name) and not os.path.lexists(name):
         text = shlex.quote(name)
-        _say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
+        say(f"llama2py run: there is no model {text}; to use it as a prompt: -i {text}")
         return USAGE
     if args.special and args.mode == "chat":
-        _say("llama2py run: --special is for -m generate; a chat template has its own tokens")
+        say("llama2py run: --special is for -m generate; a chat template has its own tokens")
         return USAGE
     prompt = _prompt(args.prompt)
     n_candidates = _candidates(args)
@@ -114,12 +112,13 @@ def run(args: argparse.Namespace) -> int:
             args.temperature = defaults.temperature
         if args.top_p is None:
             args.top_p = defaults.top_p
+        if args.mode == "chat":
+            how = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
+            return chat(model, args, prompt, how | _sampling(args))
         if args.steps is None:
             args.steps = defaults.steps
         context = model.config.seq_len
         args.steps = min(args.steps or context, context)
-        if args.mode == "chat":
-            return _chat(model, args, prompt)
         return _generate(model, args, prompt or "")
 
 
@@ -166,8 +165,8 @@ def _tell(model: Model, args: argparse.Namespace, prompt: str, n_candidates: int
     )
     how = {"about": prompt} if is_wish(prompt) else {"opening": prompt}
     story = tell(seed=args.seed, max_words=MAX_MAX_WORDS, **how)
-    _write(f"{story.text}\n")
-    _say(
+    write(f"{story.text}\n")
+    say(
         f"the best of {counted(n_candidates, 'candidate')} in {perf_counter() - start:.2f} s,"
         f" {counted(story.words, 'word')}, seed {story.seed}"
     )
@@ -189,16 +188,16 @@ def _generate(model: Model, args: argparse.Namespace, prompt: str) -> int:
     try:
         is_whole = args.special and len(prompt_tokens) <= args.steps + 1
         shown = prompt if is_whole else model.tokenizer.decode(prompt_tokens[: args.steps + 1])
-        _write(shown)
+        write(shown)
         if max_tokens:
             for piece in stream:
-                _write(piece)
+                write(piece)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:
         stream.close()
-    _write("\n")
-    _report(stream.timings, args.seed)
+    write("\n")
+    report(stream.timings, args.seed)
     return code
 
 
@@ -210,67 +209,11 @@ def _prompt_tokens(model: Model, prompt: str, special: bool) -> list[int]:
         return tokens[1:]  # the prompt has its own BOS
     found = [] if special else tokenizer.controls_in(prompt)
     if found:
-        _say(
+        say(
             f"llama2py: the prompt holds the text of {', '.join(found)}: with --special, it becomes"
             f" {'that token' if len(found) == 1 else 'those tokens'}"
         )
     return tokens
-
-
-def _chat(model: Model, args: argparse.Namespace, first: str | None) -> int:
-    """Read turns and print answers until the input or the room ends."""
-    how = args.temperature, args.top_p, args.seed, args.steps, args.template
-    answer: Stream | None = None
-    code = 0
-    with Chat(model, None, *how, **_sampling(args)) as chat:
-        try:
-            system = args.system_prompt
-            if system is None:
-                system = _ask_system_prompt(first)
-            chat.system = system
-            if first is not None:
-                answer = _answer(chat, first)
-            while chat.room:
-                user = _ask("User: ")
-                try:
-                    answer = _answer(chat, user)
-                except PromptError as error:  # the user may try another message
-                    _say(f"llama2py: {error}")
-            _say("llama2py: the dialogue has used up its tokens (-n, or the model's context)")
-        except EOFError:
-            _write("\n")
-        except KeyboardInterrupt:
-            _write("\n")
-            code = INTERRUPTED
-    if answer is not None:
-        _report(answer.timings, answer.seed)
-    return code
-
-
-def _ask_system_prompt(first: str | None) -> str | None:
-    """Read the system prompt; an empty line chooses the template's default.
-
-    At the end of the input, so does a chat whose first message came from the command line.
-    """
-    try:
-        return _ask("Enter system prompt (optional): ") or None
-    except EOFError:
-        if first is None:
-            raise
-        _write("\n")
-        return None
-
-
-def _answer(chat: Chat, user: str) -> Stream:
-    """Print the answer to a message."""
-    answer = chat.say(user)
-    _write("Assistant: ")
-    lead = " "  # the space before the first word
-    for piece in answer:
-        _write(piece.removeprefix(lead))
-        lead = ""
-    _write("\n")
-    return answer
 
 
 def _prompt(text: str | None) -> str | None:
@@ -288,32 +231,3 @@ def _prompt(text: str | None) -> str | None:
         ) from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n")
-
-
-def _ask(question: str) -> str:
-    """Read a line from standard input; EOFError at its end."""
-    _write(question)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removeprefix("\ufeff").removesuffix("\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()  # the user reads while the model writes
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _report(timings: Timings, seed: int) -> None:
-    if timings.tokens_per_second:
-        _say(f"achieved tok/s: {timings.tokens_per_second:f}")
-    if timings.generated_tokens:
-        _say(
-            f"prompt tok/s: {timings.prompt_tokens_per_second:.1f}"
-            f" ({counted(timings.prompt_tokens, 'token')}), first token after"
-            f" {timings.first_token_seconds * 1000:.1f} ms, seed {seed}"
-        )

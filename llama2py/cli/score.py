@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
 from ..formats.corpus import read_stories, split_stories
+from ..generation.scoring import score_texts
 from ..hub import BUILTIN
 from ..model import load
-from ..scoring import score_texts
 from . import options
 from .loading import loading_bar
 

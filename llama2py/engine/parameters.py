@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from difflib import get_close_matches
 from functools import wraps
 from operator import index
 from pathlib import Path
@@ -70,6 +69,8 @@ def wrong(name: str, value: object, expected: str) -> ParameterError:
 
 def unknown_option(name: str, names: Collection[str]) -> UnknownOptionError:
     """Return the error for an unknown option; it suggests the closest of the known names."""
+    from difflib import get_close_matches  # slow to import, and only an error needs it
+
     meant = [known for known in _OTHER_NAMES.get(name.lower(), ()) if known in names]
     meant += get_close_matches(name.lower(), names, 1)
     hint = f": did you mean {meant[0]!r}?" if meant else f", expected one of {', '.join(names)}"

@@ -134,6 +134,11 @@ class Session(Closing):
         return self._backend.config
 
     @property
+    def backend(self) -> Backend:
+        """The engine that computes it."""
+        return self._backend
+
+    @property
     def position(self) -> int:
         """How many tokens have been run. The next token gets this position."""
         return len(self._tokens)

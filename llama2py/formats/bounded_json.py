@@ -84,11 +84,8 @@ def parse_object(
             " many more than a real file of its size"
         )
     try:
-        decoded = text.decode("utf-8-sig")
-        if as_python:
-            value = json.loads(decoded)
-        else:
-            value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
+        decoder = _PYTHON_DECODER if as_python else _DECODER
+        value = decoder.decode(text.decode("utf-8-sig"))
     except RecursionError:
         raise error("the JSON is nested too deep") from None
     except ValueError as trouble:  # UnicodeDecodeError and JSONDecodeError are
@@ -111,6 +108,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+# One of each for all texts: making one takes longer than parsing a short text.
+_PYTHON_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 class JsonObject:

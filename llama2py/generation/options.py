@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypedDict, cast, get_args
 from ..config import ModelConfig
 from ..engine.backend import Backend
 from ..engine.parameters import (
+    instance,
     one_of,
     real_number,
     shown,
@@ -20,6 +21,7 @@ from ..engine.parameters import (
     whole_number,
     wrong,
 )
+from ..engine.session import Session
 from ..errors import ContextError, ParameterError, PromptError
 from ..tokenizers.tokenizer import Tokenizer
 from .job import Guide, Job, Overflow
@@ -27,11 +29,11 @@ from .logits import LogitsProcessor
 from .sampling import Coin, Sampler, SamplingParams
 from .stopping import StopStrings
 
-_STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow"}
+_STOPPING = {"stop", "stop_tokens", "max_time", "cancel", "logprobs", "overflow", "session"}
 
 
-class SamplingOptions(TypedDict, total=False):
-    """The options that change how tokens are drawn; see `SamplingParams`."""
+class TextOptions(TypedDict, total=False):
+    """The options of any text: how its tokens are drawn, and what ends it. See `Options`."""
 
     top_k: int
     min_p: float
@@ -42,9 +44,14 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     banned_tokens: Collection[int]
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
+    stop: str | Iterable[str]
+    stop_tokens: Iterable[int] | None
+    max_time: float | None
+    cancel: threading.Event | None
+    logprobs: int | None
 
 
-class Options(SamplingOptions, total=False):
+class Options(TextOptions, total=False):
     """More options of `Model.generate`, `Model.stream` and the like. The defaults are llama2.c's.
 
     Attributes
@@ -70,14 +77,32 @@ logit_bias, banned_tokens, logits_processor
         ``finish_reason`` 'length'. 'error': raise ContextError. 'shift': forget the oldest tokens
         after the first and keep generating, see `Session.shift`; ``max_tokens`` may then be larger
         than the context. A prompt that does not fit is an error in all three.
+    session : Session
+        Continue after the tokens of this session, and leave it open. The prompt may then be empty.
+        For one prompt only. See `Model.session` and `Model.load_session`.
     """
 
-    stop: str | Iterable[str]
-    stop_tokens: Iterable[int] | None
-    max_time: float | None
-    cancel: threading.Event | None
-    logprobs: int | None
     overflow: Overflow
+    session: Session | None
+
+
+class GenerateOptions(Options, total=False):
+    """The options of `Model.agenerate`: all parameters of `Model.generate` but the prompt."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | Sequence[int] | None
+    max_batch: int
+
+
+class ChatOptions(TextOptions, total=False):
+    """The options of an answer: those of `Options`, and the first ones of `Model.generate`."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
 
 
 class Generator(Protocol):
@@ -104,6 +129,7 @@ class JobMaker:
     cancel: threading.Event | None
     top_logprobs: int | None
     overflow: Overflow
+    session: Session | None = None
 
     def job(self, prompt: str | Sequence[int], seed: int | None) -> Job:
         """Return the job for one prompt.
@@ -115,9 +141,13 @@ class JobMaker:
         ParameterError
             If the seed is wrong.
         """
-        config = self.model.backend.config
+        config, reused = self.model.backend.config, 0
+        if self.session is not None:
+            prompt, reused = continuation(self.session, prompt, self.model.tokenizer)
         tokens = prompt_tokens(prompt, self.model.tokenizer, config)
-        return self.job_of(tokens, self.sampler(seed))
+        job = self.job_of(tokens, self.sampler(seed))
+        job.reused = reused
+        return job
 
     def sampler(self, seed: int | None) -> Sampler:
         """Return a sampler with these options.
@@ -166,6 +196,8 @@ class JobMaker:
         self, prompts: Iterable[str | Sequence[int]], seeds: Iterable[int | None]
     ) -> Iterator[Job]:
         """Yield a job for each prompt. An error says which prompt it concerns, counted from 0."""
+        if self.session is not None:
+            raise ParameterError("a session continues one prompt, and there is a list of prompts")
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=False)):
             try:
                 job = self.job(prompt, seed)
@@ -206,6 +238,11 @@ def check_options(
     stop_tokens = options.get("stop_tokens")
     overflow = options.get("overflow", "stop")
     one_of("overflow", overflow, get_args(Overflow))
+    session = options.get("session")
+    if session is not None:
+        instance("session", session, Session, "a Session")
+        if session.backend is not model.backend:
+            raise ParameterError("the session belongs to another model")
     return JobMaker(
         model,
         params,
@@ -218,6 +255,7 @@ def check_options(
         cancel=cancel,
         top_logprobs=logprobs,
         overflow=overflow,
+        session=session,
     )
 
 
@@ -255,6 +293,21 @@ def prompt_tokens(
             f" the model's context of {config.seq_len}"
         )
     return tokens
+
+
+def continuation(
+    session: Session, prompt: str | Sequence[int], tokenizer: Tokenizer
+) -> tuple[list[int], int]:
+    """Return the tokens of a session and of a prompt after them, and how many are run already.
+
+    The last token is always left to run, for its logits.
+    """
+    before = session.tokens
+    if isinstance(prompt, str):
+        more = tokenizer.encode(prompt, bos=not before) if prompt or not before else []
+    else:
+        more = token_ids("the prompt", prompt, PromptError)
+    return [*before, *more], min(len(before), max(0, len(before) + len(more) - 1))
 
 
 def text_tokens(text: str | Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> list[int]:

@@ -155,7 +155,7 @@ class Coin:
     """
 
     def __init__(self, seed: int) -> None:
-        self._state = self.checked(seed) or _SEED_ZERO
+        self.state = self.checked(seed) or _SEED_ZERO
 
     @staticmethod
     def checked(seed: int) -> int:
@@ -178,13 +178,13 @@ class Coin:
     def flips(self, n: int) -> list[float]:
         """Return the next ``n`` coins."""
         coins = []
-        s = self._state
+        s = self.state
         for _ in range(n):
             s ^= s >> 12
             s ^= s << 25 & _MASK
             s ^= s >> 27
             coins.append((s * 0x2545F4914F6CDD1D >> 40 & 0xFFFFFF) / 16777216.0)  # bits 40 to 63
-        self._state = s
+        self.state = s
         return coins
 
 
@@ -248,6 +248,22 @@ class Sampler:
         with np.errstate(over="ignore"):  # a bias beyond float32 is infinite
             self._bias = np.fromiter(bias.values(), np.float32, len(bias))
         self._banned = np.array(params.banned_tokens, np.int64)
+
+    @property
+    def state(self) -> list[int | float]:
+        """The state of the random numbers: set it on another sampler, and that one goes on."""
+        return [self._coin.state, *self._coins]
+
+    @state.setter
+    def state(self, state: Sequence[int | float]) -> None:
+        coin, *coins = state or [0]
+        if not (
+            type(coin) is int
+            and 0 < coin <= _MASK
+            and all(type(flipped) is float and 0 <= flipped < 1 for flipped in coins)
+        ):
+            raise ParameterError("the state of the random numbers is malformed")
+        self._coin.state, self._coins = coin, deque(coins)
 
     def draws(self, n: int, n_tokens: int | None = None) -> list[Draw]:
         """Return how the backend draws the next ``n`` tokens, if this sampler is `plain`.

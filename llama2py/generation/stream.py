@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .._util import Closing
 from ..engine.session import Session, Use
@@ -12,6 +13,8 @@ from .batch import Lane, step
 from .job import FinishReason, Job, Timings
 from .logprobs import TokenLogprob
 from .prefix_cache import PrefixCache
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Stream(Closing, Iterator[str]):
         Close the session at the end.
     prefix_cache : PrefixCache, optional
         Receives the session at the end, instead.
+    runs_all : bool
+        Run the last token, too, so that the session can be continued after the text.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Stream(Closing, Iterator[str]):
         job: Job,
         owns_session: bool = True,
         prefix_cache: PrefixCache | None = None,
+        runs_all: bool = False,
     ) -> None:
         self.prompt_tokens = job.prompt_tokens
         self.tokens = job.tokens
@@ -107,6 +113,7 @@ class Stream(Closing, Iterator[str]):
         self._tokenizer = tokenizer
         self._owned = [session] if owns_session else []  # whoever pops it, disposes of it
         self._prefix_cache = prefix_cache
+        self._runs_all = runs_all
         self._use = Use("the stream")
         self._pieces = filter(None, self._run())
 
@@ -140,6 +147,17 @@ class Stream(Closing, Iterator[str]):
         while job.finish_reason is None:
             for _, pieces in step([lane], self._session.block):
                 yield from pieces
+        if self._runs_all:
+            self._run_last()
+
+    def _run_last(self) -> None:
+        """Run the last token of the text, unless the token that ended the text came after it."""
+        session, tokens = self._session, self._job.tokens
+        unrun = len(self.prompt_tokens) + len(tokens) - session.position
+        if not tokens or not unrun or not session.room:
+            return
+        if unrun == 1 or session.tokens[-1] != tokens[-1]:  # more after a shift
+            session.forward(tokens[-1:])
 
     def __next__(self) -> str:
         mine: list[None] = []
@@ -190,9 +208,84 @@ class Stream(Closing, Iterator[str]):
         if session := self._pop_session():
             session.close()
 
+    def cancel(self) -> None:
+        """End the text after the token that is being computed, from any thread."""
+        if self._job.finish_reason is None:
+            self._job.finish_reason = "cancelled"
+
     def _pop_session(self) -> Session | None:
         """Return the session if it is this stream's to dispose of: once, to one thread."""
         try:
             return self._owned.pop()
         except IndexError:
             return None
+
+
+class AsyncStream(AsyncIterator[str]):
+    """A `Stream` for ``async for``: each piece is computed in a thread while the event loop runs.
+
+    Made by `Model.astream` and `Chat.asay`. ``async for piece in stream`` yields the pieces, and
+    ``await stream`` generates the rest and returns the `Generation`. If the task is cancelled,
+    generation ends and its memory is freed; ``async with`` does the same where a task leaves the
+    loop. The attributes are those of `Stream`.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.prompt_tokens = stream.prompt_tokens
+        self.tokens = stream.tokens
+        self.logprobs = stream.logprobs
+        self.seed = stream.seed
+        self.timings = stream.timings
+
+    @property
+    def text(self) -> str:
+        """The text so far, without the prompt: all pieces joined."""
+        return self._stream.text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the text ended; None before its end."""
+        return self._stream.finish_reason
+
+    @property
+    def stopped_by(self) -> int | str | None:
+        """The token or the text that ended it."""
+        return self._stream.stopped_by
+
+    async def __anext__(self) -> str:
+        piece = await self._in_thread(lambda: next(self._stream, None))
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def finish(self) -> Generation:
+        """Generate the rest; see `Stream.finish`."""
+        return await self._in_thread(self._stream.finish)
+
+    def __await__(self) -> Generator[None, None, Generation]:
+        return self.finish().__await__()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        import asyncio  # only here: it takes a tenth of a program's start
+
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._stream.cancel()
+            self._stream.close()
+            # The thread ends soon. Until then its session is in use.
+            await asyncio.wait([running])
+            running.exception()  # seen: nobody waits for it
+            raise
+
+    async def aclose(self) -> None:
+        """Stop here and free the memory. Closing twice does no harm."""
+        self._stream.close()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._stream.close()

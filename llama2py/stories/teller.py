@@ -13,6 +13,7 @@ from .._util import Closing, counted
 from ..engine.parameters import checked_path, known_keywords, whole_number
 from ..errors import ParameterError
 from ..generation.batch import Job, run_jobs
+from ..generation.options import check_options
 from ..generation.sampling import Sampler, SamplingParams, random_seed
 from ..model import Model, StrPath, load
 from .candidates import DROPPED_ABOVE, Candidate, best_of, subject_words
@@ -437,6 +438,8 @@ class StoryTeller(Closing):
         """Write a candidate for each seed and number; ``drops``: do not finish repetitive ones."""
         model = self.model
         words = wish.words if start is wish.start else []
+        # Each sampler has its own parameters, instead of these.
+        maker = check_options(model, None, wish.first.temperature, wish.first.top_p, {})
 
         def job(seed: int, number: int) -> Job:
             sampler = Sampler(model.backend, wish.first, (seed + number * SEED_STRIDE) % (1 << 64))
@@ -448,7 +451,7 @@ class StoryTeller(Closing):
                 None if wish.rest is wish.first else (sampler, wish.rest),
                 DROPPED_ABOVE if drops else None,
             )
-            return Job(start.tokens, sampler, model.config.seq_len, guide)
+            return maker.job_of(start.tokens, sampler, guide=guide)
 
         for each in run_jobs(model, starmap(job, tries), max_batch):
             guide = each.guide

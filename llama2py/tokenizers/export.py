@@ -193,6 +193,8 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
     if tokenizer.prefix == "none":
         return changes
     each, once, after = tokenizer.prefix == "each", False, list(tokenizer.specials.added)
+    if tokenizer.prefix == "first":
+        after += [*tokenizer.specials.control, *tokenizer.specials.fixed]
     if isinstance(tokenizer, MergeTokenizer):
         if not isinstance(tokenizer.kind, Characters) or format == "json":
             return changes  # the format can say the rest
@@ -200,6 +202,11 @@ def space_changes(tokenizer: Tokenizer, format: str) -> list[str]:
             return changes
         each, once = tokenizer.kind.prefix == "each", tokenizer.kind.prefix_once
         after += () if each else tokenizer.specials.control
+    if tokenizer.prefix == "first" and format == "json":
+        return [
+            *changes,
+            "this format puts no space before a text that begins with one, the source puts one",
+        ]
     if after and each != (format != "model"):
         there, here = ("no", "one") if each else ("a", "none")
         changes.append(

@@ -306,6 +306,9 @@ def _characters(normalizer: list[Json], splitter: list[Json]) -> Characters:
                 marks_first = True
             case _:
                 _refuse([step], "normalizer")
+    if marks_first:  # no space is left to split at, as in Gemma's file
+        at_space = {"type": "Split", "pattern": {"String": " "}}
+        splitter = [step for step in splitter if not at_space.items() <= step.items()]
     for step in splitter:
         match step:
             case {"type": "Metaspace", "replacement": str(mark), "split": False} if (
@@ -351,7 +354,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> bytes:
         if apart == set(range(n_pieces, len(texts))) and "" not in texts:
             vocabulary = {text: token for text, token in vocabulary.items() if token < n_pieces}
     else:
-        kind = Characters("none" if tokenizer.prefix == "none" else "each")
+        is_first = tokenizer.prefix == "first"
+        usual = "each" if tokenizer.prefix == "control" else tokenizer.prefix
+        kind = Characters(usual, prefix_once=is_first, marks_first=not is_first)
         merges, first = to_merges(tokenizer, texts), dict(tokenizer.specials.fixed)
         unknown = texts[tokenizer.unk_id]
     control = {**first, **tokenizer.specials.control}

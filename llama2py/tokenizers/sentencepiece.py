@@ -179,7 +179,8 @@ def parse_sentencepiece(data: bytes, config: TokenizerConfig | None = None) -> T
         raise TokenizerError("neither BOS nor EOS is a token")
     adds_bos = config.adds_bos is not False and bos is not None
     # transformers splits a text at the tokens that it has added, sentencepiece at none of its own.
-    prefix: Prefix = "each" if matching else "control"
+    added_prefix: Prefix = "each" if config.is_legacy else "first"
+    prefix: Prefix = added_prefix if matching else "control"
     tokenizer = tokenizer_of_pieces(
         pieces,
         scores,
@@ -196,7 +197,7 @@ def parse_sentencepiece(data: bytes, config: TokenizerConfig | None = None) -> T
 
 
 def _id(trainer: Mapping[int, int | bytes], field: int, default: int, n_tokens: int) -> int | None:
-    """Return the id of unknown, BOS or EOS; None if it is -1, which means that there is none."""
+    """Return the id of unknown, BOS or EOS; None if it is -1, as where there is no such token."""
     found = trainer.get(field, default)
     if not isinstance(found, int):
         raise TokenizerError(f"the id in field {field} is {found!r:.40}, expected a whole number")

@@ -32,7 +32,7 @@ BOS_PIECE, EOS_PIECE = b"\n<s>\n", b"\n</s>\n"
 FIXED = {"<unk>": b"<unk>", "<s>": BOS_PIECE, "</s>": EOS_PIECE}
 """The texts and pieces of the ids 0, 1 and 2 in llama2.c's layout."""
 
-Prefix: TypeAlias = Literal["each", "control", "none"]
+Prefix: TypeAlias = Literal["each", "control", "first", "none"]
 
 # Unicode's White_Space. The word characters of Rust's regular expressions that no Unicode category
 # covers: joiners and letters in circles.
@@ -261,10 +261,11 @@ class Tokenizer:
         Whether a text begins with BOS, as the models of this vocabulary expect.
     first_byte : int
         The id of byte 0. Only special tokens and empty pieces come between EOS and it.
-    prefix : {'each', 'control', 'none'}
+    prefix : {'each', 'control', 'first', 'none'}
         Where a space is put: before each stretch of text between two special tokens, as in
-        llama.cpp and transformers' Llama; before each stretch between two control tokens, as in
-        sentencepiece; or nowhere.
+        llama.cpp and transformers' older Llama; before each stretch between two control tokens, as
+        in sentencepiece; before the first stretch only, as in transformers' newer Llama; or
+        nowhere.
     bos_id : int
         The id that begins a text.
 
@@ -582,7 +583,8 @@ class Tokenizer:
 
     def _encode_part(self, text: str, first: bool) -> list[int]:
         """Encode a text without special tokens; ``first`` if the text begins the prompt."""
-        return self._encoder.encode(text if self.prefix == "none" else " " + text)
+        has_space = self.prefix == "each" or (self.prefix == "first" and first)
+        return self._encoder.encode(" " + text if has_space else text)
 
     def _strips(self, token: int) -> bool:
         """Whether a token right after BOS loses its leading space."""

@@ -60,12 +60,16 @@ class TokenizerConfig:
         or empty names none.
     adds_bos : bool or None
         Whether a text begins with BOS, if a file says so.
+    is_legacy : bool
+        Whether a space is put before each stretch of text between two added tokens, and not only
+        before the first one: for a tokenizer.model, which does not say.
     added : tuple of AddedToken
         Tokens to add, if the vocabulary lacks them, in this order.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     adds_bos: bool | None = None
+    is_legacy: bool = False
     added: tuple[AddedToken, ...] = ()
 
 
@@ -92,7 +96,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     stated = config.get("add_bos_token")
     adds_bos = stated if isinstance(stated, bool) else None
     if "bos_token" in config and not config["bos_token"]:
-        adds_bos = False  # null or empty: there is none
+        adds_bos = False  # null or empty names no token
     named = {name: config[name] for name in _NAMED if config.get(name)}
     named |= {  # such as image_token
         name: text
@@ -120,6 +124,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     return TokenizerConfig(
         {name: text for name, text in names.items() if text},
         adds_bos,
+        config.get("legacy") is True,
         tuple(token for token in (*added, *tokens) if token.text),
     )
 

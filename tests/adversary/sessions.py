@@ -53,7 +53,8 @@ def run(report: Report, random: Random) -> None:
             output = pipe.read()
         report.tried("operations", ROUNDS)
         if status:
-            what = output.strip() or "killed after a deadlock"
+            died = "a deadlock" if status == -signal.SIGKILL else f"signal {-status}"
+            what = output.strip() or f"the worker ended by {died}"
             report.found(what.splitlines()[-1][:200], f"status {status}, seed {seed}: {what}")
 
 

@@ -26,14 +26,10 @@ int main(int argc, char **argv) {
         const char *name;
         void (*check)(void);
     } parts[] = {{"fork", check_fork}, /* first: see there */
-                 {"errors", check_errors},
-                 {"kernels", check_kernels},
-                 {"models", check_models},
-                 {"steps", check_steps},
-                 {"draws", check_draws},
-                 {"texts", check_texts},
-                 {"threads", check_threads},
-                 {"unscheduled", check_unscheduled},
+                 {"errors", check_errors},   {"kernels", check_kernels},
+                 {"models", check_models},   {"steps", check_steps},
+                 {"draws", check_draws},     {"texts", check_texts},
+                 {"threads", check_threads}, {"unscheduled", check_unscheduled},
                  {"stories", check_stories}};
     enum { N_PARTS = sizeof parts / sizeof parts[0] };
     static const int signals[] = {SIGSEGV, SIGBUS, SIGILL};

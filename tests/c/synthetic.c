@@ -416,7 +416,8 @@ void naive_forward(const Synthetic *s, const int32_t *tokens, int n, float *out)
     float *memory = calloc((size_t)widest * 9 + (size_t)(2 * c->n_layers * n * kv_rows), sizeof(float));
     float *x = memory, *normed = x + widest, *q = normed + widest, *att = q + widest, *more = att + widest;
     float *gate = more + widest, *up = gate + widest, *scores = up + widest;
-    float *final_norm = scores + widest, *keys = final_norm + widest, *values = keys + c->n_layers * n * kv_rows; /* (n_layers, n, kv_rows) */
+    float *final_norm = scores + widest, *keys = final_norm + widest,
+          *values = keys + c->n_layers * n * kv_rows; /* (n_layers, n, kv_rows) */
     for (int t = 0; t < n; t++) {
         for (int k = 0; k < c->dim; k++) {
             const size_t at = (size_t)tokens[t] * (size_t)c->dim + (size_t)k;
@@ -465,8 +466,8 @@ void naive_forward(const Synthetic *s, const int32_t *tokens, int n, float *out)
             naive_bias(s, L2P_B1, l, gate, c->hidden_dim);
             naive_bias(s, L2P_B3, l, up, c->hidden_dim);
             for (int k = 0; k < c->hidden_dim; k++) {
-                const float z = c->steps & L2P_GELU ? 1.59576912f * (gate[k] + 0.044715f * (gate[k] * gate[k] * gate[k]))
-                                                    : gate[k];
+                const float z =
+                    c->steps & L2P_GELU ? 1.59576912f * (gate[k] + 0.044715f * (gate[k] * gate[k] * gate[k])) : gate[k];
                 gate[k] = gate[k] * (1.0f / (1.0f + expf(-z))) * up[k];
             }
             naive_product(s, L2P_W2, l, gate, more);

@@ -20,7 +20,11 @@ from tests.support import gguf_files as made
 from tests.support.scripted import ScriptedBackend
 from tests.test_conversion import make
 
-CHATML = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def directory(folder: Path, **files: Any) -> Path:
@@ -90,7 +94,14 @@ def test_a_directory_that_says_everything(tmp_path: Path) -> None:
                     ]
                 }
             },
-            Conventions(CHATML),
+            Conventions(CHATML, named_templates={"tool_use": "x"}),
+        ),
+        (
+            {
+                "tokenizer_config__json": {"chat_template": [{"name": "rag", "template": "r"}]},
+                "chat_template__jinja": CHATML,
+            },
+            Conventions(CHATML, named_templates={"rag": "r"}),
         ),
         ({"tokenizer_config__json": {"chat_template": [{"name": "rag"}, 3]}}, Conventions()),
         ({"tokenizer_config__json": {"chat_template": None, "add_bos_token": None}}, Conventions()),
@@ -149,9 +160,25 @@ def test_gguf_metadata_says_the_conventions(tmp_path: Path) -> None:
     assert found == Conventions(CHATML, True, frozenset([2, 4]))
 
 
+def test_a_directory_may_have_more_templates_in_a_folder(tmp_path: Path) -> None:
+    """As transformers writes several templates."""
+    directory(tmp_path, chat_template__jinja=CHATML)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("x", "utf-8")
+    with open_checkpoint(tmp_path) as checkpoint:
+        found = checkpoint.conventions
+    assert found == Conventions(CHATML, named_templates={"tool_use": "x"})
+
+
+def test_a_gguf_file_may_have_several_templates(tmp_path: Path) -> None:
+    found = of_gguf(tmp_path, chat_template=CHATML.encode(), chat_template__rag=b"r")
+    assert (found.chat_template, found.named_templates) == (CHATML, {"rag": "r"})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"chat_template__rag": 3}, "tokenizer.chat_template.rag is 3, expected a string"),
         ({"chat_template": 3}, "tokenizer.chat_template is 3, expected a string"),
         ({"ggml__add_bos_token": 1}, "add_bos_token is 1, expected true or false"),
         ({"ggml__eos_token_id": b"2"}, "eos_token_id is b'2', expected a whole number"),
@@ -264,7 +291,11 @@ def test_a_chat_uses_the_template_of_a_directory(tmp_path: Path) -> None:
 
 
 def test_info_names_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for jinja, name in ((CHATML, "chatml"), ("{{ x }}", "unknown"), (None, "none")):
+    for jinja, name in (
+        (CHATML, "chatml"),
+        ("{{ x }}", "its own, run by llama2py[chat]"),
+        (None, "none"),
+    ):
         directory(tmp_path, tokenizer_config__json={"chat_template": jinja})
         assert main(["info", str(tmp_path)]) == 0
         assert f"\ntemplate     {name}\n" in capsys.readouterr().out

@@ -6,16 +6,20 @@ Source of the recorded ones: tests/support/families.py.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama2py import CheckpointError, SessionError, convert
 from llama2py.checkpoint import open_checkpoint
+from llama2py.checkpoint.huggingface.writer import config_json
 from llama2py.config import ModelConfig
 from llama2py.engine.extension import ffi, lib
 from llama2py.engine.isa import isa_names
@@ -171,10 +175,9 @@ WRITTEN_AS = {
     "gemma3": "gemma3_text",
     "gemma3-usual-attention": "gemma3_text",
 }
-PARTIAL = "phi3-partial"  # no other family rotates a part of the channels
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {PARTIAL}))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_directory_is_written_in_the_family_that_has_the_steps(
     name: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -190,10 +193,18 @@ def test_a_directory_is_written_in_the_family_that_has_the_steps(
 def test_a_model_that_a_format_cannot_hold_is_refused(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"no family .* rotary_dim; use the format gguf"):
-        convert(models[PARTIAL], tmp_path / "hf")
-    with pytest.raises(CheckpointError, match=r"no architecture .* rotary_dim; use the format hf"):
-        convert(models[PARTIAL], tmp_path / "a.gguf")
+    mixed = {**FAMILIES["qwen2"], "num_hidden_layers": 4, "hidden_act": "gelu_pytorch_tanh"}
+    mixed |= {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 5}
+    about = models["qwen2"] / "config.json"
+    about.write_text(json.dumps(mixed), "utf-8")
+    steps = "qkv_bias, activation, windows"
+    with pytest.raises(CheckpointError, match=rf"no architecture .*: {steps}; use the format hf"):
+        convert(models["qwen2"], tmp_path / "a.gguf")
+    about.write_text(json.dumps(FAMILIES["qwen2"]), "utf-8")
+    with open_checkpoint(models["qwen3"]) as checkpoint:
+        checkpoint.config = replace(checkpoint.config, embedding_scale=2.0)
+        with pytest.raises(CheckpointError, match=r"no family .*: qk_norm, embedding_scale; use"):
+            config_json(checkpoint, "float32", (None, []))
     with pytest.raises(CheckpointError, match=r"cannot say that qkv_bias is True"):
         convert(models["llama-with-biases"], tmp_path / "a.bin")
     assert list(tmp_path.iterdir()) == []
@@ -267,6 +278,60 @@ def test_minicpm_scales_as_granite_does(models: dict[str, Path], tmp_path: Path)
 
 
 # ---- numbers of config.json ----
+
+ODD: list[Any] = [
+    None,
+    0,
+    1,
+    -1,
+    3,
+    1 << 31,
+    1 << 70,
+    0.5,
+    1e-40,
+    1e300,
+    "",
+    "x",
+    True,
+    [],
+    {},
+    [1],
+    [1, 0, 1, 0],
+]
+ODD += [["full_attention"] * 4, ["sliding_attention"] * 4, ["sliding_attention", None, 3, {}]]
+ODD += [
+    {"rope_type": kind} for kind in ("yarn", "longrope", "linear", "llama3", "dynamic", "default")
+]
+ODD += [
+    {"rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 1 << 60},
+    {"rope_type": "yarn", "factor": 0.1, "beta_fast": 1e-9, "beta_slow": 1e30},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": []},
+    {"rope_type": "longrope", "short_factor": [1e308, 2, 3, 10**400]},
+    {"full_attention": {}, "sliding_attention": {"rope_type": "yarn"}},
+    {"full_attention": 3},
+]
+KEYS = sorted({key for about in FAMILIES.values() for key in about})
+KEYS += ["rope_parameters", "layer_types", "no_rope_layers", "sliding_window_pattern", "bias"]
+KEYS += ["scale_emb", "scale_depth", "dim_model_base", "rope_local_base_freq", "hidden_activation"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FAMILIES)),
+    changes=st.lists(
+        st.tuples(st.sampled_from(KEYS), st.sampled_from(ODD)), min_size=1, max_size=3
+    ),
+)
+def test_a_config_with_odd_values_opens_or_is_an_error(
+    name: str, changes: list[tuple[str, Any]], models: dict[str, Path]
+) -> None:
+    path = models[name] / "config.json"
+    try:
+        path.write_text(json.dumps({**FAMILIES[name], **dict(changes)}), "utf-8")
+        with suppress(CheckpointError), open_checkpoint(models[name]) as checkpoint:
+            Reference(checkpoint)
+    finally:
+        path.write_text(json.dumps(FAMILIES[name]), "utf-8")
 
 
 @pytest.mark.parametrize(

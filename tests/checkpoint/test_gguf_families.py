@@ -155,7 +155,7 @@ def test_a_gguf_file_computes_the_recorded_logits(
     np.testing.assert_allclose(logits_of(path), GOLDEN[name]["logits"], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"phi3", "phi3-partial"}))
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"phi3"}))
 def test_conversion_writes_the_tensors_and_numbers_of_the_architecture(
     name: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -167,10 +167,14 @@ def test_conversion_writes_the_tensors_and_numbers_of_the_architecture(
     assert ours.fields["general.architecture"].contents() == written_as
     found = {tensor.name: tensor.data for tensor in ours.tensors}
     assert found.keys() == {tensor.name for tensor in theirs.tensors}
+    # Of LongRoPE, the model has the numbers for its context before it was stretched.
+    cut = ("rope_factors_long.weight", f"{arch}.context_length") if name == "phi3-partial" else ()
     for tensor in theirs.tensors:
+        if tensor.name in cut:
+            continue
         np.testing.assert_array_equal(found[tensor.name], tensor.data, tensor.name)
     for key, field in theirs.fields.items():
-        if key.startswith(f"{arch}.") and not key.endswith("pattern"):
+        if key.startswith(f"{arch}.") and not key.endswith("pattern") and key not in cut:
             own = ours.fields[written_as + key.removeprefix(arch)].contents()
             wanted = field.contents()
             if not isinstance(wanted, str):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from llama2py.bench import Figure, Report, Row
 from llama2py.cli import main
 from llama2py.cli.bench_report import markdown, plot, table
+from llama2py.cli.measure import Figure, Report, Row
 from llama2py.config import Dtype
 
 
@@ -153,7 +153,7 @@ def test_labels_stay_inside_the_picture(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_a_picture_needs_is_checked_before_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llama2py.bench.benchmark", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("llama2py.cli.measure.benchmark", lambda *_: pytest.fail("it was measured"))
     pytest.importorskip("matplotlib", reason="needs llama2py[plot]")
     for path in (tmp_path / "none" / "b.svg", tmp_path / f"{'b' * 260}.svg"):
         assert main(["bench", "--plot", str(path)]) == 1

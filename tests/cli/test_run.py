@@ -1,8 +1,7 @@
-"""``llama2py run``: output, flags, prompts, chat."""
+"""``llama2py run``: output, flags, prompts."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import signal
@@ -15,7 +14,6 @@ import pytest
 
 from llama2py import StoryTeller, load
 from llama2py._data import builtin_model
-from llama2py.chat.dialogue import Chat
 from llama2py.cli import main
 from llama2py.tokenizers.load import load_tokenizer
 from tests.cli.conftest import Call
@@ -120,21 +118,6 @@ def test_sampling_and_stop_flags_equal_the_options_of_the_library(
         text = model.generate("Lily was", 81 - n_prompt, 1.0, 0.9, 5, **options).text
     assert printed == f"Lily was{text}\n"
     assert printed != plain
-
-
-def test_sampling_and_stop_flags_work_in_chat(
-    story: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chat = [*story, "-m", "chat", "-y", "", "-i", "Hello", "-s", "3", "-n", "60"]
-    assert main([*chat, "--top-k", "1", "--template", "plain"]) == 0
-    greedy = capsys.readouterr().out
-    assert main([*chat, "-t", "0", "--template", "plain"]) == 0
-    assert capsys.readouterr().out == greedy
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert main([*chat, "-t", "0", "--template", "plain", "--stop", "e"]) == 0
-    stopped, _, rest = greedy.partition("e")
-    assert capsys.readouterr().out == f"{stopped}\nUser: \n"
-    assert rest
 
 
 # ---- the built-in model ----
@@ -319,74 +302,3 @@ def test_a_closed_pipe_ends_the_story_silently(story: list[str]) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=60) == 141
-
-
-# ---- chat ----
-
-
-def test_chat_takes_turns_until_the_input_ends(call: Call, story: list[str]) -> None:
-    flags = ["-m", "chat", "-t", "0", "-n", "120"]
-    done = call(*story, *flags, stdin=b"Be kind.\nHello\n")
-    assert done.returncode == 0
-    assert done.stdout.startswith("Enter system prompt (optional): User: Assistant: ")
-    flagged = call(*story, *flags, "-y", "Be kind.", "-i", "Hello")
-    assert flagged.stdout.removeprefix("Assistant: ") == done.stdout.partition("Assistant: ")[2]
-
-
-def test_chat_drops_a_bom_and_the_line_ends_of_windows(story: list[str]) -> None:
-    """A whole process, as the standard input of a test's process is another object."""
-    flags = ["-m", "chat", "-t", "0", "-n", "120"]
-    plain = llama2py(*story, *flags, stdin=b"Be kind.\nHello\n")
-    windows = llama2py(*story, *flags, stdin=b"\xef\xbb\xbfBe kind.\r\nHello\r\n")
-    assert windows.stdout == plain.stdout
-    assert "Assistant: " in plain.stdout
-
-
-def test_chat_without_input_ends_at_once(call: Call, story: list[str]) -> None:
-    done = call(*story, "-m", "chat")
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_chat_answers_a_first_message_though_there_is_no_input(
-    call: Call, story: list[str]
-) -> None:
-    flags = ["-m", "chat", "-t", "0", "-n", "60", "-i", "Hello"]
-    asked, named = call(*story, *flags), call(*story, *flags, "-y", "")
-    assert asked.stdout == f"Enter system prompt (optional): \n{named.stdout}"
-    assert "Assistant: " in named.stdout
-
-
-def test_chat_goes_on_after_a_message_it_refuses(call: Call, story: list[str]) -> None:
-    """It complains about a message that is too long or not UTF-8, and asks for the next."""
-    turns = b"\xff\n" + b"and so on " * 400 + b"\nHi\n"
-    done = call(*story, "-m", "chat", "-y", "", "-n", "80", stdin=turns)
-    assert done.returncode == 0
-    assert done.stdout.startswith("User: User: User: Assistant: ")
-    complaints = [line for line in done.stderr.splitlines() if line.startswith("llama2py: ")]
-    assert "0xFF" in complaints[0]
-    assert "does not fit" in complaints[1]
-    assert "used up its tokens" in complaints[2]
-
-
-@pytest.mark.parametrize("template", ["llama2", "zephyr", "plain"])
-def test_chat_prints_the_answer_of_the_library(
-    template: str, story: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["-m", "chat", "--template", template, "-t", "0", "-n", "60", "-y", "", "-i", "Hello"]
-    assert main([*story, *flags]) == 0
-    printed = capsys.readouterr().out
-    with load(story[1], story[3]) as model:
-        chat = Chat(model, temperature=0, max_tokens=60, template=template)
-        answer = "".join(chat.say("Hello"))
-    assert answer
-    assert printed.startswith(f"Assistant: {answer.removeprefix(' ')}\n")
-
-
-def test_a_template_without_its_end_token_is_an_error(
-    story: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*story, "-m", "chat", "--template", "chatml", "-i", "Hi"]) == 1
-    assert "ends an answer with <|im_end|>" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*story, "-m", "chat", "--template", "alpaca"])
-    assert "'chatml', 'llama2', 'llama3', 'mistral', 'plain', 'zephyr'" in capsys.readouterr().err

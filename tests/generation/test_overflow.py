@@ -156,22 +156,21 @@ def chat_of(script: list[int], overflow: Any = "shift", seq_len: int = 64) -> tu
 
 
 def run_of(chat: Chat) -> list[int]:
-    session: Session = chat._session
+    session: Session = chat.session
     return session.tokens
 
 
-def test_the_oldest_exchange_goes_and_the_system_prompt_stays() -> None:
-    """Templates are tested elsewhere: here a dialogue is one that never had the first turn."""
+def test_the_oldest_exchanges_go_and_the_system_prompt_stays() -> None:
+    """Templates are tested elsewhere: here a dialogue is one that never had the first turns."""
     answers = [[260, 261, EOS], [262, EOS], [263, EOS]]
     _, chat = chat_of([token for answer in answers for token in answer], seq_len=104)
     for user in ("a", "b"):
         chat.say(user).finish()
-    before = chat._session.position
+    before = chat.session.position
     assert before + 30 > 104
     chat.say("c").finish()
 
-    _, other = chat_of([262, EOS, 263, EOS], seq_len=200)
-    other.say("b").finish()
+    _, other = chat_of([263, EOS], seq_len=200)
     other.say("c").finish()
     assert run_of(chat) == run_of(other)
     assert [m["content"] for m in chat.messages][1::2] == ["a", "b", "c"]
@@ -188,20 +187,20 @@ def test_a_long_answer_loses_its_older_tokens() -> None:
     assert kept[:system] == run_of(prompt)[:system]
     assert kept[-3:] == answer.tokens[-4:-1]
     # That answer alone does not fit beside a next turn: the model has forgotten the exchange.
-    chat.say("b").finish()
+    answer_to_b = chat.say("b").finish()
     _, other = chat_of([261, EOS])
     other.say("b").finish()
-    assert len(run_of(chat)) == len(run_of(other)) + len(chat._exchanges[-1].job.tokens) - 1
+    assert len(run_of(chat)) == len(run_of(other)) + len(answer_to_b.tokens) - 1
 
 
-def test_a_chat_raises_at_the_end_of_the_context_by_default() -> None:
+def test_a_chat_with_error_raises_at_the_end_of_the_context() -> None:
     backend, chat = chat_of([260, EOS], "error", 80)
     chat.say("a").finish()
     runs = len(backend.runs)
     with pytest.raises(ContextError, match="does not fit"):
         chat.say("b" * 60)
     assert len(backend.runs) == runs
-    with pytest.raises(ParameterError, match="overflow is 'stop', expected 'error' or 'shift'"):
+    with pytest.raises(ParameterError, match="overflow is 'stop', expected one of trim"):
         Chat(tiny_model(), overflow="stop")  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llama2py import Model, Story, StoryTeller
+from llama2py.checkpoint import Conventions
 from llama2py.engine.native import Engine
 from llama2py.stories.english import has_word
 from llama2py.stories.teller import CANDIDATES, SEED_STRIDE, TRIES
@@ -153,6 +154,16 @@ def test_a_story_cut_by_the_context_ends_with_a_sentence() -> None:
     teller, _ = scripted("a b. c d" * 20, [], seq_len=30)
     story = teller(seed=1)
     assert (is_whole(story.text), story.ended) == (True, False)
+
+
+def test_a_story_ends_at_the_end_token_of_the_models_metadata() -> None:
+    tokens = [*raw(" and slept. The"), 270, *raw(" end.")]
+    model = Model(
+        ScriptedBackend(tokens, 300, 256), TOKENIZER, Conventions(end_tokens=frozenset([270]))
+    )
+    with StoryTeller(model, temperature=0) as tell:
+        story = tell(opening="A cat ate", seed=1)
+    assert story.text == "A cat ate and slept."
 
 
 def test_a_story_has_not_ended_if_its_last_sentence_is_open() -> None:

@@ -68,7 +68,7 @@ def talk(
     for user, answer in turns:
         result = chat.say(user).finish()
         assert (result.text, result.finish_reason) == (answer, "stop")
-    expected = [{"role": "system", "content": system}] if system else []
+    expected = [] if system is None else [{"role": "system", "content": system}]
     for user, answer in turns:
         expected += [
             {"role": "user", "content": user},

@@ -228,7 +228,7 @@ def test_an_added_token_of_save_pretrained_takes_no_space_of_its_own(
     assert theirs.encode("Once <x> upon", add_special_tokens=False).ids == [403, 512, 407]
 
 
-KINDS = ["normalizer", "replace", "always", "first", "never", "both", "", "NFC", "NFKC"]
+KINDS = ["normalizer", "replace", "gemma", "always", "first", "never", "both", "", "NFC", "NFKC"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -236,6 +236,9 @@ def test_added_tokens_are_matched_as_in_tokenizers(kind: str, tmp_path: Path) ->
     hf = pytest.importorskip("tokenizers")
     if kind == "both":  # a normalizer makes marks of spaces, a pre-tokenizer puts one first
         base = {**characters("first"), "normalizer": characters("replace")["normalizer"]}
+    elif kind == "gemma":  # splits at spaces, of which the normalizer leaves none
+        split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+        base = {**characters("replace"), "pre_tokenizer": {**split, "invert": False}}
     elif kind in ("normalizer", "replace", "always", "first", "never"):
         base = characters(kind)
     else:

@@ -184,8 +184,13 @@ def test_a_tokenizer_model_gets_the_tokens_of_the_files_beside_it(tmp_path: Path
     assert ours.specials.added == {"<|im_start|>": n + 1}
     assert ours.specials.matching["<|im_start|>"] == Matching()
     a = plain.encode("a", bos=False)
-    assert ours.encode("<|im_start|>a<|im_end|>", special=True) == [n + 1, *a, n]
+    bare = plain.encode("a", bos=False)[1:]
+    assert ours.encode("a<|im_start|>a<|im_end|>", special=True) == [*a, n + 1, *bare, n]
     assert ours.encode("a") == a
+    # As in transformers, which has this name for its older way.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": True}))
+    older = load_tokenizer(path)
+    assert older.encode("a<|im_start|>a<|im_end|>", special=True) == [*a, n + 1, *a, n]
     assert ours.decode([*a, n]) == " a"
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_end|>": n + 3}))
     with pytest.raises(TokenizerError, match=rf"'<\|im_end\|>' has the id {n + 3}, expected {n}$"):

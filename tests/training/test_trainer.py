@@ -15,7 +15,7 @@ import llama2py
 from llama2py import CorpusError, TrainingError
 from llama2py.checkpoint import open_checkpoint
 from llama2py.formats.corpus import read_stories
-from llama2py.scoring import score_texts
+from llama2py.generation.scoring import score_texts
 from llama2py.training import Output, train
 from tests.conftest import run_python
 from tests.support.tiny_training import TINY, write_corpus

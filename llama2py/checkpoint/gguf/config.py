@@ -202,11 +202,12 @@ def read_config(
     name = architecture_of(pairs)
     fields = GGUFFields(pairs, ConfigError, f"{name}.")
     n_heads = fields.integer("attention.head_count")
-    if fields.integer("vocab_size", vocab_size) != vocab_size:
-        raise fields.wrong("vocab_size", f"the {vocab_size} rows of token_embd")
     if fields.integer("expert_count", 0):
         raise fields.wrong("expert_count", "0: a mixture of experts is not supported")
     seq_len, notes = fields.integer("context_length"), []
+    stated = fields.integer("vocab_size", vocab_size)
+    if stated != vocab_size:  # llama.cpp does not use it
+        notes.append(f"{name}.vocab_size is {stated}, but token_embd has {vocab_size} rows")
     if _kind(fields) == b"longrope" and rope_factors:
         original = fields.integer("rope.scaling.original_context_length", seq_len)
         if seq_len > original:  # longer texts need other factors from their first token on

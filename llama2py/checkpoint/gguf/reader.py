@@ -25,7 +25,7 @@ from .files import GGUFModel, Place, open_model
 _EMBEDDING, _CLASSIFIER = "token_embd.weight", "output.weight"
 ROPE_FACTORS = "rope_freqs.weight"
 # Divisors for contexts up to the one before a model was stretched, and for longer ones.
-_SHORT_FACTORS, _LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+FACTORS_BY_LENGTH = ("rope_factors_short.weight", "rope_factors_long.weight")
 # llama2.c's name -> GGUF's; {} stands for the layer.
 NAMES = {
     "token_embedding_table": _EMBEDDING,
@@ -104,7 +104,7 @@ def _read(model: GGUFModel) -> Checkpoint:
     if embedding is None:
         architecture_of(model.pairs)  # a better error, if it is one of another kind
         raise CheckpointError(f"{first.path}: it has no tensor {_EMBEDDING!r}")
-    factors = _rope_factors(places.get(ROPE_FACTORS, places.get(_SHORT_FACTORS)), first.path)
+    factors = _rope_factors(places.get(ROPE_FACTORS, places.get(FACTORS_BY_LENGTH[0])), first.path)
     config, notes = read_config(model.pairs, places.keys(), embedding.dims[-1], factors)
     name = architecture_of(model.pairs)
     heads = {} if ARCHITECTURES[name].in_pairs else heads_of_pairs(config)
@@ -122,7 +122,7 @@ def _read(model: GGUFModel) -> Checkpoint:
         config,
         NAMES,
         make,
-        {ROPE_FACTORS, _SHORT_FACTORS, _LONG_FACTORS}.__contains__,
+        {ROPE_FACTORS, *FACTORS_BY_LENGTH}.__contains__,
     )
     counts = Counter(place.format.name for place in matrices)
     dtype = _dtype(matrices)

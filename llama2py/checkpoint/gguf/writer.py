@@ -23,7 +23,7 @@ from ..checkpoint import Checkpoint
 from ..export import Item, in_halves, items, same_steps, steps_of, write_item
 from .blocks import FORMATS
 from .config import ARCHITECTURES, read_config
-from .reader import NAMES, ROPE_FACTORS
+from .reader import FACTORS_BY_LENGTH, NAMES, ROPE_FACTORS
 
 ALIGNMENT = 32
 VERSION = 3
@@ -34,9 +34,12 @@ _INTEGER, _REAL, _BOOL, _SIGNED = 4, 6, 7, 5  # uint32, float32, bool, int32
 
 Pairs = Mapping[str, Any]
 
+# Phi-3's joined matrices.
+_FUSED = {"wq+wk+wv": "blk.{}.attn_qkv.weight", "w1+w3": "blk.{}.ffn_up.weight"}
 
-def gguf_items(config: ModelConfig, dtype: str) -> list[Item]:
-    """List the tensors of a file with matrices of a dtype.
+
+def gguf_items(config: ModelConfig, dtype: str, name: str) -> list[Item]:
+    """List the tensors of a file of an architecture, with matrices of a dtype.
 
     Norms are float32. With int8, matrices whose rows are no multiple of 32 are float16.
     """
@@ -46,7 +49,7 @@ def gguf_items(config: ModelConfig, dtype: str) -> list[Item]:
             return "float32"
         return "float16" if dtype == "int8" and shape[1] % FORMATS[8].size else dtype
 
-    return list(items(config, NAMES, of))
+    return list(items(config, {**NAMES, **_FUSED} if name == "phi3" else NAMES, of))
 
 
 def write_gguf(
@@ -82,21 +85,22 @@ def write_gguf(
         be read, or the file cannot be written.
     """
     config = checkpoint.config
-    tensors = gguf_items(config, dtype)
     name = architecture_for(checkpoint)
+    tensors = gguf_items(config, dtype, name)
     adapt = (lambda kind, tensor: tensor) if ARCHITECTURES[name].in_pairs else in_halves(config)
     pairs = {**_model_pairs(path, config, dtype, name), **vocabulary}
     factors = _factors(config)
     places = [(item.name, item.shape, _KINDS[item.dtype], item.nbytes) for item in tensors]
+    factor_names = FACTORS_BY_LENGTH if name == "phi3" else (ROPE_FACTORS,)
     if factors is not None:
-        places.append((ROPE_FACTORS, factors.shape, 0, factors.nbytes))
+        places += [(each, factors.shape, 0, factors.nbytes) for each in factor_names]
     head = _head(pairs, places)
     with replacing(path, CheckpointError) as out:
         out.write(head)
         for item in tensors:
             _pad(out)
             write_item(out, item, checkpoint, progress, adapt)
-        if factors is not None:
+        for _ in factor_names if factors is not None else ():
             _pad(out)
             out.write(factors.tobytes())
         _pad(out)
@@ -117,7 +121,7 @@ def architecture_for(checkpoint: Checkpoint) -> str:
         No architecture has this model's steps.
     """
     config = checkpoint.config
-    tensors = [item.name for item in gguf_items(config, "float32")]
+    tensors = [item.name for item in gguf_items(config, "float32", "llama")]
     factors = _factors(config)
     only_qkv = config.qkv_bias and not (config.output_bias or config.mlp_bias)
     for name in _ORDER:
@@ -144,7 +148,7 @@ def architecture_for(checkpoint: Checkpoint) -> str:
 _ALL_BIASES = ("llama", "granite")
 # The architectures that are written; the first that fits is taken. llama may have biases, too, but
 # llama.cpp's converter gives models with biases of queries, keys and values another name.
-_ORDER = ("qwen2", "llama", "qwen3", "smollm3", "olmo2", "granite", "gemma", "gemma3")
+_ORDER = ("qwen2", "llama", "qwen3", "smollm3", "olmo2", "granite", "gemma", "gemma3", "phi3")
 
 
 def _numbers(config: ModelConfig, name: str) -> dict[str, Any]:
@@ -190,6 +194,9 @@ def _numbers(config: ModelConfig, name: str) -> dict[str, Any]:
         }
     elif scaling is not None and scaling.attention_factor != 1:
         numbers["rope.scaling.attn_factor"] = scaling.attention_factor
+    if name == "phi3" and scaling is not None:
+        numbers["rope.scaling.type"] = b"longrope"
+        numbers["rope.scaling.original_context_length"] = config.seq_len
     return {f"{name}.{key}": value for key, value in numbers.items()}
 
 

@@ -241,9 +241,10 @@ _MISSING = {
     "ssm_cfg": "a state space",
     "state_size": "a state space",
     "final_logit_softcapping": "a soft cap of the logits",
-    "vision_config": "images",
+    "vision_config": "vision",
     "layer_norm_eps": "LayerNorm",
     "layer_norm_epsilon": "LayerNorm",
+    "norm_epsilon": "LayerNorm",
 }
 _ACTIVATIONS = {
     "silu": "silu",

@@ -32,9 +32,12 @@ SpecialIds: TypeAlias = tuple[int | None, Sequence[int]]
 SHARD_SIZE = 5 * 10**9  # bytes of tensors in one file
 
 
-def huggingface_items(config: ModelConfig, dtype: str, norms: str) -> list[Item]:
+def huggingface_items(config: ModelConfig, dtype: str, norms: str, model_type: str) -> list[Item]:
     """List the tensors of a directory, with a dtype of the matrices and one of the norms."""
-    return list(items(config, names(config), lambda shape: dtype if len(shape) == 2 else norms))
+    own = names(config)
+    if FAMILIES[model_type].tensors == "fused":
+        own = {**own, **_FUSED}
+    return list(items(config, own, lambda shape: dtype if len(shape) == 2 else norms))
 
 
 def write_huggingface(
@@ -72,8 +75,9 @@ def write_huggingface(
     about = config_json(checkpoint, dtype, ids)
     _write_json(folder / "config.json", about)
     _write_json(folder / "generation_config.json", _generation(ids))
-    adapt = _adapt(checkpoint.config, about["model_type"])
-    shards = _shards(huggingface_items(checkpoint.config, dtype, norms), shard_size)
+    model_type = about["model_type"]
+    adapt = _adapt(checkpoint.config, model_type)
+    shards = _shards(huggingface_items(checkpoint.config, dtype, norms, model_type), shard_size)
     mapping: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
@@ -167,6 +171,15 @@ def _two_ropes(config: ModelConfig) -> dict[str, Any]:
     return {**_windows(config), "rope_scaling": None, "rope_parameters": parameters}
 
 
+def _phi3(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "partial_rotary_factor": config.rotated_dim / config.head_dim,
+        "sliding_window": max(config.windows, default=None),
+        "original_max_position_embeddings": config.seq_len,
+        "pad_token_id": None,
+    }
+
+
 def _gemma3(config: ModelConfig) -> dict[str, Any]:
     scalar = (config.attention_scale or config.head_dim**-0.5) ** -2
     whole = round(scalar)
@@ -190,6 +203,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[ModelConfig], dict[str, Any]]]] = {
     "gemma": ("GemmaForCausalLM", lambda config: {}),
     "gemma3_text": ("Gemma3ForCausalLM", _gemma3),
     "granite": ("GraniteForCausalLM", _granite),
+    "phi3": ("Phi3ForCausalLM", _phi3),
 }
 
 
@@ -247,6 +261,13 @@ def _shards(tensors: Sequence[Item], shard_size: int) -> list[list[Item]]:
         shards[-1].append(item)
         size += item.nbytes
     return shards
+
+
+# Phi-3's joined matrices.
+_FUSED = {
+    "wq+wk+wv": "model.layers.{}.self_attn.qkv_proj.weight",
+    "w1+w3": "model.layers.{}.mlp.gate_up_proj.weight",
+}
 
 
 class _LessOne:

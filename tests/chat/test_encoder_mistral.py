@@ -7,7 +7,6 @@ from string import ascii_letters
 import pytest
 
 from llama2py import Chat, Model
-from llama2py.chat.templates import recognise
 from llama2py.tokenizers.bpe import FIRST_PIECE
 from llama2py.tokenizers.merge_tokenizer import Characters, MergeTokenizer
 from llama2py.tokenizers.tokenizer import Specials, Tokenizer
@@ -68,42 +67,3 @@ def test_mistral_texts_begin_with_one_space(markers: tuple[str, ...], prefix: st
         turn = spelled(" [INST] Bye [/INST]")
     expected = [1, *first_turn, *spelled(" Yo"), 2, *turn, *spelled(" Yo")]
     assert backend.runs == list(enumerate(expected))
-
-
-# The parts of these models' programs that identify them.
-_TURN = (
-    "{%% for m in messages %%}{%% if m.role == 'user' %%}{{ %s }}{%% else %%}{{ %s }}{%% endif %%}"
-)
-KNOWN = {
-    "v0.1": "{{ bos_token }}"
-    + _TURN % ("'[INST] ' + m.content + ' [/INST]'", "m.content + eos_token + ' '"),
-    "v0.2": "{{- bos_token }}"
-    + _TURN % ("' [INST] ' + s + '\\n\\n' + m.content + ' [/INST]'", "' ' + m.content + eos_token"),
-    "v0.3": "{{- bos_token }}"
-    + "{{ '[AVAILABLE_TOOLS]' }}"
-    + _TURN % ('"[INST] " + m.content + "[/INST]"', '" " + m.content|trim + eos_token'),
-    "nemo": "{{- bos_token }}"
-    + _TURN % ('"[INST]" + m.content + "[/INST]"', "m.content + eos_token"),
-}
-
-
-@pytest.mark.parametrize("jinja", KNOWN.values(), ids=KNOWN)
-def test_mistral_programs_are_recognised(jinja: str) -> None:
-    found = recognise(jinja)
-    assert found is not None
-    assert found.name == "mistral"
-
-
-@pytest.mark.parametrize(
-    ("jinja", "name"),
-    [
-        ("{{ bos_token ~ '[INST] <<SYS>>' ~ s ~ '<</SYS>>' ~ m ~ ' [/INST]' }}", "llama2"),
-        ('{{ bos_token + "[INST] " + m + " [/INST]" }}', None),
-        ("{{ bos_token ~ '[INST] ' ~ m ~ ' [/INST]' }}", None),
-        ("{{ '[SYSTEM_PROMPT]' + s }}{{ '[INST]' + m + '[/INST]' }}", None),
-        ("{{ '[INST]' + m }}", None),
-    ],
-)
-def test_similar_programs_are_not_recognised_as_mistral(jinja: str, name: str | None) -> None:
-    found = recognise(jinja)
-    assert (found and found.name) == name

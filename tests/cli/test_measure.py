@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llama2py.bench import Figure, Plan, benchmark
 from llama2py.checkpoint import write_checkpoint
+from llama2py.cli.measure import Figure, Plan, benchmark
 from llama2py.errors import CheckpointError, ParameterError
 from tests.conftest import TINY, random_checkpoint
 

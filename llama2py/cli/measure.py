@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import open_checkpoint, own_dtype
-from .config import CacheDtype, Dtype, ModelConfig
-from .engine.backend import Backend
-from .engine.cpu import default_threads
-from .engine.session import Session, run_sessions
-from .errors import ParameterError
-from .generation.sampling import Sampler, SamplingParams
-from .hub import find_model
+from ..checkpoint import open_checkpoint, own_dtype
+from ..config import CacheDtype, Dtype, ModelConfig
+from ..engine.backend import Backend
+from ..engine.cpu import default_threads
+from ..engine.session import Session, run_sessions
+from ..errors import ParameterError
+from ..generation.sampling import Sampler, SamplingParams
+from ..hub import find_model
 
 if TYPE_CHECKING:  # a program that only reads reports needs no C extension
-    from .engine.native import Engine
+    from ..engine.native import Engine
 
 GREEDY = SamplingParams(temperature=0.0)
 DEFAULT_SAMPLING = SamplingParams()
@@ -252,7 +252,7 @@ def _thread_counts() -> list[int]:
 def _load(
     path: str | os.PathLike[str], threads: int, dtype: Dtype, cache_dtype: CacheDtype = "float32"
 ) -> Engine:
-    from .engine.native import Engine
+    from ..engine.native import Engine
 
     with open_checkpoint(path) as checkpoint:
         return Engine(checkpoint, threads, dtype, cache_dtype)
@@ -262,7 +262,7 @@ def _speeds(
     engine: Engine, prompt_tokens: int, generated_tokens: int, batches: Sequence[int]
 ) -> dict[str, float]:
     """Measure one round: the machine's limits, and the speeds in tokens per second."""
-    from .engine.isa import products_per_second
+    from ..engine.isa import products_per_second
 
     prompt = _prompt_speed(engine, prompt_tokens)
     products = products_per_second(engine.threads, engine.dtype)

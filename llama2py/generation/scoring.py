@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from .engine.parameters import instance, known_keywords, shown
-from .errors import PromptError
-from .generation.logprobs import log_probabilities
-from .model import Model
+from ..engine.parameters import known_keywords, shown, wrong
+from ..engine.session import Session
+from ..errors import PromptError
+from ..tokenizers.tokenizer import Tokenizer
+from .logprobs import log_probabilities
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What a score needs from a model."""
+
+    tokenizer: Tokenizer
+
+    def session(self) -> Session:
+        """Return a new session, at position 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class Score:
 
 
 @known_keywords
-def score_texts(model: Model, texts: Iterable[str]) -> Score:
+def score_texts(model: Scorer, texts: Iterable[str]) -> Score:
     """Score texts, each from its BOS token to the BOS token that ends it.
 
     Parameters
@@ -75,7 +87,8 @@ def score_texts(model: Model, texts: Iterable[str]) -> Score:
     ParameterError
         If ``model`` is not a model.
     """
-    instance("model", model, Model, "a Model: load() returns one")
+    if not isinstance(model, Scorer):
+        raise wrong("model", model, "a Model: load() returns one")
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise PromptError(f"texts is {shown(texts)}, expected a sequence of str")
     total = Score(0, 0, 0, 0.0)
