@@ -262,5 +262,5 @@ def test_the_cases_have_every_public_function() -> None:
         and not (isinstance(value, type) and issubclass(value, Exception | dict))
         and getattr(value, "__module__", "").startswith("llama2py")
     }
-    results = {"Generation", "Score", "Story", "Stream", "Timings", "TokenLogprob"}
+    results = {"AsyncStream", "Generation", "Score", "Story", "Stream", "Timings", "TokenLogprob"}
     assert functions - results <= {*CASES}
