@@ -23,7 +23,7 @@ LAYERS = [
     {"generation", "backend"},
     {"chat"},
     {"model"},
-    {"scoring", "stories", "meta", "conversion", "training", "bench"},
+    {"stories", "meta", "conversion", "training"},
     {"bulk"},
     {"ray"},
     {"cli"},

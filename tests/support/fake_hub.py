@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 TINYLLAMAS = "karpathy/tinyllamas"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -58,6 +60,12 @@ class FakeHub:
         ]
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may be killed
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve(hub: FakeHub) -> Iterator[str]:
     """Run the server in a thread; yield its address, for ``HF_ENDPOINT``."""
@@ -65,7 +73,7 @@ def serve(hub: FakeHub) -> Iterator[str]:
     class Handler(_Handler):
         served = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
