@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from .generation.job import FinishReason, Overflow, Timings
     from .generation.logits import LogitsProcessor
     from .generation.logprobs import TokenLogprob
-    from .generation.options import Options
+    from .generation.options import ChatOptions, Options
     from .generation.sampling import SamplingParams
     from .generation.scoring import Score, score_texts
-    from .generation.stream import Generation, Stream
+    from .generation.stream import AsyncStream, Generation, Stream
     from .hub import download
     from .model import Model, load
     from .stories.teller import Story, StoryTeller
@@ -53,10 +53,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncStream",
     "BatchError",
     "CacheDtype",
     "Cancelled",
     "Chat",
+    "ChatOptions",
     "CheckpointError",
     "ClosedError",
     "ConfigError",
@@ -128,10 +130,10 @@ _MODULES = {
     "generation.job": ("FinishReason", "Overflow", "Timings"),
     "generation.logits": ("LogitsProcessor",),
     "generation.logprobs": ("TokenLogprob",),
-    "generation.options": ("Options",),
+    "generation.options": ("ChatOptions", "Options"),
     "generation.sampling": ("SamplingParams",),
     "generation.scoring": ("Score", "score_texts"),
-    "generation.stream": ("Generation", "Stream"),
+    "generation.stream": ("AsyncStream", "Generation", "Stream"),
     "hub": ("download",),
     "model": ("Model", "load"),
     "stories.teller": ("Story", "StoryTeller"),

@@ -17,6 +17,7 @@ import pytest
 
 import llama2py
 from llama2py import config
+from llama2py.chat.dialogue import ChatOverflow
 from llama2py.chat.templates import TEMPLATES
 from llama2py.checkpoint.export import FileDtype
 from llama2py.checkpoint.gguf.blocks import FORMATS
@@ -27,7 +28,6 @@ from llama2py.cli import build_parser
 from llama2py.config import Dtype
 from llama2py.conversion import _HOLDS
 from llama2py.engine.isa import isa_names
-from llama2py.engine.session import SessionOverflow
 from llama2py.generation.job import Overflow
 from llama2py.generation.options import Options
 from llama2py.hub import STORIES
@@ -180,7 +180,7 @@ def test_chat_page_lists_every_template() -> None:
         assert any(marker.strip() in plain for marker in template.markers), name
 
 
-@pytest.mark.parametrize(("page", "policies"), [("generate", Overflow), ("chat", SessionOverflow)])
+@pytest.mark.parametrize(("page", "policies"), [("generate", Overflow), ("chat", ChatOverflow)])
 def test_pages_list_every_overflow_policy(page: str, policies: Any) -> None:
     rows = table_of((DOCS / f"{page}.md").read_text(encoding="utf-8"), "`overflow`")
     assert {row[0].split('"')[1] for row in rows} == set(get_args(policies))

@@ -301,7 +301,7 @@ def test_a_session_that_cannot_be_continued_is_an_error(model: Model) -> None:
         with pytest.raises(ParameterError, match="a session continues one prompt"):
             model.generate(["a", "b"], session=session)
         with pytest.raises(ParameterError, match="session is 5, expected a Session"):
-            model.generate("a", session=5)  # type: ignore[arg-type]
+            model.generate("a", session=5)  # type: ignore[call-overload]
         with tiny_model() as other, pytest.raises(ParameterError, match="belongs to another model"):
             other.generate("a", session=session)
         with pytest.raises(PromptError, match="longer than"):

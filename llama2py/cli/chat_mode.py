@@ -59,6 +59,8 @@ def chat(model: Model, args: argparse.Namespace, first: str | None, options: dic
             if first is not None:
                 talk.answer(first)
             talk.listen()
+        except _Quit:
+            pass
         except EOFError:
             if is_terminal:
                 write("\n")
@@ -70,6 +72,10 @@ def chat(model: Model, args: argparse.Namespace, first: str | None, options: dic
         if talk.last is not None:
             report(talk.last.timings, talk.last.seed)
     return 0
+
+
+class _Quit(Exception):
+    """The user ends the chat."""
 
 
 class _Talk:
@@ -140,7 +146,7 @@ class _Talk:
             if name == "help":
                 say(HELP)
             elif name == "quit":
-                raise EOFError
+                raise _Quit
             elif name == "reset":
                 self.dialogue.messages = self.dialogue.messages[: self.dialogue.system is not None]
             elif name == "system" and text:

@@ -37,9 +37,6 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(bundled_tokenizer())
 
 
-TWO: Any = {"max_tokens": 2}
-
-
 def words(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of " text" in the middle of a text."""
     return tokenizer.encode(text, bos=False)
@@ -130,7 +127,8 @@ def test_an_answer_ends_at_the_end_of_the_context(tokenizer: Tokenizer) -> None:
 def test_max_tokens_limits_each_answer(tokenizer: Tokenizer) -> None:
     backend = ScriptedBackend([300] * 100, len(tokenizer))
     chat = Chat(Model(backend, tokenizer), max_tokens=5)
-    lengths = [len(chat.say("Hi", **options).finish().tokens) for options in ({}, {}, TWO, {})]
+    turns: list[Any] = [{}, {}, {"max_tokens": 2}, {}]
+    lengths = [len(chat.say("Hi", **options).finish().tokens) for options in turns]
     assert lengths == [5, 5, 2, 5]
 
 
@@ -604,7 +602,12 @@ def test_an_answer_can_be_awaited_or_read_piece_by_piece() -> None:
 def test_a_cancelled_answer_stays_as_far_as_it_came() -> None:
     async def talk() -> None:
         _, chat = chatml([65] * 500 + FINE, temperature=0)
-        stream = chat.asay("Hi", logits_processor=lambda _, logits: (sleep(0.01), logits)[1])
+
+        def slow(tokens: Any, logits: Any) -> Any:
+            sleep(0.01)
+            return logits
+
+        stream = chat.asay("Hi", logits_processor=slow)
         task = asyncio.ensure_future(stream.finish())
         await asyncio.sleep(0.1)
         task.cancel()
