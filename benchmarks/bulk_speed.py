@@ -75,7 +75,8 @@ def main() -> None:
             )
     print(
         f"median: batch {median(speeds):,.0f} tokens/s, {100 * median(ratios):.1f}% of"
-        f" generate_many (of CPU time: {100 * median(cpu_ratios):.1f}%); {n_tokens / args.rows:.0f} tokens per text"
+        f" generate_many (of CPU time: {100 * median(cpu_ratios):.1f}%);"
+        f" {n_tokens / args.rows:.0f} tokens per text"
     )
 
 
