@@ -1,6 +1,6 @@
 """What a batch costs beside its texts: a million rows through an engine that computes nothing.
 
-Prints the memory of the process as it goes, and the time per row, in all and beyond what
+Prints the memory of the process as it goes, and the CPU time per row, in all and beyond what
 `Model.generate_many` takes for the same prompts with the same engine.
 
     python benchmarks/bulk_overhead.py --rows 1000000
@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
+from statistics import median
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,9 @@ def memory() -> float:
     return 0.0
 
 
-def prompts(count: int) -> Iterator[str]:
-    """Yield short prompts that differ."""
-    for number in range(count):
-        yield f"Once there was a cat number {number}"
+def prompt(number: int) -> str:
+    """Return a short prompt that differs from the others."""
+    return f"Once there was a cat number {number}"
 
 
 def main() -> None:
@@ -109,33 +109,44 @@ def main() -> None:
     args = parser.parse_args()
     real = load()
     model = Model(StubBackend(real.backend), real.tokenizer)
-    begun = perf_counter()
-    for _ in model.generate_many(prompts(args.rows // 10), 8, seed=1):
-        pass
-    engine = (perf_counter() - begun) / (args.rows // 10)
+    identity = {"model": {"sha256": "stub"}, "versions": {}}
+    maker = ShardMaker(model, identity, Settings(parameters={"max_tokens": 8}))
+    seen, batch, plain = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with open(folder / "in.jsonl", "w", encoding="utf-8") as file:
-            for number, prompt in enumerate(prompts(args.rows)):
-                file.write(json.dumps({"id": str(number), "prompt": prompt}) + "\n")
-        begun = perf_counter()
+            for number in range(args.rows):
+                file.write(json.dumps({"id": str(number), "prompt": prompt(number)}) + "\n")
+        begun = process_time()
         source = open_source(folder / "in.jsonl", None, args.shard_rows)
-        print(f"checking the input: {(perf_counter() - begun) / args.rows * 1e6:.1f} us per row")
-        identity = {"model": {"sha256": "stub"}, "versions": {}}
-        settings = Settings(parameters={"max_tokens": 8})
-        maker, seen = ShardMaker(model, identity, settings), []
+        checking = (process_time() - begun) / args.rows
         with OutputFolder(folder / "out", "jsonl") as output:
             output.begin({})
-            for number, shard in enumerate(maker.shards(source.shards(range(source.n_shards)))):
+            shards = maker.shards(source.shards(range(source.n_shards)))
+            for number in range(source.n_shards):
+                begun = process_time()
+                shard = next(shards)
                 output.write(shard)
+                batch.append((process_time() - begun) / shard.rows)
+                rows = range(shard.first_row, shard.first_row + min(shard.rows, 1000))
+                begun = process_time()
+                for _ in model.generate_many(map(prompt, rows), 8, seed=rows):
+                    pass
+                plain.append((process_time() - begun) / len(rows))
+                seen.append(memory())
                 if number % max(1, source.n_shards // 10) == 0:
-                    seen.append(memory())
-                    print(f"{shard.first_row + shard.rows:>10,} rows: {seen[-1]:.1f} MB")
+                    print(
+                        f"{shard.first_row + shard.rows:>10,} rows: {seen[-1]:.1f} MB", flush=True
+                    )
             output.finish()
-        seconds = (perf_counter() - begun) / args.rows
+    overhead = median(one - other for one, other in zip(batch, plain, strict=True)) + checking
     print(f"memory grew by {max(seen) - seen[0]:.1f} MB after the first shard")
-    print(f"{seconds * 1e6:.1f} us per row, {engine * 1e6:.1f} of them in generate_many")
-    print(f"overhead of the batch: {(seconds - engine) * 1e6:.1f} us per row")
+    for what, seconds in (
+        ("checking the input", checking),
+        ("generate_many", median(plain)),
+        ("batch, beyond generate_many", overhead),
+    ):
+        print(f"{what}: {seconds * 1e6:.1f} us of CPU time per row")
 
 
 if __name__ == "__main__":

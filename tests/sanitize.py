@@ -27,6 +27,7 @@ ENGINE_TESTS = (
     "generation/test_job.py",
     "generation/test_prefix_cache.py",
     "generation/test_sampling.py",
+    "checkpoint/test_families.py",
     "test_api.py",
 )
 # These tests build their own engines.

@@ -261,6 +261,10 @@ def _peft_places(config: ModelConfig) -> dict[str, list[tuple[str, int, NDArray[
 
 def _read_gguf(file: InputFile, config: ModelConfig) -> dict[tuple[str, int], Factors]:
     model = open_model(file)
+    if len(model.files) > 1:
+        for part in model.files:
+            part.close()
+        raise CheckpointError(f"{file.path}: the adapter is in several files, expected one")
     fields = GGUFFields(model.pairs, CheckpointError)
     try:
         if fields.text("general.type", b"model") != b"adapter":

@@ -165,7 +165,7 @@ class Reference(Backend):
         if name not in self.vectors:
             return x
         weight = self.vectors[name][layer]  # of a row, or of a part of it: one head
-        parts = x.reshape(len(x), -1, len(weight))
+        parts = x.reshape(len(x), x.shape[1] // len(weight), len(weight))
         return rmsnorm(parts, weight, self.config.norm_eps).reshape(x.shape)
 
     def attend(self, q: Array, cache: ReferenceCache, layer: int, position: int) -> Array:

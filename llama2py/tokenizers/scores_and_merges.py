@@ -14,7 +14,7 @@ from operator import itemgetter
 from ..errors import TokenizerError
 from .bpe import N_BYTES, all_splits
 from .merge_tokenizer import SPACE_MARK, Characters, MergeTokenizer
-from .tokenizer import BOS, BOS_PIECE, EOS, EOS_PIECE, UNK, Specials, Tokenizer
+from .tokenizer import EOS, FIXED, UNK, Specials, Tokenizer
 
 _USE_MERGES = "write it as hf, gguf or tokenizer.json, which have merges"
 
@@ -108,8 +108,8 @@ def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
     Raises
     ------
     TokenizerError
-        Without a file name: if the vocabulary is byte-level, its layout is not Llama's, it treats
-        spaces in another way, or no scores are equivalent to its merges.
+        Without a file name: if the vocabulary is byte-level, has other pieces before its bytes, or
+        treats spaces in another way, or if no scores are equivalent to its merges.
     """
     if not isinstance(tokenizer, MergeTokenizer):
         return tokenizer
@@ -131,47 +131,76 @@ def to_scores(tokenizer: Tokenizer, any_prefix: bool = False) -> Tokenizer:
         for token in range(len(pieces) - 1, first_piece - 1, -1)
         if token not in special and pieces[token]
     }
-    ranks = _ranks(tokenizer.merges, ids)
+    merges, marked = _without_specials(tokenizer, pieces)
+    ranks = _ranks(merges, ids)
     in_order = all(ids[a] < ids[b] and ranks[a] < ranks[b] for a, b in pairwise(ranks))
     scores = [0.0] * first_piece
     for token in range(first_piece, len(pieces)):
         rank = token - first_piece if in_order else ranks.get(pieces[token], len(ranks))
         scores.append(-float(rank))
     raw = [
-        piece.encode() if token in special else piece.replace(SPACE_MARK, " ").encode()
+        piece.encode() if token in special - marked else piece.replace(SPACE_MARK, " ").encode()
         for token, piece in enumerate(pieces)
     ]
-    raw[BOS], raw[EOS] = BOS_PIECE, EOS_PIECE
-    specials = Specials(
-        added=_without_fixed(tokenizer.specials.added, first_byte),
-        control=_without_fixed(tokenizer.specials.control, first_byte),
-    )
-    return Tokenizer(
+    # Unknown, BOS and EOS of llama2.c's layout have places of their own, and so do bytes.
+    fixed = set(range(first_byte, first_piece))
+    for token, (text, piece) in enumerate(FIXED.items()):
+        if pieces[token] == text:
+            raw[token] = piece
+            fixed.add(token)
+    result = Tokenizer(
         raw,
         scores,
-        specials,
+        Specials(
+            {raw[id].decode(): id for id in tokenizer.specials.added.values() if id not in fixed},
+            {text: id for text, id in tokenizer.specials.control.items() if id not in fixed},
+        ),
         tokenizer.eos_id,
         tokenizer.adds_bos,
         first_byte,
         "none" if kind.prefix == "none" else "each",
+        tokenizer.bos_id,
     )
+    result.unk_id = tokenizer.unk_id if tokenizer.has_unknown else UNK
+    return result
 
 
-def _without_fixed(tokens: Mapping[str, int], first_byte: int) -> dict[str, int]:
-    """Drop unknown, BOS, EOS and bytes, which a vocabulary with scores never matches in a text."""
-    fixed = {*range(EOS + 1), *range(first_byte, first_byte + N_BYTES)}
-    return {text: token for text, token in tokens.items() if token not in fixed}
+def _without_specials(
+    tokenizer: MergeTokenizer, pieces: list[str]
+) -> tuple[list[tuple[str, str]], set[int]]:
+    """Return the merges without those of special tokens, which are found before any merge.
+
+    Also return the added tokens that only merges find, because their texts have marks in place of
+    spaces (Gemma's "▁▁"). A vocabulary with scores finds them where a text has the spaces. That is
+    the same if their merges come first.
+    """
+    texts = {pieces[token] for token in tokenizer.specials.ids()}
+    added = set(tokenizer.specials.added.values()) & tokenizer.specials.pieces
+    marked = {token for token in added if SPACE_MARK in pieces[token]}
+    names = {pieces[token] for token in marked}
+    kept, is_first = [], True
+    for pair in tokenizer.merges:
+        made = "".join(pair)
+        if texts.isdisjoint((*pair, made)):
+            kept.append(pair)
+            is_first = False
+        elif made in names and not is_first:
+            raise TokenizerError(
+                f"the added token {made!r:.60} is found by merges that come late, which scores"
+                f" cannot say: {_USE_MERGES}"
+            )
+    return kept, marked
 
 
 def _first_byte(tokenizer: MergeTokenizer, pieces: list[str]) -> int:
-    """Return the id of byte 0 in a vocabulary whose layout is Llama's."""
+    """Return the id of byte 0 in a vocabulary that has only special tokens before its bytes."""
     expected = [f"<0x{byte:02X}>" for byte in range(N_BYTES)]
     first = pieces.index(expected[0]) if expected[0] in pieces else 0
-    found = pieces[: EOS + 1] + pieces[first : first + N_BYTES]
-    is_llamas = found == ["<unk>", "<s>", "</s>", *expected]  # Tokenizer checks the rest
-    if not is_llamas or tokenizer.bos_id != BOS or tokenizer.unk_id not in (UNK, BOS):
+    before = {token for token in range(first) if pieces[token]} - set(tokenizer.specials.ids())
+    before -= {token for token, text in enumerate(FIXED) if pieces[token] == text}
+    if first <= EOS or before or pieces[first : first + N_BYTES] != expected:
         raise TokenizerError(
-            "the vocabulary does not begin with <unk>, <s>, </s>, special tokens if any,"
+            "the vocabulary does not begin with unknown, BOS, EOS, other special tokens if any,"
             f" and the 256 bytes: {_USE_MERGES}"
         )
     return first

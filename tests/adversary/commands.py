@@ -163,10 +163,13 @@ def _interrupt(
             report.found(f"{place} traceback", stderr)
         if left:
             report.found(f"{place} leftovers", f"{left}")
-    elif status == -number:  # it had not finished
-        status, stderr = _finish(_start(command, folder))
-        if status != 0:
-            report.found(f"{place} again", f"status {status}: {stderr}")
+    elif status == -number:  # it had not ended
+        # A folder that is complete is not written again: convert refuses one that holds files.
+        is_folder = command.target is not None and (folder / command.target).is_dir()
+        if not is_folder or _digest(folder, command.target) != whole:
+            status, stderr = _finish(_start(command, folder))
+            if status != 0:
+                report.found(f"{place} again", f"status {status}: {stderr}")
         left = [path.name for path in folder.rglob(".*") if path.name.startswith(".llama2py")]
         if left:
             report.found(f"{place} leftovers", f"{left}")

@@ -315,7 +315,7 @@ KEYS += ["rope_parameters", "layer_types", "no_rope_layers", "sliding_window_pat
 KEYS += ["scale_emb", "scale_depth", "dim_model_base", "rope_local_base_freq", "hidden_activation"]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(sorted(FAMILIES)),
     changes=st.lists(

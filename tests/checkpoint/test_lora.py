@@ -17,8 +17,8 @@ from llama2py.checkpoint import open_checkpoint
 from llama2py.checkpoint.lora import merge_lora
 from llama2py.engine.native import Engine
 from llama2py.engine.session import Session
-from tests.checkpoint.test_gguf_families import ARCHITECTURES, permute
-from tests.checkpoint.test_gguf_families import write as write_gguf
+from tests.checkpoint.gguf.test_families import ARCHITECTURES, permute
+from tests.checkpoint.gguf.test_families import write as write_gguf
 from tests.support.families import FAMILIES, TOKENS, golden, write_directory
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [dev]")

@@ -152,7 +152,7 @@ def test_the_story_is_the_best_of_the_candidates_that_the_teller_writes() -> Non
 
 
 def test_the_word_that_the_model_would_have_written_is_preferred() -> None:
-    """Of two texts that have the word, one of them where it is absurd."""
+    """Of two texts that have the word: one has it where it is absurd, and is more probable."""
     with load() as model:
         start = "Once upon a time, there was a boy."
         prompt = model.tokenizer.encode(start)
@@ -162,10 +162,19 @@ def test_the_word_that_the_model_would_have_written_is_preferred() -> None:
             job = Job(prompt, Sampler(model.backend, SamplingParams(), 1), 9, tokens=tokens)
             return Candidate(job, start, start + text, True, False, False)
 
-        absurd = written(" He had a ball. He was very moon and happy.")
-        natural = written(" He had a ball. He saw the moon and was happy.")
+        usual = " He loved to play with his ball. One day, he went to the park with his mom."
+        more = " They played with the ball all day. They had so much fun."
+        absurd = written(f"{usual} He was very moon and happy.{more}")
+        natural = written(" He loved to play with his ball. The sky was dark. He saw the moon.")
+        n_given = len(prompt)
+        means = [
+            model.score(prompt + each.job.tokens)[n_given - 1 :].mean()
+            for each in (absurd, natural)
+        ]
+        assert means[0] > means[1]
         for pair in ([absurd, natural], [natural, absurd]):
             assert best_of(pair, model, 300, ["moon"], []) is natural
+            assert best_of(pair, model, 300, [], []) is absurd
 
 
 def test_a_candidate_that_repeats_itself_is_not_finished_unless_all_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -64,6 +65,14 @@ def test_most_stories_are_ended_by_the_model(builtin: StoryTeller) -> None:
     stories = list(builtin.many(12, seed=1))
     assert sum(story.ended for story in stories) >= 6
     assert all(story.text[0].isupper() or story.text[0] == '"' for story in stories)
+
+
+def test_heroes_have_different_names(builtin: StoryTeller) -> None:
+    """The model calls half of them Tim or Lily."""
+    titles = Counter(story.title for story in builtin.many(20, seed=1))
+    names = {title: n for title, n in titles.items() if title.startswith("The story of")}
+    assert sum(names.values()) >= 12
+    assert max(names.values()) <= 3
 
 
 def test_words_appear_in_every_story(builtin: StoryTeller) -> None:

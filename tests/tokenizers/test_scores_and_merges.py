@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from llama2py.checkpoint.gguf.writer import _head
 from llama2py.errors import TokenizerError
 from llama2py.tokenizers.gguf import gguf_pairs
 from llama2py.tokenizers.huggingface import tokenizer_config, tokenizer_json
 from llama2py.tokenizers.load import load_tokenizer
 from llama2py.tokenizers.merge_tokenizer import ByteLevel, Characters, MergeTokenizer
 from llama2py.tokenizers.pretokenize import DIGITS, QWEN2
-from llama2py.tokenizers.scores_and_merges import to_scores
+from llama2py.tokenizers.scores_and_merges import spelled, to_merges, to_scores
 from llama2py.tokenizers.sentencepiece import sentencepiece_model
-from llama2py.tokenizers.tokenizer import Tokenizer
+from llama2py.tokenizers.tokenizer import Specials, Tokenizer
 from tests.conftest import tiny_tokenizer
 from tests.support.made_tokenizers import STORIES, scored
 
@@ -92,5 +94,42 @@ def test_merges_without_equivalent_scores_are_refused() -> None:
     equal = to_scores(make(good[2], good[0], good[3], good[1]))
     assert equal.score(263) == equal.score(262) > equal.score(261)
     other = MergeTokenizer(texts[3:], good, Characters(), 1, 2)
-    with pytest.raises(TokenizerError, match="does not begin with <unk>, <s>, </s>, special"):
+    with pytest.raises(TokenizerError, match="does not begin with unknown, BOS, EOS, other"):
         to_scores(other)
+
+
+def test_a_vocabulary_with_another_layout_survives_gguf(tmp_path: Path) -> None:
+    """Gemma's begins with <pad>, <eos>, <bos> and <unk>, and has added tokens that merges make."""
+    package = pytest.importorskip("tokenizers")
+    texts = spelled(tiny_tokenizer())
+    first = ["<pad>", "<eos>", "<bos>", "<unk>", "\n\n", "▁▁"]
+    pieces = [*first, *texts[3:], "\n", "▁n▁n"]
+    spaces = [("\n", "\n"), ("▁", "▁")]
+    others = [*to_merges(tiny_tokenizer(), texts), ("▁n", "▁n")]
+    control = {text: token for token, text in enumerate(first[:4])}
+    specials = Specials({"\n\n": 4, "▁▁": 5}, control, pieces=frozenset([4, 5]))
+
+    def make(*merges: tuple[str, str]) -> MergeTokenizer:
+        return MergeTokenizer(pieces, merges, Characters("none"), 2, 1, specials, 3)
+
+    with pytest.raises(TokenizerError, match="the added token '▁▁' is found by merges that come l"):
+        gguf_pairs(make(*others, *spaces))
+    ours = make(*spaces, *others)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(_head(gguf_pairs(ours), []))
+    inside = load_tokenizer(path)
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json(ours))
+    theirs = package.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert (inside.bos_id, inside.eos_id, inside.unk_id) == (2, 1, 3)
+    assert inside.specials.control == control
+    assert not inside.specials.fixed
+
+    @settings(deadline=None, max_examples=200)
+    @given(st.text("abcn \n<é", max_size=20) | st.sampled_from(["<bos>a<eos>", "a<unk>"]))
+    def check(text: str) -> None:
+        wanted = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, bos=False, special=True) == wanted
+        assert inside.encode(text, bos=False, special=True) == wanted
+        assert inside.decode(inside.encode(text)) == text
+
+    check()
