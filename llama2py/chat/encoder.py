@@ -82,6 +82,7 @@ class DialogueEncoder:
             if text:
                 control.setdefault(text, token)
         self._ids = {**specials.added, **control}
+        self._all = Specials(control=self._ids)
         # The tokenizer itself finds the added tokens, which are tokens in every text.
         self._specials = Specials(control=control, matching=specials.matching)
         longest_first = sorted((text for text in control if len(text) > 1), key=len, reverse=True)
@@ -148,7 +149,7 @@ class DialogueEncoder:
 
     def _split(self, text: str) -> list[str | int]:
         """Split a text at its special tokens, added ones included."""
-        return list(Specials(control=self._ids).split(text, trusted=True))
+        return list(self._all.split(text, trusted=True))
 
     def check(self, text: str, what: str = "message") -> None:
         """Refuse a message that contains a text by which the template marks a turn, as Meta's code.

@@ -37,7 +37,7 @@ from jinja2.visitor import NodeTransformer
 
 from ..errors import PromptError
 
-MAX_SOURCE = 1 << 17  # characters of a template; the longest real ones have 20,000
+MAX_SOURCE = 1 << 16  # characters of a template; the longest real ones have 25,000
 _STEPS = 200_000  # for a small dialogue
 _SECONDS = 5.0
 _CHARACTERS = 1 << 20  # of one text, beyond four times the dialogue
@@ -500,4 +500,4 @@ def size_of(value: object) -> int:
 def _shown(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return " ".join(f"{error or type(error).__name__}".split())[:300]
+    return " ".join((str(error) or type(error).__name__).split())[:300]

@@ -192,9 +192,10 @@ TOO_MUCH = {
     "indent": "{{ ('\n'*100000)|indent(100000) }}",
     "JSON": "{{ [1, [2]]|tojson(indent=100000000) }}",
     "a date": "{{ strftime_now('%Y' * 10000) }}",
-    "parentheses": "{{ " + "(" * 60000 + "1" + ")" * 60000 + " }}",
+    "parentheses": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
     "many blocks": "{% for a in [1] %}" * 30 + "{% endfor %}" * 30,
-    "a long program": "x" * 200_000,
+    "a long program": "x" * 70_000,
+    "a long chain": "{% if a %}" + "{% elif a %}" * 4000 + "{% endif %}",
     "a constant": "{{ ('a' * 1000000000)|length }}",
 }
 
