@@ -6,7 +6,7 @@ after the other; texts of random length; nodes of different speed; one process t
 and writes them, one after the other; nodes that fail at random, lose their shards in work, and are
 replaced after a while.
 
-    python benchmarks/scale_simulation.py --rows 1000000 --tokens-per-second 9000
+    python benchmarks/scale_simulation.py --rows 1000000 --tokens-per-second 6300
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ class Job:
 
     rows: int = 1_000_000
     shard_rows: int = 1000
-    tokens: float = 180.0
+    tokens: float = 185.0
     tokens_deviation: float = 60.0
-    tokens_per_second: float = 9000.0
+    tokens_per_second: float = 6300.0
     actors: int = 2
     start_seconds: float = 3.0
     write_seconds: float = 0.01
     spread: float = 0.1
     hours_to_failure: float = 24.0
     replace_seconds: float = 180.0
-    shard_tail_seconds: float = 0.3
+    shard_tail_seconds: float = 0.4
 
 
 @dataclass

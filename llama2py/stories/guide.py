@@ -28,6 +28,8 @@ _CHECK_EVERY = 16
 # tokens. Stories have refrains, and they repeat a word ("ha, ha, ha"), but less often than this.
 _LOOP_REPEATS = 3
 _LOOP_TOKENS = 24
+# A loop has two rounds after the first one: at least this many tokens equal earlier ones.
+_FEWEST_MATCHES = _LOOP_TOKENS * (_LOOP_REPEATS - 1) // _LOOP_REPEATS
 
 
 class LoopDetector:
@@ -47,11 +49,17 @@ class LoopDetector:
         int or None
             If the sequence loops now, the number of tokens up to the end of the first round.
         """
-        positions = self._positions.setdefault(token, [])
-        periods = [self._n_tokens - position for position in positions]
-        self._matches = {period: self._matches.get(period, 0) + 1 for period in periods}
-        positions.append(self._n_tokens)
-        self._n_tokens += 1
+        n, before = self._n_tokens, self._matches
+        self._n_tokens = n + 1
+        positions = self._positions.get(token)
+        if positions is None:
+            self._positions[token] = [n]
+            self._matches = {}
+            return None
+        self._matches = {n - at: before.get(n - at, 0) + 1 for at in positions}
+        positions.append(n)
+        if max(self._matches.values()) < _FEWEST_MATCHES:
+            return None
         looping = [
             n_matches
             for period, n_matches in self._matches.items()

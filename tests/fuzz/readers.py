@@ -25,6 +25,7 @@ from llama2py.tokenizers.tokenizer import Specials, Tokenizer
 from tests.checkpoint.gguf.test_files import split
 from tests.conftest import TINY, random_checkpoint, tiny_tokenizer
 from tests.fuzz.bounds import Read
+from tests.support.families import FAMILIES
 from tests.support.foreign_files import (
     CONFIG,
     PARAMS,
@@ -123,6 +124,8 @@ def config(folder: Path) -> Made:
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8}
     more = {"rope_scaling": scaling, "eos_token_id": [1, 2], "head_dim": 4, "rope_theta": 5e5}
     seeds = [json.dumps(CONFIG).encode(), json.dumps(CONFIG | more).encode()]
+    shape = {name: CONFIG[name] for name in CONFIG if name != "model_type"}
+    seeds += [json.dumps(about | shape).encode() for about in FAMILIES.values()]
     return file_as(folder / "config.json", lambda path: checkpoint_at(path.parent)), seeds
 
 

@@ -67,6 +67,15 @@ def test_most_stories_are_ended_by_the_model(builtin: StoryTeller) -> None:
     assert all(story.text[0].isupper() or story.text[0] == '"' for story in stories)
 
 
+@pytest.mark.parametrize("seed", [4, 5])
+def test_a_single_candidate_is_the_text_of_the_model(builtin: StoryTeller, seed: int) -> None:
+    """At temperature 0.7, with the names that the model gave it."""
+    model = builtin.model
+    text = model.generate("", None, 0.7, 0.9, seed=seed).text
+    assert StoryTeller(model, candidates=1)(seed=seed).text == text.strip()
+    assert builtin(seed=seed).text != text.strip()
+
+
 def test_heroes_have_different_names(builtin: StoryTeller) -> None:
     """The model calls half of them Tim or Lily."""
     titles = Counter(story.title for story in builtin.many(20, seed=1))

@@ -183,6 +183,14 @@ def test_conversion_writes_the_tensors_and_numbers_of_the_architecture(
     np.testing.assert_array_equal(logits_of(tmp_path / "ours.gguf"), logits_of(models[name]))
 
 
+def test_internlm2_is_a_llama_by_another_name(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "llama", ("internlm2", True))
+        path = write(tmp_path / "model.gguf", models["llama"], "llama")
+    assert gguf.GGUFReader(path).fields["general.architecture"].contents() == "internlm2"
+    np.testing.assert_array_equal(logits_of(path), logits_of(models["llama"]))
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
 def test_quantized_rows_are_put_in_order_unchanged(kind: str, tmp_path: Path) -> None:
     """A qwen3 whose rows are blocks: the same model as the one of the numbers they stand for."""
