@@ -666,7 +666,7 @@ class Model(Closing):
         controls = self.tokenizer.specials.control
         has_tools = variables.get("tools") is not None
         return render_dialogue(
-            find_template(chat_template, self.conventions, controls, has_tools),
+            find_template(chat_template, self.conventions, controls, has_tools, "chat_template"),
             messages,
             special_texts(self.tokenizer, self.conventions),
             add_generation_prompt,

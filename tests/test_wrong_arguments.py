@@ -6,6 +6,7 @@ not, the error is never one of Python's own from somewhere inside.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -129,13 +130,22 @@ def cases() -> dict[str, Case]:
         "Chat": Case(
             lambda **given: Chat(**given).say("a").finish(),
             {"model": model, "system": None, "template": "plain", "overflow": "error"}
+            | {"messages": [], "variables": None, "session": None}
             | {**drawing, "max_tokens": 40},
             (*sampling[2:], "stop"),
             True,
         ),
         "say": Case(
             lambda **given: Chat(model, template="plain", max_tokens=40).say(**given).finish(),
-            {"user": "a"},
+            {"user": "a", "max_tokens": 5},
+            (*sampling[2:], "stop"),
+        ),
+        "apply_chat_template": Case(
+            model.apply_chat_template,
+            {"messages": [{"role": "user", "content": "a"}], "chat_template": None},
+        ),
+        "agenerate": Case(
+            lambda **given: asyncio.run(model.agenerate(**given)), {"prompt": "a"} | drawing
         ),
         "SamplingParams": Case(SamplingParams, {}, sampling, True),
         "Tokenizer": Case(

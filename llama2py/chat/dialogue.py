@@ -212,6 +212,8 @@ class Chat(Closing):
         self._overflow: ChatOverflow = overflow
         self._options: ChatOptions = options
         maker = self._maker({})
+        if variables is not None and not isinstance(variables, Mapping):
+            raise wrong("variables", variables, "a mapping")
         variables = dict(variables or {})
         controls = model.tokenizer.specials.control
         has_tools = variables.get("tools") is not None
@@ -225,8 +227,10 @@ class Chat(Closing):
             self.system = system
         self._sampler = Sampler(model.backend, maker.params, options.get("seed"))
         self._owns_session = session is None
-        if session is not None and session.backend is not model.backend:
-            raise ParameterError("the session belongs to another model")
+        if session is not None:
+            instance("session", session, Session, "a Session or None")
+            if session.backend is not model.backend:
+                raise ParameterError("the session belongs to another model")
         self.session = model.session() if session is None else session
         self._is_closed = False
         self._known = _Known()

@@ -418,6 +418,7 @@ def find_template(
     conventions: Conventions,
     controls: Collection[str] = (),
     with_tools: bool = False,
+    parameter: str = "template",
 ) -> Template:
     """Choose a template.
 
@@ -432,6 +433,8 @@ def find_template(
         The texts of the vocabulary's control tokens.
     with_tools : bool
         Whether the dialogue has tools: a model's template named ``tool_use`` is for these.
+    parameter : str
+        What the caller's parameter for the name is called, for error messages.
 
     Raises
     ------
@@ -442,7 +445,7 @@ def find_template(
     if conventions.chat_template is not None:
         own = {"default": conventions.chat_template, **own}
     if name is not None:
-        instance("template", name, str, "the name of a template")
+        instance(parameter, name, str, "the name of a template")
         if name in TEMPLATES:
             return TEMPLATES[name]
         if name in own:
@@ -450,7 +453,7 @@ def find_template(
         if "{{" in name or "{%" in name:
             return from_program("custom", name)
         raise ParameterError(
-            f"template is {name!r}, expected one of {', '.join([*TEMPLATES, *own])},"
+            f"{parameter} is {name!r}, expected one of {', '.join([*TEMPLATES, *own])},"
             " or a Jinja program"
         )
     if with_tools and "tool_use" in own:
