@@ -36,7 +36,7 @@ LONG_WORK = 1_000_000_000
 # Bytes that the tokens drawn in one call of C may read: some milliseconds, too short to interrupt.
 # Python's caches are cold after each call, which would take a large part of a small model's time.
 _AHEAD_BYTES = 120_000_000
-_MOST_AHEAD = 16
+_MOST_AHEAD = 32
 
 _SMALLEST_BUFFERS = 32, 8, _MOST_AHEAD, 16  # tokens, rows, draws, stop tokens
 

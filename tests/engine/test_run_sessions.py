@@ -528,7 +528,7 @@ def test_the_engine_draws_ahead_what_it_can_read_soon(monkeypatch: pytest.Monkey
     checkpoint = random_checkpoint(TINY)
     made = Engine(checkpoint)
     nbytes = made.nbytes + made.cache_bytes
-    for most, ahead in ((0, 1), (1, 1), (nbytes, 1), (3 * nbytes + 1, 3), (1 << 50, 16)):
+    for most, ahead in ((0, 1), (1, 1), (nbytes, 1), (3 * nbytes + 1, 3), (1 << 50, 32)):
         monkeypatch.setattr(native, "_AHEAD_BYTES", most)
         made = Engine(checkpoint)
         assert made.ahead == ahead

@@ -222,8 +222,11 @@ def test_only_texts_that_need_their_logits_get_them(fast: Model, calls: Calls) -
     assert (calls.draws, calls.logits) == (22, 42)
 
 
-def test_no_token_is_drawn_that_nobody_can_want(fast: Model, calls: Calls) -> None:
+def test_no_token_is_drawn_that_nobody_can_want(
+    fast: Model, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the last token, after one of the first stop tokens, or ahead for one of a batch."""
+    monkeypatch.setattr(fast.backend, "ahead", 16)
     options: dict[str, Any] = {"seed": 1, "temperature": 2.0}
     whole = fast.generate([BOS, A], max_tokens=40, stop_tokens=(), **options).tokens
     assert calls.drawn == [1, 16, 16, 7]  # the first token is timed by itself
@@ -569,6 +572,7 @@ def test_tokens_of_a_pass_that_fails_are_drawn_again(
                 raise error
             return code
 
+    monkeypatch.setattr(fast.backend, "ahead", 16)
     sampler, hand = Sampler(fast.backend, WAYS[0], 8), ByHand(fast, 8)
     with fast.session() as session, hand.session:
         job = Job([BOS, A], sampler, 50, stop_tokens=frozenset())
