@@ -132,8 +132,8 @@ class Patient:
     """The engine's library; a forward pass first waits to be cancelled, for a tenth of a second."""
 
     def __init__(self) -> None:
-        self.begun = self.cancelled = self.finished = 0
-        self.finished_before = 0  # the interrupt
+        self.begun = self.cancelled = self.waited = 0
+        self.waited_before = 0  # passes that had waited for their time when the interrupt came
 
     def __getattr__(self, name: str) -> Any:
         return getattr(lib, name)
@@ -143,10 +143,10 @@ class Patient:
         end = time.monotonic() + 0.1
         while not arguments[-1][0] and time.monotonic() < end:
             time.sleep(0.001)
-        self.cancelled += arguments[-1][0]
-        status: int = lib.l2p_forward(*arguments)
-        self.finished += 1
-        return status
+        is_cancelled = arguments[-1][0]
+        self.cancelled += is_cancelled
+        self.waited += not is_cancelled
+        return int(lib.l2p_forward(*arguments))
 
 
 def is_interrupted_at(n: int, call: Callable[[], object], patient: Patient) -> bool:
@@ -162,7 +162,7 @@ def is_interrupted_at(n: int, call: Callable[[], object], patient: Patient) -> b
         count += event == "opcode"
         if count == n:
             sys.settrace(None)
-            patient.finished_before = patient.finished
+            patient.waited_before = patient.waited
             raise Interrupt
         return trace
 
@@ -197,7 +197,7 @@ def test_an_interrupt_between_any_two_instructions_ends_the_pass(
             assert session.forward(tokens).tobytes() == expected, n
             if not interrupted:
                 break
-            left = patient.begun - patient.finished_before - patient.cancelled
+            left = patient.begun - patient.waited_before - patient.cancelled
             assert left == 0, f"the pass went on after an interrupt before instruction {n}"
         assert 20 < n < 999
 
