@@ -102,6 +102,8 @@ def test_tokens_of_the_files_beside_a_vocabulary_are_those_of_transformers(
     added: list[Json], files: Json, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
+    if "image_token" in files.get("tokenizer_config", {}) and transformers.__version__ < "5":
+        pytest.skip("transformers 4 ignores names of the user's own")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     ours = load_merges(write(tmp_path, added, **files))
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
