@@ -278,7 +278,8 @@ def _prompt(prompt: Any) -> str | list[int]:
     is_tokens = isinstance(prompt, list) and all(type(token) is int for token in prompt)
     if not isinstance(prompt, str) and not is_tokens:
         raise PromptError(f"the prompt is {shown(prompt)}, expected a text or a list of token ids")
-    return prompt  # type: ignore[no-any-return]
+    checked: str | list[int] = prompt
+    return checked
 
 
 def _messages(messages: Any) -> list[dict[str, Any]]:

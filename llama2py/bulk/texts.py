@@ -296,7 +296,9 @@ class ShardMaker(Closing):
             encoder = self._turns()
             options["stop"] = [*encoder.stop, *options.get("stop", ())]
             options.setdefault("stop_tokens", encoder.stop_tokens)
-        return check_options(self._model, max_tokens, temperature, top_p, options)  # type: ignore[arg-type]
+        how = max_tokens, temperature, top_p
+        # The names come from a file: check_options checks them.
+        return check_options(self._model, *how, options)  # type: ignore[arg-type]
 
     # ---- dialogues ----
 
